@@ -1,0 +1,301 @@
+"""Activation banks: rows of a model's activations on disk, memory-mapped, named by their content.
+
+A bank is made once for each combination of weights, texts, hooks and arguments. All hooks of a bank
+come from one forward pass and have the same rows in the same order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from husai_lib.cache import Entry, cached, open_entry
+from husai_lib.errors import DataError, ModelError
+from husai_lib.files import canonical_json, read_json, sha256_text, write_json
+from husai_lib.language_model import LanguageModel, Tokens
+from husai_lib.params import ActivationParams
+from husai_lib.randomness import torch_generator
+from husai_lib.records import BankRow, SourceRow
+from husai_lib.texts import Text
+
+CHUNK = 8192
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Activations at one hook: a view of a cache entry."""
+
+    entry: Entry
+    hook_name: str
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """`[n, d_in]` float32, memory-mapped, read-only."""
+        return np.load(self.entry.path / f"{self.hook_name}.npy", mmap_mode="r")
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """`[texts + 1]`: rows `offsets[i]:offsets[i + 1]` are those of text i."""
+        return np.load(self.entry.path / "offsets.npy")
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Counts of texts, tokens and rows by data set, and the norm limit that was applied."""
+        return read_json(self.entry.path / "meta.json")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the stored rows."""
+        return self.entry.files[f"{self.hook_name}.npy"]
+
+    def at(self, hook_name: str) -> Bank:
+        """The same rows at another hook of the same pass."""
+        return Bank(self.entry, hook_name)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[torch.Tensor]:
+        """The rows in order, `[<= size, d_in]` at a time."""
+        for start in range(0, len(self.rows), size):
+            yield torch.from_numpy(np.array(self.rows[start : start + size]))
+
+    def row(self, bank: str) -> BankRow:
+        """This bank as a row of a record."""
+        n, d_in = self.rows.shape
+        return BankRow(bank=bank, hook_name=self.hook_name, rows=n, d_in=d_in, key=self.entry.key, sha256=self.sha256)
+
+    def sources(self, role: str) -> list[SourceRow]:
+        """Where the rows come from, as rows of a record."""
+        return [SourceRow(role=role, **source) for source in self.meta["sources"]]
+
+
+def open_bank(key: str, hook_name: str) -> Bank:
+    """The bank of that cache key, verified; IntegrityError if it is missing or damaged."""
+    return Bank(open_entry("banks", key), hook_name)
+
+
+def text_bank(
+    model: LanguageModel,
+    texts: list[Text],
+    params: ActivationParams,
+    hooks: list[str],
+    rows: int | None = None,
+    norm_limit: float | None = None,
+    progress: Progress | None = None,
+) -> Bank:
+    """Activations at all positions of `texts` from the start, until `rows` positions are reached.
+
+    The first `skip_positions` of each text are left out, as are rows whose norm at the first hook
+    exceeds `norm_limit` (by default `max_norm_ratio` times the median of these very rows).
+    Raises DataError if the texts hold fewer positions than asked for.
+    """
+    inputs = _inputs(model, texts, params, hooks) | {
+        "kind": "text", "rows": rows, "context_tokens": params.context_tokens, "norm_limit": norm_limit,
+        "skip_positions": params.skip_positions, "max_norm_ratio": params.max_norm_ratio,
+    }
+
+    def make(folder: Path) -> None:
+        kept, tokens = _tokens_until(model, texts, params, rows)
+        spans = [(params.skip_positions, len(text)) for text in tokens]
+        _extract(model, tokens, spans, hooks, params.batch_tokens, folder, progress)
+        limit = norm_limit or _norm_limit(np.load(folder / f"{hooks[0]}.npy", mmap_mode="r"), params.max_norm_ratio)
+        counts = _drop_outliers(folder, hooks, limit)
+        write_json(folder / "meta.json", {"norm_limit": limit, "sources": _sources(kept, tokens, counts)})
+
+    return Bank(cached("banks", __name__, inputs, make), hooks[0])
+
+
+def last_token_bank(
+    model: LanguageModel, texts: list[Text], params: ActivationParams, hook_name: str, progress: Progress | None = None
+) -> Bank:
+    """The activation at the last token of each text, one row a text in their order (sae-probes).
+
+    Raises DataError for a text without tokens.
+    """
+    inputs = _inputs(model, texts, params, [hook_name]) | {"kind": "last token", "probe_tokens": params.probe_tokens}
+
+    def make(folder: Path) -> None:
+        tokens = model.tokenize([text.text for text in texts], params.probe_tokens, keep="end")
+        for text, ids in zip(texts, tokens, strict=True):
+            if not ids:
+                raise DataError(f"data set {text.data_set!r} has a text without tokens; set model.prepend_bos: true")
+        _extract(model, tokens, [(len(ids) - 1, len(ids)) for ids in tokens], [hook_name], params.batch_tokens, folder, progress)
+        write_json(folder / "meta.json", {"norm_limit": None, "sources": _sources(texts, tokens, np.ones(len(texts), int))})
+
+    return Bank(cached("banks", __name__, inputs, make), hook_name)
+
+
+def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:
+    """Gaussian rows with the mean and covariance of `bank` (phase-randomised activations): a null to train on."""
+    inputs = {"kind": "gaussian", "bank": bank.sha256, "seed": seed}
+
+    def make(folder: Path) -> None:
+        n, d_in = bank.rows.shape
+        total, outer = torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_in, d_in, dtype=torch.float64)
+        for chunk in bank.chunks():
+            rows = chunk.double()
+            total, outer = total + rows.sum(0), outer + rows.T @ rows
+        mean = total / n
+        values, vectors = torch.linalg.eigh(outer / n - torch.outer(mean, mean))
+        root = (vectors * values.clamp(min=0).sqrt()).float()
+        generator = torch_generator(seed, "gaussian activations")
+        output = np.lib.format.open_memmap(folder / f"{bank.hook_name}.npy", "w+", np.float32, (n, d_in))
+        for start in range(0, n, CHUNK):
+            noise = torch.randn(min(CHUNK, n - start), d_in, generator=generator)
+            output[start : start + len(noise)] = (noise @ root.T + mean.float()).numpy()
+        output.flush()
+        np.save(folder / "offsets.npy", np.array([0, n]))
+        write_json(folder / "meta.json", {"norm_limit": None, "sources": []})
+
+    return Bank(cached("banks", __name__, inputs, make), bank.hook_name)
+
+
+def _inputs(model: LanguageModel, texts: list[Text], params: ActivationParams, hooks: list[str]) -> dict[str, Any]:
+    content = sha256_text(canonical_json([[text.data_set, text.text] for text in texts]))
+    return {"model": model.identity, "texts": content, "hooks": hooks, "batch_tokens": params.batch_tokens, "device": model.device}
+
+
+def _tokens_until(
+    model: LanguageModel, texts: list[Text], params: ActivationParams, rows: int | None
+) -> tuple[list[Text], list[Tokens]]:
+    """The shortest prefix of `texts` with `rows` kept positions (its last text cut to fit), tokenised."""
+    tokens: list[Tokens] = []
+    missing = rows
+    for start in range(0, len(texts), 256):
+        batch = [text.text for text in texts[start : start + 256]]
+        for ids in model.tokenize(batch, params.context_tokens):
+            usable = max(0, len(ids) - params.skip_positions)
+            if missing is not None and usable >= missing:
+                tokens.append(ids[: params.skip_positions + missing])
+                return texts[: len(tokens)], tokens
+            missing = None if missing is None else missing - usable
+            tokens.append(ids)
+    if missing:
+        raise DataError(f"the texts hold {(rows or 0) - missing} token positions but {rows} were asked for; name more data sets or ask for fewer rows")
+    return texts, tokens
+
+
+def _extract(
+    model: LanguageModel,
+    tokens: list[Tokens],
+    spans: list[tuple[int, int]],
+    hooks: list[str],
+    batch_tokens: int,
+    folder: Path,
+    progress: Progress | None,
+) -> None:
+    """Write `<hook>.npy` with the positions `spans[i]` of every text i, in the order of the texts.
+
+    Texts run sorted by length, so that a batch holds little padding, and only as many blocks as needed.
+    """
+    lengths = np.array([max(0, end - start) for start, end in spans])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    points = [_capture_point(hook) for hook in hooks]
+    stop = max(layer for _, layer in points)
+    outputs: dict[str, np.ndarray] = {}
+    done = 0
+    for batch in _length_sorted([len(ids) for ids in tokens], batch_tokens):
+        captured = _forward(model, [tokens[i] for i in batch], [name for name, _ in points], stop)
+        for hook, (name, _) in zip(hooks, points, strict=True):
+            values = captured[name].float().cpu().numpy()
+            if not np.isfinite(values).all():
+                raise DataError(f"activation {hook} has a value that is not finite; run the model with model.dtype: float32")
+            if hook not in outputs:
+                shape = (int(offsets[-1]), values.shape[-1])
+                outputs[hook] = np.lib.format.open_memmap(folder / f"{hook}.npy", "w+", np.float32, shape)
+            for row, i in enumerate(batch):
+                outputs[hook][offsets[i] : offsets[i + 1]] = values[row, spans[i][0] : spans[i][1]]
+        done += len(batch)
+        if progress:
+            progress(done, len(tokens), "texts")
+    for output in outputs.values():
+        output.flush()
+    np.save(folder / "offsets.npy", offsets)
+
+
+def _capture_point(hook: str) -> tuple[str, int]:
+    """Where TransformerLens can read `hook` soonest, and how many blocks must run for it.
+
+    A block's input is the output of the block before it, which needs one block less to run.
+    """
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
+    assert match, hook
+    layer, name = int(match[1]), match[2]
+    if name == "hook_resid_pre" and layer > 0:
+        return f"blocks.{layer - 1}.hook_resid_post", layer
+    return hook, layer + 1
+
+
+def _length_sorted(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of texts, longest last, in batches of at most `batch_tokens` padded tokens (or one text)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[i] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _forward(model: LanguageModel, tokens: list[Tokens], names: list[str], stop: int) -> dict[str, torch.Tensor]:
+    """Activations `[texts, positions, d]` by name; texts are padded on the right, which no causal position sees."""
+    width = max(1, max(map(len, tokens)))
+    padded = torch.zeros(len(tokens), width, dtype=torch.long)
+    for row, ids in enumerate(tokens):
+        padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    blocks = model.bridge.cfg.n_layers
+    if stop > blocks:
+        raise ModelError(f"{model.params.name} has {blocks} layers, numbered from 0; activations.hook_name asks for layer {stop - 1}")
+    _, cached_values = model.bridge.run_with_cache(padded.to(model.device), names_filter=names, stop_at_layer=stop)
+    return {name: cached_values[name] for name in names}
+
+
+def _norm_limit(rows: np.ndarray, ratio: float | None) -> float | None:
+    if ratio is None:
+        return None
+    norms = np.concatenate([np.linalg.norm(rows[i : i + CHUNK], axis=1) for i in range(0, len(rows), CHUNK)])
+    return float(np.median(norms) * ratio)
+
+
+def _drop_outliers(folder: Path, hooks: list[str], limit: float | None) -> np.ndarray:
+    """Rewrite the bank without rows above the limit; returns the rows left of each text."""
+    offsets = np.load(folder / "offsets.npy")
+    rows = np.load(folder / f"{hooks[0]}.npy", mmap_mode="r")
+    if limit is None:
+        return np.diff(offsets)
+    keep = np.concatenate([np.linalg.norm(rows[i : i + CHUNK], axis=1) <= limit for i in range(0, len(rows), CHUNK)])
+    for hook in hooks:
+        source = np.load(folder / f"{hook}.npy", mmap_mode="r")
+        target = np.lib.format.open_memmap(folder / "kept.npy", "w+", np.float32, (int(keep.sum()), source.shape[1]))
+        written = 0
+        for start in range(0, len(source), CHUNK):
+            chunk = source[start : start + CHUNK][keep[start : start + CHUNK]]
+            target[written : written + len(chunk)] = chunk
+            written += len(chunk)
+        target.flush()
+        (folder / "kept.npy").replace(folder / f"{hook}.npy")
+    left = np.concatenate([[0], np.cumsum(keep)])[offsets]
+    np.save(folder / "offsets.npy", left)
+    return np.diff(left)
+
+
+def _sources(texts: list[Text], tokens: list[Tokens], rows: np.ndarray) -> list[dict[str, Any]]:
+    """Texts, tokens and rows by data set."""
+    names = [text.data_set for text in texts]
+    return [
+        {
+            "data_set": name,
+            "texts": names.count(name),
+            "tokens": sum(len(ids) for ids, owner in zip(tokens, names, strict=True) if owner == name),
+            "rows": int(sum(n for n, owner in zip(rows, names, strict=True) if owner == name)),
+        }
+        for name in sorted(set(names))
+    ]

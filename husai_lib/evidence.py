@@ -1,0 +1,281 @@
+"""Runs, steps and records: what a cycle leaves behind, hashed as it is written, verified as it is read.
+
+    evidence/<cycle>/run_<UTC>/
+        parameters.json       what the run was asked to do
+        records/<step>.json   one typed record a step
+        notebooks/ figures/   what a person reads
+        <published>.json      results, selection and gate files under their well-known names
+        journal.json          which steps are done, with hashes; grows during the run
+        manifest.json         every file's hash; written last, so its absence means unfinished
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from husai_lib.cache import cache_folder, code_hash, versions
+from husai_lib.errors import EvidenceError, IntegrityError
+from husai_lib.files import (
+    canonical_json,
+    explain_os_error,
+    read_json,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_text,
+)
+from husai_lib.params import REPOSITORY, check, check_sections
+from husai_lib.records import TABLES, Row, checked_tables
+from husai_lib.version import __version__
+
+__all__ = ["REPOSITORY", "Record", "Run", "Step", "find_run", "find_runs", "new_run", "open_step", "step_key"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step's record, verified."""
+
+    step: str
+    data: dict[str, Any]
+    """The whole record as it lies in the file."""
+    sha256: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Single values of the step, by name."""
+        return self.data["summary"]
+
+    def table(self, name: str) -> list[Any]:
+        """The rows of one table, as typed rows of `records`."""
+        source = f"record {self.step}, table {name}"
+        return [check(TABLES[name], row, source) for row in self.data["tables"][name]]
+
+
+class Run:
+    """One execution of a cycle: a folder of evidence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """`<cycle>/<run>`, as commands take and print it."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def journal(self) -> dict[str, dict[str, Any]]:
+        """Steps done so far, by name, with the hashes of what they wrote."""
+        path = self.path / "journal.json"
+        return read_json(path)["steps"] if path.exists() else {}
+
+    def note_step(self, step: str, files: dict[str, str], key: str) -> None:
+        """Add a step to the journal, in place of an older version of it."""
+        self._write_journal(self.journal | {step: {"files": files, "key": key}})
+
+    def note_notebook(self, step: str, path: str, sha256: str, source: str) -> None:
+        """Add a step's executed notebook to its journal entry, and the hash of the code it was made from."""
+        entry = self.journal[step]
+        entry = entry | {"files": entry["files"] | {path: sha256}, "notebook_code": source}
+        self._write_journal(self.journal | {step: entry})
+
+    def drop_step(self, step: str) -> None:
+        """Forget a step and delete what it wrote, so that nothing of an older version stays behind."""
+        steps = self.journal
+        for name in steps.pop(step, {"files": {}})["files"]:
+            assert (self.path / name).resolve().is_relative_to(self.path.resolve()), name
+            (self.path / name).unlink(missing_ok=True)
+        self._write_journal(steps)
+
+    def _write_journal(self, steps: dict[str, dict[str, Any]]) -> None:
+        write_json(self.path / "journal.json", {"steps": steps})
+
+    def record(self, step: str) -> Record:
+        """The record of a step of this run; EvidenceError if there is none, IntegrityError if changed."""
+        entry = self.journal.get(step)
+        if entry is None:
+            raise EvidenceError(f"{self.path} has no record of step {step!r}; run that step first")
+        sha256 = entry["files"][f"records/{step}.json"]
+        return Record(step, read_json(self.path / "records" / f"{step}.json", sha256), sha256)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the manifest was written."""
+        return (self.path / "manifest.json").exists()
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, checked against its own hash."""
+        if not self.is_complete:
+            raise EvidenceError(f"run {self.name} is unfinished: it has no manifest; finish it with --resume")
+        data = read_json(self.path / "manifest.json")
+        content = {key: value for key, value in data.items() if key != "sha256"}
+        if sha256_text(canonical_json(content)) != data.get("sha256"):
+            raise IntegrityError(f"{self.path / 'manifest.json'} was changed after it was written")
+        return data
+
+    def write_manifest(self, about: dict[str, Any]) -> None:
+        """Hash every file of the run and declare it complete."""
+        skipped = {"manifest.json", "progress.json"}
+        files = {
+            str(p.relative_to(self.path)): sha256_file(p)
+            for p in sorted(self.path.rglob("*"))
+            if p.is_file() and p.name not in skipped and not p.name.startswith(".")
+        }
+        content = about | {"run": self.name, "files": files, "finished_utc": utc_now()}
+        write_json(self.path / "manifest.json", content | {"sha256": sha256_text(canonical_json(content))})
+
+
+@dataclass
+class Step:
+    """A notebook at work: it reads earlier records, computes, and writes one record."""
+
+    name: str
+    run: Run
+    params: Any
+    """The sections of the cycle this step was given, as checked models."""
+    parameters: dict[str, Any]
+    """The same as JSON values, as they enter the record."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    published: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    def read(self, step: str) -> Record:
+        """An earlier step's record, verified; its hash becomes part of this step's record."""
+        record = self.run.record(step)
+        self.inputs[step] = record.sha256
+        return record
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Tell whoever watches the run how far this step is."""
+        state = {"step": self.name, "done": done, "total": total, "what": what}
+        write_text(self.run.path / "progress.json", canonical_json(state))
+
+    def publish(self, name: str, data: Any) -> None:
+        """Write a JSON file of the run under a well-known name, such as `release_policy.json`."""
+        self.published[name] = write_json(self.run.path / name, data)
+
+    def save_figure(self, figure: Any, name: str) -> Any:
+        """Keep a matplotlib figure as `figures/<name>.png` and hand it back to be shown."""
+        path = self.run.path / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+        self.published[f"figures/{name}.png"] = sha256_file(path)
+        return figure
+
+    def write(self, tables: dict[str, list[Row]] | None = None, device: str = "cpu", **summary: Any) -> Record:
+        """Write the step's record: its tables and single values with everything they came from.
+
+        The record carries parameters, hashes of the records read, package and code versions,
+        device and wall time. Raises ValueError for NaN: a missing value is null, with a note.
+        """
+        data = {
+            "step": self.name,
+            "cycle": self.run.path.parent.name,
+            "parameters": self.parameters,
+            "inputs": self.inputs,
+            "summary": summary,
+            "tables": checked_tables(tables or {}),
+            "published": self.published,
+            "environment": environment(device),
+            "finished_utc": utc_now(),
+            "wall_seconds": round(time.time() - self.started, 3),
+        }
+        path = f"records/{self.name}.json"
+        sha256 = write_json(self.run.path / path, data)
+        self.run.note_step(self.name, {path: sha256} | self.published, step_key(self.name, self.parameters))
+        return Record(self.name, data, sha256)
+
+
+def open_step(name: str, run: str = "", **sections: Any) -> Step:
+    """Open the step `name` of the run in folder `run`, with the sections of the cycle it needs.
+
+    With `run` empty the step belongs to a scratch run in the cache, so that a notebook can be read
+    and run alone. Raises ParameterError for a wrong section.
+    """
+    params = check_sections(sections, f"step {name}")
+    folder = Path(run) if run else Path(os.environ.get("HUSAI_SCRATCH") or cache_folder() / "scratch" / "smoke" / "run")
+    folder.mkdir(parents=True, exist_ok=True)
+    return Step(name, Run(folder), params, params.model_dump(mode="json"))
+
+
+def step_key(step: str, parameters: dict[str, Any]) -> str:
+    """What decides whether a finished step may be kept: its parameters and the library's code."""
+    return sha256_text(canonical_json({"step": step, "parameters": parameters, "code": library_hash()}))
+
+
+@cache
+def library_hash() -> str:
+    """Hash of the whole library's source, as a step may call any of it."""
+    modules = sorted(p for p in (REPOSITORY / "husai_lib").rglob("*.py"))
+    return sha256_text(canonical_json({str(p.relative_to(REPOSITORY)): sha256_file(p) for p in modules}))
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Where a record was made: versions, code, device; no names of people or machines."""
+    return {
+        "husai": __version__,
+        "code": {"library_sha256": library_hash(), "git_commit": git_commit()},
+        "python": platform.python_version(),
+        "packages": versions(),
+        "device": device,
+        "cpu": platform.machine(),
+    }
+
+
+@cache
+def git_commit() -> str | None:
+    """The checked-out commit, with `+changes` where files differ from it; null outside a checkout."""
+    command = ["git", "-C", str(REPOSITORY)]
+    try:
+        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*command, "status", "--porcelain", "husai_lib", "notebooks", "params"],
+                                 capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def utc_now() -> str:
+    """The time in ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def new_run(evidence: Path, cycle: str) -> Run:
+    """A new, empty run folder named by the time; never one that exists."""
+    stamp = datetime.datetime.now(datetime.UTC).strftime("run_%Y%m%dT%H%M%SZ")
+    path = evidence / cycle / stamp
+    while path.exists():
+        time.sleep(0.2)
+        path = evidence / cycle / datetime.datetime.now(datetime.UTC).strftime("run_%Y%m%dT%H%M%SZ")
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    return Run(path)
+
+
+def find_runs(evidence: Path) -> list[Run]:
+    """All runs under `evidence`, oldest first."""
+    return [Run(p) for p in sorted(evidence.glob("*/run_*"), key=lambda p: (p.name, p.parent.name)) if p.is_dir()]
+
+
+def find_run(evidence: Path, name: str | None) -> Run:
+    """The run called `<cycle>/<run>`, `<run>` or `<cycle>` (its newest); the newest of all without a name."""
+    runs = find_runs(evidence)
+    if not runs:
+        raise EvidenceError(f"{evidence} holds no runs; make one with: husai run params/smoke.yaml")
+    if name is None:
+        return runs[-1]
+    wanted = name.rstrip("/")
+    matching = [run for run in runs if wanted in (run.name, run.path.name, run.path.parent.name)]
+    matching = matching or [run for run in runs if Path(name).resolve() == run.path.resolve()]
+    if not matching:
+        raise EvidenceError(f"no run is called {name!r}; 'husai ls' lists those in {evidence}")
+    return matching[-1]

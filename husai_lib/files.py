@@ -1,0 +1,84 @@
+"""Files that are whole or absent: canonical JSON, atomic writes, SHA-256."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from husai_lib.errors import EvidenceError, IntegrityError
+
+
+def canonical_json(data: Any) -> str:
+    """`data` as the one JSON text this project writes for it: sorted keys, no NaN, a final newline."""
+    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def sha256_text(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> str:
+    """Write `text` so that `path` holds all of it or what it held before; returns its SHA-256."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    return sha256_text(text)
+
+
+def explain_os_error(error: OSError, path: Path) -> EvidenceError:
+    """The sentence for a failed write."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return EvidenceError(f"no space left to write {path}; free some and run again with --resume")
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return EvidenceError(f"{path} cannot be written (read-only); name another folder with --evidence")
+        case _:
+            return EvidenceError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def write_json(path: Path, data: Any) -> str:
+    """Write `data` as canonical JSON, atomically; returns the file's SHA-256."""
+    return write_text(path, canonical_json(data))
+
+
+def read_json(path: Path, sha256: str | None = None) -> Any:
+    """The content of a JSON file that this project wrote; IntegrityError if it was changed since.
+
+    Any edit shows: the bytes must be the canonical text of their content and, where `sha256` is
+    given, have that hash.
+    """
+    try:
+        text = path.read_bytes().decode()  # the bytes as they are: read_text would hide changed line ends
+        data = json.loads(text)
+        canonical = canonical_json(data)
+    except FileNotFoundError:
+        raise EvidenceError(f"{path} is missing; run the cycle again with --resume") from None
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, NaN or infinity
+        raise IntegrityError(f"{path} is damaged: it is not valid JSON; restore it or run the cycle again") from None
+    if canonical != text or (sha256 is not None and sha256_text(text) != sha256):
+        raise IntegrityError(f"{path} was changed after it was written; restore it or run the cycle again")
+    return data

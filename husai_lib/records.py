@@ -1,0 +1,208 @@
+"""What a step leaves: the columns of every table, with their units. This is the data dictionary.
+
+Rows are flat. A value that is missing is null, and `note` says why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from husai_lib.params import Section
+
+
+class Row(Section):
+    """One row of a table."""
+
+    note: str = ""
+    """Why a value is missing or cannot be compared; empty where nothing is to be said."""
+
+
+class SourceRow(Row):
+    """Where rows of activations come from: one data set in one role."""
+
+    role: str
+    """training, held_out, probing, ood, shifted or stories."""
+    data_set: str
+    texts: int
+    """Texts used."""
+    tokens: int
+    """Token positions, skipped ones included."""
+    rows: int
+    """Rows of activations kept: skipped positions and outlier norms are left out."""
+
+
+class BankRow(Row):
+    """A memory-mapped bank of activations in the cache."""
+
+    bank: str
+    """What the bank serves for, such as `training`."""
+    hook_name: str
+    rows: int
+    d_in: int
+    key: str
+    """Cache key: hash of all that determines the content."""
+    sha256: str
+    """Hash of the stored activations."""
+
+
+class MemberRow(Row):
+    """One trained SAE: a condition at a seed."""
+
+    condition: str
+    architecture: str
+    seed: int
+    d_sae: int
+    k: int
+    """Target L0."""
+    explained_variance: float
+    """1 - sum |x - x^|^2 / sum |x - mean x|^2 over held-out rows."""
+    l0: float
+    """Mean count of non-zero latents a held-out row."""
+    l0_matched: bool
+    """Whether l0 lies within 10 % of k."""
+    dead_fraction: float
+    """Share of latents that never fire on the held-out rows."""
+    saebench_auc: float
+    """Mean test AUC over the probing data sets, at the best k of each."""
+    saebench_delta: float
+    """saebench_auc minus the mean test AUC of logistic regression on the raw activation."""
+    cebench_contrastive: float
+    cebench_independence: float
+    cebench_interpretability: float
+    """CE-Bench scores in standard deviations over the latents."""
+    cebench_calibrated: float | None
+    """Interpretability in standard deviations of its permutation null."""
+    cebench_delta: float | None
+    """cebench_interpretability minus the matched baseline's at the same seed; null for the baseline."""
+    cebench_ceiling: float
+    """(d_sae - 1) / sqrt(d_sae): no SAE of this width can score higher."""
+    key: str
+    """Cache key of the weights."""
+    weights_sha256: str
+
+
+class GroupRow(Row):
+    """The members of one condition: how alike its seeds are."""
+
+    condition: str
+    architecture: str
+    n_seeds: int
+    pwmcc: float
+    """Mean over seed pairs of the best one-to-one |cosine| of decoder rows (arXiv 2505.20254)."""
+    pwmcc_low: float
+    pwmcc_high: float
+    """95 % interval: leave-one-seed-out jackknife, t(S - 1)."""
+    pwmcc_max: float
+    """The older statistic: mean of row and column maxima. Never mixed with pwmcc."""
+    null_random: float
+    """pwmcc of random unit decoders of the same shape."""
+    null_gaussian: float
+    """pwmcc of the same recipe trained on Gaussian activations of the same mean and covariance."""
+    pwmcc_corrected: float
+    """(pwmcc - null_gaussian) / (1 - null_gaussian)."""
+    encoder_mcc: float
+    """Mean |cosine| of the encoder columns of the pairs that the decoders matched (arXiv 2501.16615)."""
+    reappearing_fraction: float
+    """Mean share of the other seeds in which a latent has a partner of |cosine| above 0.7."""
+    subspace_overlap: float
+    """Mean squared cosine of the principal angles of the leading decoder subspaces, over seed pairs."""
+
+
+class ProbeRow(Row):
+    """Sparse probing of one SAE on one data set."""
+
+    condition: str
+    seed: int
+    data_set: str
+    best_k: int
+    validation_auc: float
+    test_auc: float
+    llm_auc: float
+    """Test AUC of logistic regression on the raw activation."""
+    delta: float
+
+
+class CandidateRow(Row):
+    """A group as selection sees it: bounds, ranks and what became of it."""
+
+    source: str
+    """The step whose record it comes from."""
+    condition: str
+    architecture: str
+    n_seeds: int
+    saebench_delta: float | None
+    saebench_delta_low: float | None
+    cebench_delta: float | None
+    cebench_delta_low: float | None
+    explained_variance: float | None
+    explained_variance_low: float | None
+    joint_score: float | None
+    on_front: bool
+    selected: bool
+    selection_probability: float | None
+
+
+class ControlRow(Row):
+    """One stress control beside the candidate; the statistic is named by `metric`."""
+
+    control: str
+    """random_model, random_decoder, transcoder or ood."""
+    metric: str
+    candidate: float | None
+    control_value: float | None
+    delta: float | None
+    delta_low: float | None
+    delta_high: float | None
+    """95 % interval of the delta: jackknife over seeds, t(S - 1)."""
+
+
+class OodRow(Row):
+    """One task of the out-of-distribution control at one seed of the candidate."""
+
+    task: str
+    seed: int
+    best_k: int
+    in_domain_auc: float
+    in_domain_llm_auc: float
+    shifted_auc: float
+    shifted_llm_auc: float
+    drop: float
+    """(in-domain AUC - its LLM AUC) - (shifted AUC - its LLM AUC)."""
+
+
+class GateRow(Row):
+    """One requirement of the release gate."""
+
+    gate: str
+    metric: str
+    value: float | None
+    bound: float | None
+    """The conservative end of the value's 95 % interval."""
+    threshold: float
+    direction: str
+    """`above` or `below` the threshold passes."""
+    required: bool
+    verdict: str
+    """pass, fail, missing or unreachable."""
+    source: str
+    """The record the value comes from."""
+
+
+TABLES: dict[str, type[Row]] = {
+    "sources": SourceRow,
+    "banks": BankRow,
+    "members": MemberRow,
+    "groups": GroupRow,
+    "probes": ProbeRow,
+    "candidates": CandidateRow,
+    "controls": ControlRow,
+    "ood": OodRow,
+    "gates": GateRow,
+}
+
+
+def checked_tables(tables: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
+    """Tables as plain JSON values; asserts that every row is of its table's kind."""
+    for name, rows in tables.items():
+        assert all(type(row) is TABLES[name] for row in rows), f"table {name} holds other rows"
+    return {name: [row.model_dump() for row in rows] for name, rows in tables.items()}

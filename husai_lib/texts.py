@@ -1,0 +1,121 @@
+"""Texts and what they serve for: training and held-out text, probing data sets, contrastive stories."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from husai_lib.errors import DataError
+from husai_lib.params import TextParams, probe_data_folder
+from husai_lib.randomness import numpy_generator
+
+OFFLINE_STORIES = Path(__file__).parent / "data" / "contrastive_stories.jsonl"
+
+
+@dataclass(frozen=True)
+class ProbingSet:
+    """A binary classification task over prompts."""
+
+    name: str
+    prompts: tuple[str, ...]
+    labels: np.ndarray
+    """0 or 1 a prompt: the order of the classes is alphabetical, as in sae-probes."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text and the data set it is from."""
+
+    data_set: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StoryPair:
+    """Two stories that differ in one concept."""
+
+    subject: str
+    story1: str
+    story2: str
+
+
+@cache
+def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -> ProbingSet:
+    """A data set of sae-probes, or its out-of-distribution counterpart; the first `max_rows` rows.
+
+    Raises DataError if a prompt is empty or there are not exactly two classes.
+    """
+    folder, suffix = ("OOD data", "_OOD") if shifted else ("cleaned_data", "")
+    frame = pd.read_csv(probe_data_folder() / folder / f"{name}{suffix}.csv.zst").head(max_rows or 10**9)
+    classes, labels = np.unique(frame["target"].to_numpy(), return_inverse=True)
+    if len(classes) != 2:
+        raise DataError(f"data set {name!r} has {len(classes)} class(es) in its first {len(frame)} rows; a probe needs two, so choose another")
+    prompts = tuple(frame["prompt"].astype(str))
+    if not all(prompt.strip() for prompt in prompts):
+        raise DataError(f"data set {name!r} holds an empty prompt; choose another data set")
+    return ProbingSet(name, prompts, labels)
+
+
+def drawn_texts(names: list[str], seed: int) -> list[Text]:
+    """All texts of the data sets in one random order, so that any prefix has them in proportion.
+
+    A text that occurs twice is kept once.
+    """
+    pooled = {prompt: Text(name, prompt) for name in names for prompt in probing_set(name).prompts}
+    texts = list(pooled.values())
+    order = numpy_generator(seed, "draw texts").permutation(len(texts))
+    return [texts[i] for i in order]
+
+
+def check_disjoint(params: TextParams) -> int:
+    """How many training texts there are, all of them absent from every other role.
+
+    Raises DataError naming two data sets that share a text although their names differ.
+    """
+    owner = {prompt: name for name in params.training for prompt in probing_set(name).prompts}
+    evaluation = [*((name, False) for name in [*params.held_out, *params.probing, *params.ood]), *((name, True) for name in params.ood)]
+    for name, shifted in evaluation:
+        for prompt in probing_set(name, shifted).prompts:
+            if prompt in owner:
+                raise DataError(
+                    f"texts.training {owner[prompt]!r} shares a text with {name!r} ({prompt[:40]!r}...); "
+                    "SAEs may not be measured on what they were trained on, so choose another data set"
+                )
+    return len(owner)
+
+
+def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
+    """The first `max_rows` pairs of a set of contrastive stories (`texts.stories` in the parameters).
+
+    Raises DataError where the source cannot be read or a row lacks a column.
+    """
+    if source == "offline" or source.endswith(".jsonl"):
+        path = OFFLINE_STORIES if source == "offline" else Path(source)
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise DataError(f"stories {path} cannot be read ({error}); each line is a JSON object with subject, story1, story2") from error
+    else:
+        rows = _hub_rows(source)
+    try:
+        pairs = [StoryPair(str(row["subject"]), str(row["story1"]), str(row["story2"])) for row in rows[:max_rows]]
+    except (KeyError, TypeError):
+        raise DataError(f"stories {source!r} lack one of the columns subject, story1, story2") from None
+    if not pairs or not all(pair.story1.strip() and pair.story2.strip() for pair in pairs):
+        raise DataError(f"stories {source!r} hold no pair or an empty story")
+    return pairs
+
+
+def _hub_rows(source: str) -> list[dict[str, str]]:
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(source, split="train"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"stories {source!r} cannot be had from the hub; use 'offline' or a .jsonl file") from error
+
