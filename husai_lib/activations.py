@@ -7,7 +7,7 @@ come from one forward pass and have the same rows in the same order.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,13 @@ import torch
 
 from husai_lib.cache import Entry, cached, open_entry
 from husai_lib.errors import DataError, ModelError
+from husai_lib.evidence import Record
 from husai_lib.files import canonical_json, read_json, sha256_text, write_json
 from husai_lib.language_model import LanguageModel, Tokens
 from husai_lib.params import ActivationParams
 from husai_lib.randomness import torch_generator
 from husai_lib.records import BankRow, SourceRow
-from husai_lib.texts import Text
+from husai_lib.texts import ProbingSet, Text
 
 CHUNK = 8192
 Progress = Callable[[int, int, str], None]
@@ -80,6 +81,11 @@ def open_bank(key: str, hook_name: str) -> Bank:
     return Bank(open_entry("banks", key), hook_name)
 
 
+def banks_of(record: Record) -> dict[str, Bank]:
+    """The banks that the record of step `activations` lists, by name, each verified."""
+    return {row.bank: open_bank(row.key, row.hook_name) for row in record.table("banks")}
+
+
 def text_bank(
     model: LanguageModel,
     texts: list[Text],
@@ -129,6 +135,18 @@ def last_token_bank(
         write_json(folder / "meta.json", {"norm_limit": None, "sources": _sources(texts, tokens, np.ones(len(texts), int))})
 
     return Bank(cached("banks", __name__, inputs, make), hook_name)
+
+
+def prompt_banks(
+    model: LanguageModel, sets: Sequence[ProbingSet], params: ActivationParams, progress: Progress | None = None
+) -> list[Bank]:
+    """A bank of last-token activations for each probing data set, in their order."""
+    banks = []
+    for done, data in enumerate(sets):
+        banks.append(last_token_bank(model, [Text(data.name, prompt) for prompt in data.prompts], params, params.hook_name))
+        if progress:
+            progress(done + 1, len(sets), "data sets read")
+    return banks
 
 
 def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,12 @@ from typing import Any
 from husai_lib.errors import IntegrityError
 from husai_lib.files import canonical_json, explain_os_error, read_json, sha256_file, sha256_text, write_json
 
+CACHED = {"banks": "banks", "members": "saes"}
+"""Tables of records whose `key` column names cache entries, and the kind of these."""
 NUMERICAL_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "transformer-lens", "sae-lens")
+
+
+_PARSING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,14 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in NUMERICAL_PACKAGES}
 
 
-@cache
 def code_hash(module: str) -> str:
     """Hash of the source of a module of this library and of all others it imports, transitively."""
+    with _PARSING:  # CPython 3.11 cannot build syntax trees in two threads at once
+        return _code_hash(module)
+
+
+@cache
+def _code_hash(module: str) -> str:
     sources: dict[str, str] = {}
     pending = [module]
     while pending:

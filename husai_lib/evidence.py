@@ -1,12 +1,12 @@
 """Runs, steps and records: what a cycle leaves behind, hashed as it is written, verified as it is read.
 
-    evidence/<cycle>/run_<UTC>/
-        parameters.json       what the run was asked to do
-        records/<step>.json   one typed record a step
-        notebooks/ figures/   what a person reads
-        <published>.json      results, selection and gate files under their well-known names
-        journal.json          which steps are done, with hashes; grows during the run
-        manifest.json         every file's hash; written last, so its absence means unfinished
+evidence/<cycle>/run_<UTC>/ holds:
+- parameters.json: what the run was asked to do
+- records/<step>.json: one typed record a step
+- notebooks/ and figures/: what a person reads
+- <published>.json: results, selection and gate files under their well-known names
+- journal.json: which steps are done, with hashes; grows during the run
+- manifest.json: every file's hash; written last, so its absence means unfinished
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from husai_lib.cache import cache_folder, code_hash, versions
+from husai_lib.cache import cache_folder, versions
 from husai_lib.errors import EvidenceError, IntegrityError
 from husai_lib.files import (
     canonical_json,
@@ -51,7 +52,8 @@ class Record:
     @property
     def summary(self) -> dict[str, Any]:
         """Single values of the step, by name."""
-        return self.data["summary"]
+        summary: dict[str, Any] = self.data["summary"]
+        return summary
 
     def table(self, name: str) -> list[Any]:
         """The rows of one table, as typed rows of `records`."""
@@ -74,7 +76,8 @@ class Run:
     def journal(self) -> dict[str, dict[str, Any]]:
         """Steps done so far, by name, with the hashes of what they wrote."""
         path = self.path / "journal.json"
-        return read_json(path)["steps"] if path.exists() else {}
+        steps: dict[str, dict[str, Any]] = _read_sealed(path)["steps"] if path.exists() else {}
+        return steps
 
     def note_step(self, step: str, files: dict[str, str], key: str) -> None:
         """Add a step to the journal, in place of an older version of it."""
@@ -95,7 +98,7 @@ class Run:
         self._write_journal(steps)
 
     def _write_journal(self, steps: dict[str, dict[str, Any]]) -> None:
-        write_json(self.path / "journal.json", {"steps": steps})
+        _write_sealed(self.path / "journal.json", {"steps": steps})
 
     def record(self, step: str) -> Record:
         """The record of a step of this run; EvidenceError if there is none, IntegrityError if changed."""
@@ -114,11 +117,7 @@ class Run:
         """The manifest, checked against its own hash."""
         if not self.is_complete:
             raise EvidenceError(f"run {self.name} is unfinished: it has no manifest; finish it with --resume")
-        data = read_json(self.path / "manifest.json")
-        content = {key: value for key, value in data.items() if key != "sha256"}
-        if sha256_text(canonical_json(content)) != data.get("sha256"):
-            raise IntegrityError(f"{self.path / 'manifest.json'} was changed after it was written")
-        return data
+        return _read_sealed(self.path / "manifest.json")
 
     def write_manifest(self, about: dict[str, Any]) -> None:
         """Hash every file of the run and declare it complete."""
@@ -128,8 +127,22 @@ class Run:
             for p in sorted(self.path.rglob("*"))
             if p.is_file() and p.name not in skipped and not p.name.startswith(".")
         }
-        content = about | {"run": self.name, "files": files, "finished_utc": utc_now()}
-        write_json(self.path / "manifest.json", content | {"sha256": sha256_text(canonical_json(content))})
+        _write_sealed(
+            self.path / "manifest.json", about | {"run": self.name, "files": files, "finished_utc": utc_now()}
+        )
+
+
+def _write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that carries the hash of its own content."""
+    write_json(path, content | {"sha256": sha256_text(canonical_json(content))})
+
+
+def _read_sealed(path: Path) -> dict[str, Any]:
+    data: dict[str, Any] = read_json(path)
+    content = {key: value for key, value in data.items() if key != "sha256"}
+    if sha256_text(canonical_json(content)) != data.get("sha256"):
+        raise IntegrityError(f"{path} was changed after it was written; restore it or run the cycle again")
+    return data
 
 
 @dataclass
@@ -193,6 +206,17 @@ class Step:
         return Record(self.name, data, sha256)
 
 
+def results(records: Sequence[Record]) -> dict[str, Any]:
+    """The tables of several records as `results.json` has them: no times, no versions, no paths.
+
+    The same parameters on the same machine give the same bytes, whatever interrupted the run.
+    """
+    return {
+        record.step: {"parameters": record.data["parameters"], "summary": record.summary, **record.data["tables"]}
+        for record in records
+    }
+
+
 def open_step(name: str, run: str = "", **sections: Any) -> Step:
     """Open the step `name` of the run in folder `run`, with the sections of the cycle it needs.
 
@@ -235,8 +259,12 @@ def git_commit() -> str | None:
     command = ["git", "-C", str(REPOSITORY)]
     try:
         commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*command, "status", "--porcelain", "husai_lib", "notebooks", "params"],
-                                 capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            [*command, "status", "--porcelain", "husai_lib", "notebooks", "params"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

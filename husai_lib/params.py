@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -39,6 +39,7 @@ ARCHITECTURES: dict[str, dict[str, float]] = {
         "bandwidth": 0.05,
         "init_threshold": 0.01,
     },
+    "topk_transcoder": {"aux_loss_coefficient": 1.0},
 }
 
 HOOK_PATTERN = re.compile(
@@ -186,7 +187,7 @@ class SaeParams(Section):
     @model_validator(mode="after")
     def _k_fits(self) -> SaeParams:
         if self.k > self.d_sae:
-            raise ValueError(f"k = {self.k} exceeds d_sae = {self.d_sae}; an SAE cannot have more active latents than latents")
+            raise ValueError(f"k = {self.k} exceeds d_sae = {self.d_sae}: more active latents than latents")
         if self.training_samples < self.batch_size:
             raise ValueError(f"training_samples = {self.training_samples} is less than one batch of {self.batch_size}")
         return self
@@ -270,7 +271,9 @@ class SelectionParams(Section):
     min_cebench_delta: float | None = None
     """Floor on a member's CE-Bench delta; null for none."""
     weights: dict[Literal["saebench", "cebench", "train_ev"], Annotated[float, Field(ge=0)]] = {
-        "saebench": 0.5, "cebench": 0.5, "train_ev": 0.1,
+        "saebench": 0.5,
+        "cebench": 0.5,
+        "train_ev": 0.1,
     }
     """Weights of the min-max normalised components of the joint score."""
     bootstraps: Annotated[int, Field(ge=0)] = 2000
@@ -297,7 +300,7 @@ class StressParams(Section):
     ood: bool = True
     """Probes fitted in domain, tested on shifted sets."""
     ood_max_rows: Annotated[int, Field(ge=1124)] = 1500
-    """Rows of an in-domain task, from its start (sae-probes: 1500, 1024 of them for training)."""
+    """Rows of an in-domain task, the first half as many of each class; 1024 train the probe."""
 
 
 class GateParams(Section):
@@ -355,10 +358,7 @@ class CycleParams(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete_conditions(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("conditions"), list) and isinstance(data.get("sae"), dict):
-            completed = [_complete_condition(i, c, data["sae"]) for i, c in enumerate(data["conditions"])]
-            data = data | {"conditions": completed}
-        return data
+        return _with_whole_conditions(data)
 
     @model_validator(mode="after")
     def _consistent(self) -> CycleParams:
@@ -367,13 +367,24 @@ class CycleParams(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two conditions are called {name!r}; give one another name")
         for condition in self.conditions:
+            if condition.architecture == "topk_transcoder":
+                raise ValueError("a transcoder explains another activation; it is a control, switched on by stress.transcoder")
             if condition.training_samples < condition.batch_size:
                 raise ValueError(f"condition {condition.name!r} trains on less than one batch")
         if self.selection.min_seeds > len(self.seeds):
             raise ValueError(
-                f"selection.min_seeds = {self.selection.min_seeds} but the cycle has {len(self.seeds)} seeds; no group could be selected"
+                f"selection.min_seeds = {self.selection.min_seeds} but the cycle has {len(self.seeds)} seeds; "
+                "no group could be selected"
             )
         return self
+
+
+def _with_whole_conditions(data: Any) -> Any:
+    """Parameters as given, each condition completed from the section `sae` where there is one."""
+    if isinstance(data, dict) and isinstance(data.get("conditions"), list) and isinstance(data.get("sae"), dict):
+        completed = [_complete_condition(i, c, data["sae"]) for i, c in enumerate(data["conditions"])]
+        return data | {"conditions": completed}
+    return data
 
 
 def _complete_condition(index: int, given: Any, shared: dict[str, Any]) -> Any:
@@ -383,8 +394,9 @@ def _complete_condition(index: int, given: Any, shared: dict[str, Any]) -> Any:
     architecture = _one_of(given["architecture"], ARCHITECTURES, f"conditions.{index}: architecture")
     own = {key: given.get(key, default) for key, default in ARCHITECTURES[architecture].items()}
     rest = {key: value for key, value in given.items() if key not in own}
+    known = [*SaeParams.model_fields, "name", "architecture", *own]
     for key in rest:
-        _one_of(key, [*SaeParams.model_fields, "name", "architecture", *own], f"conditions.{index} ({architecture}): key")
+        _one_of(key, known, f"conditions.{index} ({architecture}): key")
     return {**shared, "name": architecture, **rest, "hyperparameters": own}
 
 
@@ -435,13 +447,17 @@ def probe_data_folder() -> Path:
 @cache
 def data_set_names() -> tuple[str, ...]:
     """The binary probing data sets that sae-probes ships, such as `100_news_fake`."""
-    return tuple(sorted(p.name.removesuffix(".csv.zst") for p in (probe_data_folder() / "cleaned_data").glob("*.csv.zst")))
+    return _names_in("cleaned_data", ".csv.zst")
 
 
 @cache
 def shifted_data_set_names() -> tuple[str, ...]:
     """The data sets for which sae-probes also ships a shifted set."""
-    return tuple(sorted(p.name.removesuffix("_OOD.csv.zst") for p in (probe_data_folder() / "OOD data").glob("*_OOD.csv.zst")))
+    return _names_in("OOD data", "_OOD.csv.zst")
+
+
+def _names_in(folder: str, ending: str) -> tuple[str, ...]:
+    return tuple(sorted(p.name.removesuffix(ending) for p in (probe_data_folder() / folder).glob(f"*{ending}")))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -453,7 +469,7 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML without tags, anchors, aliases, duplicate keys or keys that are not identifiers."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ParameterError(f"line {line}: anchors and aliases are not allowed; write the value out")
@@ -461,7 +477,7 @@ class _StrictLoader(yaml.SafeLoader):
             raise ParameterError(f"line {line}: the tag {event.tag!r} is not allowed; write a plain value")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             key, line = key_node.value, key_node.start_mark.line + 1
@@ -547,11 +563,12 @@ def check_sections(given: dict[str, Any], source: str) -> Any:
     """
     for name in given:
         if name not in CycleParams.model_fields:
-            raise ParameterError(f"{source}: {name} is not a section; did you mean {_nearest(name, CycleParams.model_fields)!r}?")
+            near = _nearest(name, CycleParams.model_fields)
+            raise ParameterError(f"{source}: {name} is not a section; did you mean {near!r}?")
     fields: dict[str, Any] = {name: (CycleParams.model_fields[name].annotation, ...) for name in given}
     model = create_model("StepParams", __base__=Section, **fields)
     try:
-        return check(model, CycleParams._complete_conditions(given), source)
+        return check(model, _with_whole_conditions(given), source)
     except ValueError as error:
         raise ParameterError(f"{source}: {error}") from None
 

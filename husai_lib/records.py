@@ -89,9 +89,9 @@ class GroupRow(Row):
     n_seeds: int
     pwmcc: float
     """Mean over seed pairs of the best one-to-one |cosine| of decoder rows (arXiv 2505.20254)."""
-    pwmcc_low: float
-    pwmcc_high: float
-    """95 % interval: leave-one-seed-out jackknife, t(S - 1)."""
+    pwmcc_low: float | None
+    pwmcc_high: float | None
+    """95 % interval: leave-one-seed-out jackknife, t(S - 1); two seeds have none."""
     pwmcc_max: float
     """The older statistic: mean of row and column maxima. Never mixed with pwmcc."""
     null_random: float

@@ -46,12 +46,16 @@ class StoryPair:
 
 @cache
 def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -> ProbingSet:
-    """A data set of sae-probes, or its out-of-distribution counterpart; the first `max_rows` rows.
+    """A data set of sae-probes, or its out-of-distribution counterpart.
+
+    With `max_rows`, the first half as many rows of each class, so that both stay equally frequent.
 
     Raises DataError if a prompt is empty or there are not exactly two classes.
     """
     folder, suffix = ("OOD data", "_OOD") if shifted else ("cleaned_data", "")
-    frame = pd.read_csv(probe_data_folder() / folder / f"{name}{suffix}.csv.zst").head(max_rows or 10**9)
+    frame = pd.read_csv(probe_data_folder() / folder / f"{name}{suffix}.csv.zst")
+    if max_rows is not None:
+        frame = frame.groupby("target", sort=False).head(max_rows // 2)
     classes, labels = np.unique(frame["target"].to_numpy(), return_inverse=True)
     if len(classes) != 2:
         raise DataError(f"data set {name!r} has {len(classes)} class(es) in its first {len(frame)} rows; a probe needs two, so choose another")

@@ -1,0 +1,53 @@
+"""BatchTopK: the k x n largest pre-activations of a batch of n rows (arXiv 2412.06410)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sae_lens import JumpReLUSAE
+from torch import Tensor
+
+from husai_lib.architectures.base import Active, Loss, TrainableSae, TrainState, revival_loss, sparse_autoencode, squared_error
+from husai_lib.params import Condition
+
+
+class Sae(TrainableSae):
+    """As SAELens' `BatchTopKTrainingSAE`: at inference a JumpReLU SAE with the threshold learnt here."""
+
+    threshold: Tensor
+
+    def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
+        super().__init__(condition, d_in, d_out, generator)
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
+
+    def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
+        """Squared error plus the revival loss; the inference threshold follows the smallest active value."""
+        with torch.no_grad():
+            pre = self.pre_activations(x)
+            active = largest_of_batch((pre * self.W_dec.norm(dim=1)).relu(), self.condition.k)
+        reconstruction, values = sparse_autoencode(self, x, pre, active)
+        with torch.no_grad():
+            # SAELens starts at 0, which leaves the threshold too low after a short training
+            rate = self.option("topk_threshold_lr") if state.step else 1.0
+            if len(values):
+                self.threshold.lerp_(values.min().double(), rate)
+        fired = torch.zeros_like(state.dead).index_fill_(0, active.column, True)  # noqa: FBT003
+        revival = revival_loss(self, x, target - reconstruction, state.dead)
+        return Loss(squared_error(reconstruction, target) + self.option("aux_loss_coefficient") * revival, fired)
+
+    def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
+        """A SAELens `jumprelu` SAE whose latents share one threshold."""
+        return JumpReLUSAE, {}, {"threshold": self.threshold.float().expand(self.condition.d_sae).clone()}
+
+
+def largest_of_batch(scores: Tensor, k: int) -> Active:
+    """The `k * n` largest positive entries of `scores [n, d_sae]`."""
+    count = k * len(scores)
+    if scores.device.type == "cpu":
+        flat = scores.numpy().reshape(-1)
+        smallest = float(np.partition(flat, len(flat) - count)[len(flat) - count])
+    else:
+        smallest = float(scores.flatten().topk(count, sorted=False).values.min())
+    return Active.of_mask((scores >= smallest) & (scores > 0))

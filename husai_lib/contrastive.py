@@ -1,0 +1,127 @@
+"""CE-Bench: how clearly single latents separate two stories that differ in one concept (arXiv 2509.00691).
+
+For a pair of stories, `V1` and `V2` are the token means of the latents over each story, `I` the mean over
+both and `Ibar` the mean of `I` over all pairs. With `z` the standardisation over latents (n - 1):
+contrastive `max z(|V1 - V2|)`, independence `max z(|I - Ibar|)`, interpretability `max z` of their sum,
+each averaged over the pairs. As `max z <= (N - 1) / sqrt(N)` for N latents, widths cannot be compared;
+the calibrated scores are in units of a null that deals the tokens of a pair at random to the two stories.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from husai_lib.activations import Bank
+from husai_lib.cache import cached
+from husai_lib.errors import DataError
+from husai_lib.params import ContrastiveParams
+from husai_lib.randomness import torch_generator
+from husai_lib.tasks import Progress, run_tasks
+from husai_lib.training import TrainedSae
+
+
+@dataclass(frozen=True)
+class ContrastiveScore:
+    """CE-Bench scores of one SAE, averaged over the pairs."""
+
+    contrastive: float
+    independence: float
+    interpretability: float
+    calibrated_contrastive: float | None
+    """(contrastive - null mean) / null std; None if the null does not vary."""
+    calibrated_interpretability: float | None
+    """The same for interpretability. Independence has no such form: dealing tokens leaves `I` as it is."""
+
+
+def contrastive_scores(
+    saes: Sequence[TrainedSae], stories: Bank, params: ContrastiveParams, progress: Progress | None = None
+) -> list[ContrastiveScore]:
+    """The scores of each SAE on the stories, cached by content.
+
+    `stories` holds two texts a pair, story1 then story2. Raises DataError if a story left no token.
+    """
+    return run_tasks(functools.partial(_cached_score, stories=stories, params=params), saes, "SAEs scored on stories", progress)
+
+
+def _cached_score(sae: TrainedSae, stories: Bank, params: ContrastiveParams) -> ContrastiveScore:
+    inputs = {"weights": sae.weights_sha256, "cfg": sae.entry.files["cfg.json"], "stories": stories.sha256,
+              "offsets": stories.offsets.tolist(), "params": params.model_dump()}
+
+    def make(folder: Path) -> None:
+        (folder / "score.json").write_text(json.dumps(asdict(score(sae.sae, stories, params)), indent=1), encoding="utf-8")
+
+    return ContrastiveScore(**json.loads((cached("contrastive", __name__, inputs, make).path / "score.json").read_text(encoding="utf-8")))
+
+
+@torch.inference_mode()
+def score(sae: Any, stories: Bank, params: ContrastiveParams) -> ContrastiveScore:
+    """CE-Bench scores of an SAE, one pair of stories in memory at a time."""
+    offsets = stories.offsets
+    if (np.diff(offsets) == 0).any():
+        raise DataError(f"story {int((np.diff(offsets) == 0).argmax())} has no token left after activations.skip_positions; give longer stories")
+    pairs = [(offsets[i], offsets[i + 1], offsets[i + 2]) for i in range(0, len(offsets) - 1, 2)]
+    mean_I = torch.zeros(sae.cfg.d_sae)
+    if params.independence == "as_published":
+        for start, _, end in pairs:
+            mean_I += _latents(sae, stories, start, end).mean(0) / len(pairs)
+    plain, nulls = [], []
+    for number, (start, middle, end) in enumerate(pairs):
+        latents = _latents(sae, stories, start, end)
+        generator = torch_generator(params.seed, f"deal of the tokens of pair {number}")
+        deals = first_story_weights(int(middle - start), int(end - start), params.permutations, generator)
+        difference = story_differences(latents, deals)
+        deviation = (latents.mean(0) - mean_I).abs()
+        scores = torch.stack([max_z(difference), max_z(deviation).expand(len(difference)), max_z(difference + deviation)])
+        plain.append(scores[:, 0])
+        nulls.append(scores[:, 1:])
+    contrastive, independence, interpretability = torch.stack(plain).mean(0).tolist()
+    null = torch.stack(nulls).mean(0)  # [3, permutations]: each deal gives one average over the pairs
+    return ContrastiveScore(contrastive, independence, interpretability, _calibrated(contrastive, null[0]), _calibrated(interpretability, null[2]))
+
+
+def first_story_weights(first: int, total: int, permutations: int, generator: torch.Generator) -> Tensor:
+    """`[1 + permutations, total]` bool: which tokens make the first story; row 0 as it is, the others dealt at random."""
+    members = torch.zeros(1 + permutations, total, dtype=torch.bool)
+    members[0, :first] = True
+    for deal in range(1, 1 + permutations):
+        members[deal, torch.randperm(total, generator=generator)[:first]] = True
+    return members
+
+
+def story_differences(latents: Tensor, first: Tensor) -> Tensor:
+    """`|V1 - V2| [deals, d_sae]` for latents `[tokens, d_sae]` and the deals of their tokens."""
+    weights = first.float()
+    in_first = weights.sum(1, keepdim=True)
+    weights = weights / in_first - (1 - weights) / (weights.shape[1] - in_first)
+    return (weights @ latents).abs()
+
+
+def max_z(u: Tensor) -> Tensor:
+    """`max z(u)` over the last axis: the largest deviation in standard deviations (n - 1); 0 if all are equal."""
+    deviation = u - u.mean(-1, keepdim=True)
+    std = u.std(-1, keepdim=True)
+    return torch.where(std > 0, deviation / std.clamp(min=1e-30), 0.0).amax(-1)
+
+
+def ceiling(d_sae: int) -> float:
+    """The largest `max z` that N latents allow: `(N - 1) / sqrt(N)`, when one differs and all others are equal."""
+    return float((d_sae - 1) / d_sae**0.5)
+
+
+def _latents(sae: Any, stories: Bank, start: int, end: int) -> Tensor:
+    latents: Tensor = sae.encode(torch.from_numpy(np.array(stories.rows[start:end]))).float()
+    return latents
+
+
+def _calibrated(value: float, null: Tensor) -> float | None:
+    spread = float(null.std())
+    return (value - float(null.mean())) / spread if spread > 0 else None

@@ -1,0 +1,84 @@
+"""How sure a mean over seeds is: 95 % two-sided intervals. Pure functions, no files, no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate over seeds with its 95 % two-sided interval."""
+
+    mean: float
+    """The estimate."""
+    low: float | None
+    """Lower bound; None where too few seeds give none."""
+    high: float | None
+    n: int
+    """Number of seeds."""
+    std: float | None
+    """Standard deviation over seeds, with n - 1; None for one seed."""
+
+
+def mean_interval(
+    values: Sequence[float],
+    method: Literal["t", "normal", "bootstrap"] = "t",
+    seed: int = 0,
+    bootstraps: int = 2000,
+) -> Interval:
+    """The interval of the mean of `values`, one value a seed.
+
+    `t`: Student's t with n - 1 degrees of freedom. `bootstrap`: percentiles of the means of resampled
+    seeds. `normal`: z = 1.96 and a single value is its own bound, only to reproduce old decisions.
+    With one value the others have no bounds. Raises ValueError for no value, NaN and infinity.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"an interval needs finite values, not {list(values)}")
+    mean, n = float(x.mean()), x.size
+    if n == 1:
+        bound = mean if method == "normal" else None
+        return Interval(mean, bound, bound, 1, None)
+    std = float(x.std(ddof=1))
+    if method == "bootstrap":
+        draws = np.random.default_rng([seed, *b"mean_interval"]).integers(n, size=(bootstraps, n))
+        low, high = np.quantile(x[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Interval(mean, float(low), float(high), n, std)
+    half = (1.96 if method == "normal" else _t_quantile(n - 1)) * std / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n, std)
+
+
+def jackknife_interval(statistic: Callable[[Sequence[int]], float], n: int, smallest: int = 2) -> Interval:
+    """The leave-one-seed-out jackknife interval of a statistic of n seeds that is no plain mean.
+
+    `statistic(indices)` is its value on the seeds of these positions; it exists from `smallest` seeds
+    on (2 for statistics of pairs), so with n <= smallest there are no bounds. Half width: t(n - 1)
+    times the jackknife standard error, whose square is (n - 1) / n * sum (theta_i - mean theta)^2.
+    `std` is that error times sqrt(n). Raises ValueError for n < smallest, NaN and infinity.
+    """
+    if n < smallest:
+        raise ValueError(f"the statistic needs {smallest} seeds, not {n}")
+    everyone = range(n)
+    left_out = [[i for i in everyone if i != out] for out in everyone] if n > smallest else []
+    estimate, *thetas = (float(statistic(indices)) for indices in [list(everyone), *left_out])
+    if not np.isfinite([estimate, *thetas]).all():
+        raise ValueError(f"the statistic is not finite: {estimate} on all seeds, {thetas} with one left out")
+    if not thetas:
+        return Interval(estimate, None, None, n, None)
+    std = math.sqrt((n - 1) * float(np.square(np.array(thetas) - np.mean(thetas)).sum()))
+    half = _t_quantile(n - 1) * std / math.sqrt(n)
+    return Interval(estimate, estimate - half, estimate + half, n, std)
+
+
+@cache
+def _t_quantile(degrees: int) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, degrees))

@@ -1,0 +1,55 @@
+"""Independent tasks, spread over threads, with results that do not depend on how many there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
+
+from husai_lib.errors import ParameterError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Progress = Callable[[int, int, str], None]
+
+
+def device() -> str:
+    """The device asked for by `$HUSAI_DEVICE` (auto, cpu, cuda); `auto` takes a GPU where there is one."""
+    wanted = os.environ.get("HUSAI_DEVICE", "auto")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ParameterError("--device cuda: torch finds no CUDA device; use --device cpu or auto")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def jobs() -> int:
+    """Tasks at a time: `$HUSAI_JOBS`, else one a processor; one where a GPU does the work."""
+    return int(os.environ.get("HUSAI_JOBS") or (1 if device() == "cuda" else os.cpu_count() or 1))
+
+
+def run_tasks(
+    function: Callable[[Task], Result], tasks: Sequence[Task], what: str, progress: Progress | None = None
+) -> list[Result]:
+    """`function` of each task, in the order of the tasks.
+
+    Every task computes on one thread, so one job and eight give the same bits. torch, numpy and
+    scikit-learn release the interpreter lock in their kernels, so threads suffice and share memory.
+    """
+    results: list[Result] = []
+    with threadpool_limits(1):
+        stream: Iterable[Any] = Parallel(n_jobs=min(jobs(), max(1, len(tasks))), backend="threading", return_as="generator")(
+            delayed(_on_one_thread)(function, task) for task in tasks
+        )
+        for result in stream:
+            results.append(result)
+            if progress:
+                progress(len(results), len(tasks), what)
+    return results
+
+
+def _on_one_thread(function: Callable[[Task], Result], task: Task) -> Result:
+    torch.set_num_threads(1)  # OpenMP keeps this number a thread, so every worker sets its own
+    return function(task)

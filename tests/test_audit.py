@@ -1,0 +1,218 @@
+"""An audit finds every change of a complete run, whether in bytes or in numbers that no longer follow."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stand_ins import SyntheticRun, complete, notebook, synthetic_run
+
+from husai_lib.audit import audit_run, verify_run
+from husai_lib.errors import EvidenceError
+from husai_lib.evidence import Run
+from husai_lib.files import read_json, sha256_file, write_json
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
+    folder = tmp_path_factory.mktemp("audit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUSAI_CACHE", str(folder / "cache"))
+        return synthetic_run(folder / "evidence")
+
+
+@pytest.fixture
+def run(made: SyntheticRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A copy of the synthetic run and its cache, to damage."""
+    folder = made.run.path.parent.parent.parent
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "copy" / "cache"))
+    return Run(tmp_path / "copy" / made.run.path.relative_to(folder))
+
+
+def rewrite(run: Run, step: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a record and make journal, later records and manifest agree with it, as a careful forger would."""
+    path = run.path / "records" / f"{step}.json"
+    record = read_json(path)
+    change(record)
+    write_json(path, record)
+    forge_hashes(run)
+
+
+def forge_hashes(run: Run) -> None:
+    journal = run.journal
+    for _ in journal:  # hashes of hashes: as often as records rest on each other
+        for other in journal:
+            path = run.path / "records" / f"{other}.json"
+            data = read_json(path)
+            data["inputs"] = {s: sha256_file(run.path / "records" / f"{s}.json") for s in data["inputs"]}
+            write_json(path, data)
+    for entry in journal.values():
+        entry["files"] = {name: sha256_file(run.path / name) for name in entry["files"]}
+    for step, entry in journal.items():
+        run.note_step(step, entry["files"], entry["key"])
+    complete(run)
+
+
+def test_a_run_that_is_what_it_says_verifies_and_tells_what_was_checked(run: Run) -> None:
+    audit = audit_run(run)
+    assert audit.problems == []
+    counts = {line.split(":")[0]: int(line.split(": ")[1].split()[0]) for line in audit.checked}
+    assert counts["weights and activations in the cache"] == 1 + 3 + 2 * 3
+    assert counts["files against the manifest"] == 6 + 6 + 1 + 2 + 2  # records, notebooks, figure, published, others
+    # The tables of the notebooks: 6 members, 2 groups, 2 candidates, 4 controls, 7 gates.
+    assert counts["lines of tables in executed notebooks"] == 6 + 2 + 2 + 4 + 7
+    assert counts["numbers recomputed from their records"] > 100
+
+
+def test_weights_that_are_not_here_are_counted_and_no_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUSAI_CACHE", str(run.path / "nowhere"))
+    audit = audit_run(run)
+    assert audit.problems == []
+    assert audit.checked.count("saes not here, not checked: 9") == 1
+    assert audit.checked.count("banks not here, not checked: 1") == 1
+
+
+FILES = ("manifest.json", "journal.json", "parameters.json", "release_policy.json", "selection_summary.json",
+         "records/activations.json", "records/baselines.json", "records/frontier.json", "records/selection.json",
+         "records/stress.json", "records/gate.json", "notebooks/03_frontier.ipynb", "notebooks/08_gate.ipynb",
+         "figures/stress.png")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found_wherever_it_is(run: Run, name: str) -> None:
+    path, draw = run.path / name, random.Random(name)
+    original = path.read_bytes()
+    for _ in range(25):
+        place, bit = draw.randrange(len(original)), draw.randrange(8)
+        damaged = bytearray(original)
+        damaged[place] ^= 1 << bit
+        path.write_bytes(bytes(damaged))
+        assert verify_run(run), f"bit {bit} of byte {place} of {name}"
+    path.write_bytes(original)
+    assert verify_run(run) == []
+
+
+def test_a_flipped_bit_in_weights_or_activations_is_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = run.path.parent.parent.parent / "cache"
+    stored = [*cache.glob("saes/*/*.safetensors"), *cache.glob("banks/*/*.npy")]
+    assert len(stored) == 10
+    for path in stored:
+        original = path.read_bytes()
+        path.write_bytes(original[:-1] + bytes([original[-1] ^ 4]))
+        assert len(verify_run(run)) == 1
+        path.write_bytes(original)
+
+
+def test_other_weights_under_the_same_key_are_found(run: Run) -> None:
+    """An entry that agrees with itself but not with the record."""
+    entry = next((run.path.parent.parent.parent / "cache" / "saes").glob("*/entry.json"))
+    weights = entry.parent / "sae_weights.safetensors"
+    weights.write_bytes(b"other weights")
+    content = read_json(entry)
+    content["files"]["sae_weights.safetensors"] = sha256_file(weights)
+    write_json(entry, content)
+    assert any("SHA-256 of the weights of" in problem for problem in verify_run(run))
+
+
+def test_a_missing_or_added_file_is_found(run: Run) -> None:
+    (run.path / "records" / "extra.json").write_text("{}\n")
+    assert any("extra.json" in problem for problem in verify_run(run))
+    (run.path / "records" / "extra.json").unlink()
+    (run.path / "figures" / "stress.png").unlink()
+    assert any("figures/stress.png is 'missing'" in problem for problem in verify_run(run))
+
+
+def test_an_unfinished_run_cannot_be_audited(run: Run) -> None:
+    (run.path / "manifest.json").unlink()
+    with pytest.raises(EvidenceError, match="unfinished"):
+        verify_run(run)
+
+
+def row_of(record: dict[str, Any], table: str, **where: Any) -> dict[str, Any]:
+    return next(row for row in record["tables"][table] if all(row[key] == value for key, value in where.items()))
+
+
+FORGERIES: dict[str, tuple[str, str, dict[str, Any], str, Any]] = {
+    "SAEBench delta of a member": ("frontier", "members", {"condition": "topk", "seed": 1}, "saebench_delta", 0.9),
+    "AUC of a member": ("frontier", "members", {"condition": "topk", "seed": 1}, "saebench_auc", 0.9),
+    "CE-Bench delta": ("frontier", "members", {"condition": "topk", "seed": 1}, "cebench_delta", 0.9),
+    "CE-Bench delta of a baseline": ("baselines", "members", {"seed": 1}, "cebench_delta", 0.0),
+    "ceiling": ("frontier", "members", {"condition": "topk", "seed": 1}, "cebench_ceiling", 9.0),
+    "matched L0": ("frontier", "members", {"condition": "topk", "seed": 1}, "l0_matched", False),
+    "L0": ("frontier", "members", {"condition": "topk", "seed": 1}, "l0", 9.0),
+    "delta of a probe": ("frontier", "probes", {"condition": "topk", "seed": 1}, "delta", 0.9),
+    "corrected PW-MCC": ("frontier", "groups", {"condition": "topk"}, "pwmcc_corrected", 0.9),
+    "interval of PW-MCC": ("frontier", "groups", {"condition": "topk"}, "pwmcc_low", 0.65),
+    "seeds of a group": ("frontier", "groups", {"condition": "topk"}, "n_seeds", 4),
+    "mean of a candidate": ("selection", "candidates", {"condition": "topk"}, "saebench_delta", 0.9),
+    "bound of a candidate": ("selection", "candidates", {"condition": "topk"}, "saebench_delta_low", 0.0),
+    "front": ("selection", "candidates", {"condition": "standard"}, "on_front", True),
+    "selected": ("selection", "candidates", {"condition": "standard"}, "selected", True),
+    "joint score": ("selection", "candidates", {"condition": "topk"}, "joint_score", 2.0),
+    "selection probability": ("selection", "candidates", {"condition": "topk"}, "selection_probability", 0.5),
+    "delta of a control": ("stress", "controls", {"control": "random_model"}, "delta", 0.26),
+    "sign of the transcoder": ("stress", "controls", {"control": "transcoder"}, "delta", -0.09),
+    "mean OOD drop": ("stress", "controls", {"control": "ood"}, "delta", 0.055),
+    "OOD drop of a task": ("stress", "ood", {"seed": 1}, "drop", -0.5),
+    "verdict": ("gate", "gates", {"gate": "transcoder"}, "verdict", "pass"),
+    "verdict that should pass": ("gate", "gates", {"gate": "ood"}, "verdict", "fail"),
+    "threshold": ("gate", "gates", {"gate": "random_model"}, "threshold", 0.25),
+    "value of a gate": ("gate", "gates", {"gate": "random_model"}, "value", 0.28),
+    "bound of an external gate": ("gate", "gates", {"gate": "external_saebench"}, "bound", 0.01),
+    "requirement": ("gate", "gates", {"gate": "transcoder"}, "required", False),
+}
+
+
+@pytest.mark.parametrize(("step", "table", "where", "column", "value"), FORGERIES.values(), ids=FORGERIES.keys())
+def test_a_number_that_does_not_follow_is_found_though_all_hashes_agree(
+    run: Run, step: str, table: str, where: dict[str, Any], column: str, value: Any
+) -> None:
+    def change(record: dict[str, Any]) -> None:
+        row = row_of(record, table, **where)
+        assert row[column] != value
+        row[column] = value
+
+    rewrite(run, step, change)
+    problems = verify_run(run)
+    assert problems
+    assert not any("SHA-256" in problem for problem in problems)
+
+
+def test_the_forger_of_these_tests_leaves_no_other_trace(run: Run) -> None:
+    rewrite(run, "frontier", lambda record: None)
+    assert verify_run(run) == []
+
+
+def test_a_difference_within_rounding_is_none(run: Run) -> None:
+    def change(record: dict[str, Any]) -> None:
+        row_of(record, "members", condition="topk", seed=1)["saebench_delta"] += 1e-12
+
+    rewrite(run, "frontier", change)
+    assert verify_run(run) == []
+
+
+def test_pass_all_that_does_not_follow_is_found(run: Run) -> None:
+    rewrite(run, "gate", lambda record: record["summary"].update(pass_all=True))
+    assert any(problem.startswith("pass_all of the gate is True") for problem in verify_run(run))
+
+
+def test_a_record_of_other_parameters_is_found(run: Run) -> None:
+    rewrite(run, "gate", lambda record: record["parameters"]["gates"].update(max_ood_drop=0.5))
+    assert any("section gates of record gate" in problem for problem in verify_run(run))
+
+
+def test_a_table_in_a_notebook_that_is_not_the_records_is_found(run: Run) -> None:
+    path = run.path / "notebooks" / "03_frontier.ipynb"
+    shown = json.loads(path.read_text())["cells"][-1]["outputs"][1]["data"]["text/markdown"]
+    assert "0.600" in shown
+    notebook(path, "run = ''", "show()", outputs=[shown.replace("0.600", "0.700")])
+    forge_hashes(run)
+    [problem] = verify_run(run)
+    assert "03_frontier.ipynb" in problem
+    assert "0.700" in problem

@@ -1,0 +1,383 @@
+"""What a user can get wrong: one sentence on stderr with a remedy, the right exit code, at once, nothing touched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from stand_ins import SMOKE, Said, husai, short_cycle, smoke_data, start_husai, write_notebooks, write_params
+
+from husai_lib.preflight import only_run_of
+
+TEXT = SMOKE.read_text(encoding="utf-8")
+SECONDS = 2.0
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with evidence of an earlier run, and the notebooks of the short cycle."""
+    short_cycle(monkeypatch, tmp_path / "notebooks")
+    earlier = tmp_path / "evidence" / "smoke" / "run_20200101T000000Z"
+    earlier.mkdir(parents=True)
+    (earlier / "parameters.json").write_text("{}\n")
+    return tmp_path
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def refused(place: Path, code: int, words: tuple[str, ...], *arguments: Any) -> Said:
+    """Run a command that must be refused: in one line, at once, with `words`, evidence untouched."""
+    before, start = listing(place / "evidence"), time.perf_counter()
+    said = husai(*arguments, "--evidence", place / "evidence")
+    assert time.perf_counter() - start < SECONDS
+    one_sentence(said, code, words)
+    assert listing(place / "evidence") == before
+    return said
+
+
+def one_sentence(said: Said, code: int, words: tuple[str, ...]) -> None:
+    assert said.code == code, said.err
+    lines = said.err.splitlines()
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("husai: ")
+    assert "Traceback" not in said.err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def changed(**changes: Any) -> Callable[[], dict[str, Any]]:
+    """The smoke cycle with `section__key` values changed."""
+
+    def make() -> dict[str, Any]:
+        data = smoke_data()
+        for name, value in changes.items():
+            section, _, key = name.partition("__")
+            if key:
+                data[section] = data.get(section, {}) | {key: value}
+            else:
+                data[section] = value
+        return data
+
+    return make
+
+
+VALUES: dict[str, tuple[Callable[[], dict[str, Any]], tuple[str, ...]]] = {
+    "misspelt section": (changed(acivations={}), ("acivations is not a key", "did you mean 'activations'?")),
+    "misspelt key": (changed(sae__learning_rat=1.0), ("sae.learning_rat", "did you mean 'learning_rate'?")),
+    "misspelt key of a condition": (
+        changed(conditions=[{"architecture": "standard", "l1_coeficient": 1.0}]),
+        ("conditions.0 (standard)", "'l1_coeficient'", "the nearest is 'l1_coefficient'"),
+    ),
+    "missing section": (lambda: {k: v for k, v in smoke_data().items() if k != "model"}, ("model is missing",)),
+    "text for a number": (changed(sae__k="eight"), ("sae.k = 'eight'", "valid integer")),
+    "number for a list": (changed(seeds=3), ("seeds = 3", "list")),
+    "a fraction of a latent": (changed(sae__d_sae=64.0), ("sae.d_sae = 64.0", "integer")),
+    "yes for a number": (changed(sae__d_sae=True), ("sae.d_sae = True", "integer")),
+    "number for a section": (changed(gates=1), ("gates = 1",)),
+    "NaN": (changed(gates__max_ood_drop=float("nan")), ("gates.max_ood_drop = nan", "finite")),
+    "infinity": (changed(sae__learning_rate=float("inf")), ("sae.learning_rate = inf", "finite")),
+    "zero latents": (changed(sae__d_sae=0), ("sae.d_sae = 0", "greater than 0")),
+    "negative coefficient": (
+        changed(conditions=[{"architecture": "standard", "l1_coefficient": -1.0}]),
+        ("conditions.0.l1_coefficient = -1.0", "greater than or equal to 0"),
+    ),
+    "k above d_sae": (changed(sae__k=65), ("k = 65 exceeds d_sae = 64",)),
+    "less than a batch": (changed(sae__training_samples=100), ("training_samples = 100", "512")),
+    "one seed": (changed(seeds=[0]), ("seeds", "at least 2 seeds")),
+    "a seed twice": (changed(seeds=[0, 1, 1]), ("seeds must differ",)),
+    "a negative seed": (changed(seeds=[0, -1]), ("seeds.1 = -1",)),
+    "more seeds needed than there are": (changed(selection={"min_seeds": 4}), ("min_seeds = 4", "3 seeds")),
+    "a bound of one seed": (changed(selection={"min_seeds": 1}), ("min_seeds must be at least 2",)),
+    "unknown choice": (changed(selection={"interval": "z"}), ("selection.interval = 'z'", "'t'")),
+    "no conditions": (changed(conditions=[]), ("conditions = []",)),
+    "unknown architecture": (
+        changed(conditions=[{"architecture": "topkk"}]),
+        ("'topkk' is unknown", "the nearest is 'topk'"),
+    ),
+    "a condition twice": (
+        changed(conditions=[{"architecture": "topk"}, {"architecture": "topk"}]),
+        ("two conditions are called 'topk'",),
+    ),
+    "a condition's name as a path": (
+        changed(conditions=[{"architecture": "topk", "name": "../topk"}]),
+        ("conditions.0.name = '../topk'", "pattern"),
+    ),
+    "a cycle's name as a path": (changed(cycle="../../etc"), ("cycle = '../../etc'", "pattern")),
+    "unknown data set": (changed(texts__training=["161_agnews"]), ("'161_agnews' is unknown", "'161_agnews_0'")),
+    "no shifted set": (changed(texts__ood=["100_news_fake"]), ("texts.ood", "'100_news_fake'", "shifted")),
+    "one data set in two roles": (
+        changed(texts__held_out=["157_amazon_5star"]),
+        ("'157_amazon_5star' serves both training and held_out",),
+    ),
+    "a data set twice": (changed(texts__training=["161_agnews_0"] * 2), ("'161_agnews_0' is named twice in training",)),
+    "no stories": (changed(texts__stories="nowhere.jsonl"), ("texts.stories", "'nowhere.jsonl'", "'offline'")),
+    "unknown hook": (changed(activations__hook_name="blocks.0.resid"), ("activations.hook_name", "blocks.<layer>")),
+    "layer beyond the model": (
+        changed(activations__hook_name="blocks.99.hook_resid_post"),
+        ("blocks.99.hook_resid_post", "layers; the last is blocks."),
+    ),
+    "no model file": (changed(model__name="./nowhere.gguf"), ("model.name", "no file or folder at './nowhere.gguf'")),
+    "no model folder": (changed(model__name="random:/nowhere"), ("model.name", "no file or folder at '/nowhere'")),
+    "no model": (changed(model__name="random:"), ("names no model after 'random:'",)),
+    "a folder that is no model": (changed(model__name="./params"), ("model.name = './params'", "config.json")),
+    "no such package": (changed(model__name="package:nowhere/x.gguf"), ("package 'nowhere' is not installed",)),
+    "no such file in a package": (changed(model__name="package:husai_lib/x.gguf"), ("holds no 'x.gguf'",)),
+    "bos not stated": (changed(model={"name": "gpt2"}), ("model.prepend_bos is missing",)),
+    "ks out of order": (changed(probing={"ks": [5, 1]}), ("probing.ks", "ascending")),
+    "too few permutations": (changed(contrastive={"permutations": 10}), ("contrastive.permutations = 10", "100")),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), VALUES.values(), ids=VALUES.keys())
+def test_a_wrong_value_is_named_with_its_file_and_key(
+    place: Path, make: Callable[[], dict[str, Any]], words: tuple[str, ...]
+) -> None:
+    path = write_params(place / "p.yaml", make())
+    refused(place, 2, (str(path), *words), "run", path)
+
+
+FILES: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "empty": (b"", ("holds no mapping", "params/quickstart.yaml")),
+    "only comments": (b"# nothing\n", ("holds no mapping",)),
+    "a list at the top": (b"- a\n- b\n", ("holds no mapping",)),
+    "not UTF-8": (b"cycle: caf\xe9\n", ("not UTF-8",)),
+    "UTF-16": (TEXT.encode("utf-16"), ("not UTF-8",)),
+    "a zero byte": (b"cycle: a\x00b\n", ("not valid YAML",)),
+    "tabs": (b"model:\n\tname: gpt2\n", ("line 2", "not valid YAML")),
+    "an open bracket": (b"seeds: [0, 1\n", ("not valid YAML",)),
+    "two documents": (b"a: 1\n---\nb: 2\n", ("not valid YAML",)),
+    "deep nesting": (b"a: " + b"[" * 5000 + b"]" * 5000, ("nested too deeply", "flat")),
+    "a key twice": (TEXT.encode() + b"cycle: other\n", ("line", "'cycle' is given twice")),
+    "a nested key twice": (b"sae:\n  k: 1\n  k: 2\n", ("line 3", "'k' is given twice")),
+    "code as a key": (b'"x\\nimport os": 1\n', ("line 1", "'x\\nimport os'", "identifiers")),
+    "a number as a key": (b"1: 2\n", ("line 1", "identifiers")),
+    "a merge key": (b"<<: {a: 1}\n", ("line 1", "'<<'", "identifiers")),
+    "a tag": (b"cycle: !!python/object/apply:os.system ['true']\n", ("line 1", "tag", "plain value")),
+    "an anchor": (b"a: &a [1]\nb: *a\n", ("line 1", "anchors and aliases")),
+    "a bomb of aliases": (
+        b"a: &a [x,x,x,x,x,x,x,x]\n" + b"".join(b"%c: &%c [%s]\n" % (n, n, b",".join([b"*%c" % (n - 1)] * 8))
+                                                for n in range(98, 112)),
+        ("line 1", "anchors and aliases"),
+    ),
+    "an exponent without a point": (
+        TEXT.replace("learning_rate: 3.0e-3", "learning_rate: 3e-3", 1).encode(),
+        ("sae.learning_rate = '3e-3' is text in YAML", "write 3.0e-3"),
+    ),
+    "infinity in YAML": (TEXT.replace("max_ood_drop: 0.10", "max_ood_drop: .inf").encode(), ("gates.max_ood_drop",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "words"), FILES.values(), ids=FILES.keys())
+def test_a_file_that_is_no_parameter_file_is_named(place: Path, content: bytes, words: tuple[str, ...]) -> None:
+    path = place / "p.yaml"
+    path.write_bytes(content)
+    refused(place, 2, (str(path), *words), "run", path)
+
+
+SETS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "no value": ("sae.k", ("--set sae.k", "key=value")),
+    "no key": ("=3", ("--set =3", "key=value")),
+    "an empty part": ("sae..k=3", ("--set sae..k=3", "key=value")),
+    "a misspelt key": ("sae.kk=3", ("sae.kk is not a key", "did you mean 'k'?")),
+    "a wrong type": ("sae.k=many", ("sae.k = 'many'",)),
+    "nothing": ("sae.k=", ("sae.k = None",)),
+    "a key below a value": ("cycle.name=x", ("'cycle' has no keys of its own",)),
+    "broken YAML": ("seeds=[0", ("--set seeds=[0", "not valid YAML")),
+    "a second key smuggled in": ("sae.k=1\nx: 2", ("several lines", "own --set")),
+    "an alias": ("sae.k=*a", ("anchors and aliases",)),
+}
+
+
+@pytest.mark.parametrize(("assignment", "words"), SETS.values(), ids=SETS.keys())
+def test_a_wrong_assignment_is_named(place: Path, assignment: str, words: tuple[str, ...]) -> None:
+    refused(place, 2, words, "run", SMOKE, "--set", assignment)
+
+
+USAGE: dict[str, tuple[tuple[Any, ...], int, tuple[str, ...]]] = {
+    "no such file": (("run", "params/smok.yaml"), 2, ("params/smok.yaml does not exist", "params/smoke.yaml")),
+    "a folder": (("run", "params"), 2, ("params is a folder",)),
+    "a name too long": (("run", "a" * 5000), 2, ("cannot be read",)),
+    "no file named": (("run",), 2, ("Missing argument", "PARAMS", "--help")),
+    "no jobs": (("run", SMOKE, "--jobs", "0"), 2, ("--jobs", "1")),
+    "jobs in words": (("run", SMOKE, "--jobs", "two"), 2, ("--jobs", "integer")),
+    "unknown device": (("run", SMOKE, "--device", "tpu"), 2, ("--device", "'tpu'", "'cuda'")),
+    "unknown option": (("run", SMOKE, "--resum"), 2, ("--resum", "--resume")),
+    "two files": (("run", SMOKE, SMOKE), 2, ("unexpected extra argument",)),
+    "no run to show": (("show", "nothing"), 1, ("no run is called 'nothing'", "husai ls")),
+    "no run to verify": (("verify", "nothing"), 1, ("no run is called 'nothing'", "husai ls")),
+    "no run to render": (("render", "nothing"), 1, ("no run is called 'nothing'", "husai ls")),
+    "an unfinished run to verify": (("verify",), 1, ("unfinished", "--resume")),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), USAGE.values(), ids=USAGE.keys())
+def test_a_wrong_command_line_is_one_sentence(
+    place: Path, arguments: tuple[Any, ...], code: int, words: tuple[str, ...]
+) -> None:
+    refused(place, code, words, *arguments)
+
+
+def test_an_unknown_command_is_one_sentence() -> None:
+    one_sentence(husai("runn", SMOKE), 2, ("No such command 'runn'",))
+
+
+def test_no_runs_at_all_says_how_to_make_one(tmp_path: Path) -> None:
+    one_sentence(husai("show", "--evidence", tmp_path), 1, ("holds no runs", "husai run params/smoke.yaml"))
+
+
+def test_a_model_file_that_is_none_is_named(place: Path) -> None:
+    for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 100, b"not a model" * 100):
+        (place / "m.gguf").write_bytes(content)
+        path = write_params(place / "p.yaml", changed(model__name=str(place / "m.gguf"))())
+        refused(place, 2, ("model.name", "m.gguf", "not a complete GGUF file"), "run", path)
+
+
+# The machine
+
+
+def test_a_nearly_full_disk_is_told_before_anything_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(place)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+    refused(place, 1, ("cache has 1.00 GB free", "needs 2.0 GB", "HUSAI_CACHE"), "run", SMOKE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**8))
+    refused(place, 1, ("evidence has 0.10 GB free", "--evidence"), "run", SMOKE)
+
+
+def test_a_disk_that_fills_up_while_writing_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    said = husai("run", SMOKE, "--evidence", place / "evidence")
+    one_sentence(said, 1, ("no space left to write", "parameters.json", "--resume"))
+    left = [p.name for p in (place / "evidence").rglob("*") if p.is_file() and p.name != ".lock"]
+    assert left == ["parameters.json"]  # the earlier run's; no half-written file
+
+
+def test_read_only_evidence_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and "evidence" in str(path)))
+    refused(place, 1, ("evidence cannot be written (read-only)", "--evidence"), "run", SMOKE)
+
+
+def test_a_folder_that_turns_out_read_only_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    refused(place, 1, (".lock cannot be written (read-only)", "--evidence"), "run", SMOKE)
+
+
+def test_evidence_that_is_a_file_is_told(place: Path) -> None:
+    said = husai("run", SMOKE, "--evidence", write_params(place / "file", {}))
+    one_sentence(said, 1, ("is not a folder", "--evidence"))
+
+
+def test_a_second_run_of_the_cycle_is_refused_at_once(place: Path) -> None:
+    with only_run_of("smoke", place / "evidence"):
+        refused(place, 1, ("'smoke' is being run by another process",), "run", SMOKE)
+
+
+def test_a_missing_notebook_is_told(place: Path) -> None:
+    (place / "notebooks" / "08_gate.ipynb").unlink()
+    refused(place, 1, ("08_gate.ipynb does not exist",), "run", SMOKE)
+
+
+def test_other_parameters_with_resume_are_refused(place: Path) -> None:
+    refused(place, 2, ("cycle is 'smoke'", "was made with None", "without --resume"), "run", SMOKE, "--resume")
+
+
+def test_damaged_evidence_is_exit_code_4(place: Path) -> None:
+    [run] = (place / "evidence" / "smoke").iterdir()
+    (run / "manifest.json").write_text('{"files": NaN}\n')
+    refused(place, 4, ("manifest.json is damaged", "does not verify"), "verify")
+
+
+# Whole processes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["run", "nowhere.yaml"], 2, "does not exist"),
+        (["run", str(SMOKE), "--set", "sae.k=65"], 2, "k = 65 exceeds d_sae = 64"),
+        (["verify", "nothing"], 1, "no run"),
+    ],
+)
+def test_the_installed_command_answers_within_two_seconds(arguments: list[str], code: int, word: str) -> None:
+    command = [str(Path(sys.executable).parent / "husai")]
+    subprocess.run([*command, "--version"], check=True, capture_output=True)  # warm
+    start = time.perf_counter()
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert time.perf_counter() - start < SECONDS
+    one_sentence(Said(done.returncode, done.stdout, done.stderr), code, (word,))
+
+
+def last_line(said: Said) -> Said:
+    """What was said without the lines of progress before the failure."""
+    progress = [line for line in said.err.splitlines() if line.startswith(("new run ", "resuming ", "step "))]
+    return Said(said.code, said.out, "".join(f"{line}\n" for line in said.err.splitlines()[len(progress) :]))
+
+
+def test_a_killed_kernel_is_one_sentence_and_the_run_can_be_resumed(place: Path) -> None:
+    write_notebooks(place / "notebooks", frontier="import os\nos.kill(os.getpid(), 9)")
+    said = husai("run", SMOKE, "--evidence", place / "evidence")
+    one_sentence(last_line(said), 1, ("step frontier", "the kernel died (out of memory?)", "--resume"))
+
+    write_notebooks(place / "notebooks")
+    said = husai("run", SMOKE, "--evidence", place / "evidence", "--resume")
+    assert said.code == 0, said.err
+    assert "step activations: kept" in said.err
+
+
+def descendants_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_exits_with_130_and_leaves_no_kernel_and_no_lock(place: Path, how: signal.Signals) -> None:
+    marker = place / "asleep"
+    body = f"from pathlib import Path\nimport time\nPath({str(marker)!r}).touch()\ntime.sleep(60)"
+    write_notebooks(place / "notebooks", activations=body)
+    process = start_husai(place / "notebooks", "run", SMOKE, "--evidence", place / "evidence")
+    deadline = time.monotonic() + 30
+    while not marker.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    kernels = descendants_of(process)
+    assert kernels
+    process.send_signal(how)
+    out, err = process.communicate(timeout=20)
+    one_sentence(last_line(Said(process.returncode, out, err)), 130, ("interrupted", "--resume"))
+    assert [kernel for kernel in kernels if kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE] == []
+    with only_run_of("smoke", place / "evidence"):
+        pass
+
+
+def test_a_killed_run_leaves_no_lock_and_its_kernel_ends(place: Path) -> None:
+    marker = place / "asleep"
+    body = f"from pathlib import Path\nimport time\nPath({str(marker)!r}).touch()\ntime.sleep(60)"
+    write_notebooks(place / "notebooks", activations=body)
+    process = start_husai(place / "notebooks", "run", SMOKE, "--evidence", place / "evidence")
+    deadline = time.monotonic() + 30
+    while not marker.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    kernels = descendants_of(process)
+    process.kill()
+    process.communicate(timeout=20)
+    with only_run_of("smoke", place / "evidence"):
+        pass
+    _, alive = psutil.wait_procs(kernels, timeout=10)
+    for kernel in alive:
+        kernel.kill()
+    assert alive == []

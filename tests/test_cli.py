@@ -1,0 +1,161 @@
+"""The commands: what they print, where they print it and with which code they exit."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stand_ins import SMOKE, SyntheticRun, husai, short_cycle, synthetic_run
+
+from husai_lib.version import __version__
+
+COMMANDS = {
+    "run": ("PARAMS", "--set", "--resume", "--dry-run", "--device", "--jobs", "--fail-on-gate-fail", "--evidence"),
+    "ls": ("--evidence",),
+    "show": ("RUN", "--evidence"),
+    "verify": ("RUN", "--evidence"),
+    "render": ("RUN", "--out", "--evidence"),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
+    folder = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUSAI_CACHE", str(folder / "cache"))
+        return synthetic_run(folder / "evidence")
+
+
+@pytest.fixture
+def evidence(made: SyntheticRun, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = made.run.path.parent.parent
+    monkeypatch.setenv("HUSAI_CACHE", str(folder.parent / "cache"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, str, str]]:
+    """The folder of a run made by the command, and what the command said."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        short_cycle(patch, folder / "notebooks")
+        said = husai("run", SMOKE, "--evidence", folder / "evidence", "--fail-on-gate-fail", "--jobs", "1")
+    return folder, (said.code, said.out, said.err)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_argument_and_says_what_it_is_for(command: str) -> None:
+    said = husai(command, "--help")
+    assert (said.code, said.err) == (0, "")
+    for name in COMMANDS[command]:
+        line = next(line for line in said.out.splitlines() if re.search(rf"(^|[^-\w]){name}\b", line[2:]))
+        assert len(re.findall(r"[A-Za-z]{2,}", line)) >= 3, line
+
+
+def test_the_general_help_lists_all_commands_and_exit_codes() -> None:
+    said = husai("--help")
+    assert said.code == 0
+    assert all(command in said.out for command in COMMANDS)
+    assert "130 interrupted" in said.out
+
+
+def test_the_version_is_the_packages() -> None:
+    assert husai("--version").out.strip() == __version__
+
+
+def test_a_run_tells_its_verdict_and_place_on_stdout_and_its_progress_on_stderr(
+    finished: tuple[Path, tuple[int, str, str]],
+) -> None:
+    folder, (_, out, err) = finished
+    [run] = (folder / "evidence" / "smoke").glob("run_*")
+    assert out.splitlines() == ["verdict: Not released: a stand-in.", f"evidence: {run}"]
+    assert err.splitlines()[0] == f"new run smoke/{run.name}"
+
+
+def test_a_failed_gate_is_exit_code_3_only_where_asked_for_and_the_run_is_complete(
+    finished: tuple[Path, tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, (code, _, err) = finished
+    [run] = (folder / "evidence" / "smoke").glob("run_*")
+    assert code == 3
+    assert err.splitlines()[-1] == f"husai: smoke/{run.name} does not pass its gates: Not released: a stand-in."
+    assert (run / "manifest.json").exists()
+    short_cycle(monkeypatch, folder / "notebooks")
+    again = husai("run", SMOKE, "--evidence", folder / "evidence", "--resume")
+    assert again.code == 0
+    assert again.out.splitlines()[0] == f"smoke/{run.name} is complete; nothing to resume"
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_cycle(monkeypatch, tmp_path / "notebooks")
+    said = husai("run", SMOKE, "--dry-run", "--evidence", tmp_path / "evidence")
+    assert (said.code, said.err) == (0, "")
+    line = next(line for line in said.out.splitlines() if line.strip().startswith("frontier"))
+    assert "03_frontier.ipynb" in line
+    assert "12 members: 4 conditions x 3 seeds" in line
+    assert "new run" in line
+    assert not (tmp_path / "evidence").exists()
+
+
+def test_a_dry_run_of_a_complete_run_says_that_nothing_would_run(
+    finished: tuple[Path, tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished[0]
+    short_cycle(monkeypatch, folder / "notebooks")
+    said = husai("run", SMOKE, "--dry-run", "--resume", "--evidence", folder / "evidence")
+    assert "is complete; nothing would run" in said.out
+
+
+def test_ls_lists_runs_with_state_and_verdict(evidence: Path, made: SyntheticRun) -> None:
+    said = husai("ls", "--evidence", evidence)
+    assert (said.code, said.err) == (0, "")
+    line = next(line for line in said.out.splitlines() if made.run.name in line)
+    assert "complete" in line
+    assert "Not released: 1 of 7 required gates do not pass: transcoder (fail)." in line
+
+
+def test_ls_of_nothing_is_no_error(tmp_path: Path) -> None:
+    assert husai("ls", "--evidence", tmp_path).code == 0
+
+
+def test_show_prints_gates_candidates_and_groups(evidence: Path, made: SyntheticRun) -> None:
+    said = husai("show", made.run.name, "--evidence", evidence)
+    assert (said.code, said.err) == (0, "")
+    for words in ("gates of step gate", "candidates of step selection", "groups of step frontier", "transcoder"):
+        assert words in said.out
+    line = next(line for line in said.out.splitlines() if line.strip().startswith("random_model"))
+    assert "0.2500" in line
+    assert "pass" in line
+
+
+@pytest.mark.parametrize("form", ["cycle/run", "run", "cycle", "path", "newest"])
+def test_a_run_may_be_named_in_several_ways(evidence: Path, made: SyntheticRun, form: str) -> None:
+    path = made.run.path
+    name = {"cycle/run": made.run.name, "run": path.name, "cycle": "smoke", "path": str(path)}.get(form)
+    said = husai("verify", *([name] if name else []), "--evidence", evidence)
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[-1] == f"{made.run.name} verifies"
+
+
+def test_verify_says_what_it_checked_and_what_is_wrong(evidence: Path, made: SyntheticRun) -> None:
+    path = made.run.path / "records" / "frontier.json"
+    original = path.read_text()
+    path.write_text(original.replace("0.05", "0.06", 1))
+    said = husai("verify", "--evidence", evidence)
+    path.write_text(original)
+    assert said.code == 4
+    assert "files against the manifest: 17 checked, 1 wrong" in said.out
+    assert "problem: SHA-256 of records/frontier.json" in said.out
+    assert said.err.startswith(f"husai: {made.run.name} does not verify: SHA-256 of records/frontier.json")
+    assert len(said.err.splitlines()) == 1
+
+
+def test_the_command_line_starts_without_the_heavy_packages() -> None:
+    script = (
+        "import sys, husai_lib.cli; heavy = {'torch', 'sae_lens', 'transformers', 'transformer_lens', 'sae_probes',"
+        "'papermill', 'nbconvert', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,428 @@
+"""A cycle runs its notebooks in order, fails in one sentence, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import pytest
+from rich.console import Console
+from stand_ins import BODIES, SMOKE, STEPS, notebook, short_cycle, smoke_data, write_notebooks, write_params
+
+from husai_lib import cycle, evidence, progress
+from husai_lib.audit import verify_run
+from husai_lib.cycle import Outcome, plan, plan_resumed, run_cycle
+from husai_lib.errors import DataError, EvidenceError, ParameterError, StepError
+from husai_lib.evidence import Run, find_runs, new_run
+from husai_lib.files import read_json, sha256_file, write_json, write_text
+from husai_lib.params import REPOSITORY, load_cycle
+from husai_lib.preflight import check_notebook, layer_count, notebook_code, only_run_of
+
+PARAMS = load_cycle(SMOKE)
+
+BANK = """
+from husai_lib.cache import cached
+from husai_lib.records import BankRow
+entry = cached("banks", "husai_lib.files", {"name": "bank"}, lambda folder: (folder / "rows.npy").write_bytes(b"rows"))
+step = open_step('activations', run, activations=activations)
+step.write({"banks": [BankRow(bank="training", hook_name="h", rows=1, d_in=1, key=entry.key, sha256="")]})
+"""
+
+
+def silent() -> Console:
+    return Console(file=io.StringIO())
+
+
+def said(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.fixture
+def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return short_cycle(monkeypatch, tmp_path / "notebooks")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, list[str]]:
+    """One complete run of the short cycle: its folder, outcome and what was said."""
+    folder = tmp_path_factory.mktemp("done")
+    console = silent()
+    with pytest.MonkeyPatch.context() as patch:
+        short_cycle(patch, folder / "notebooks", activations=BANK)
+        outcome = run_cycle(PARAMS, folder / "evidence", folder / "notebooks", console=console)
+    return folder, outcome, said(console)
+
+
+@pytest.fixture
+def unfinished(done: tuple[Path, Outcome, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A copy of that run, with its notebooks and cache, that lacks only the manifest."""
+    shutil.copytree(done[0], tmp_path / "copy")
+    monkeypatch.setattr(cycle, "STEPS", STEPS)
+    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "copy" / "cache"))
+    run = Run(tmp_path / "copy" / done[1].run.path.relative_to(done[0]))
+    (run.path / "manifest.json").unlink()
+    return run
+
+
+def beside(run: Run, name: str) -> Path:
+    return run.path.parent.parent.parent / name
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_parameters_records_notebooks_and_a_manifest_and_nothing_else(
+    done: tuple[Path, Outcome, list[str]],
+) -> None:
+    run = done[1].run
+    names = sorted(str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file())
+    stems = [step.notebook for step in STEPS]
+    assert names == sorted(
+        ["manifest.json", "journal.json", "parameters.json", "release_policy.json"]
+        + [f"records/{step.name}.json" for step in STEPS]
+        + [f"notebooks/{stem}" for stem in stems]
+    )
+    assert read_json(run.path / "parameters.json") == PARAMS.model_dump(mode="json")
+    assert verify_run(run) == []
+
+
+def test_the_manifest_says_what_the_run_was_and_concluded(done: tuple[Path, Outcome, list[str]]) -> None:
+    outcome = done[1]
+    manifest = outcome.run.manifest()
+    assert (outcome.verdict, outcome.pass_all) == ("Not released: a stand-in.", False)
+    assert (manifest["verdict"], manifest["pass_all"]) == (outcome.verdict, outcome.pass_all)
+    assert (manifest["cycle"], manifest["summary"]) == ("smoke", PARAMS.summary)
+    assert manifest["steps"] == ["activations", "frontier", "gate"]
+    assert manifest["parameters_sha256"] == sha256_file(outcome.run.path / "parameters.json")
+
+
+def test_each_step_gets_its_sections_and_no_other(done: tuple[Path, Outcome, list[str]]) -> None:
+    values = PARAMS.model_dump(mode="json")
+    run = done[1].run
+    assert run.record("activations").data["parameters"] == {"activations": values["activations"]}
+    assert run.record("frontier").data["parameters"] == {"seeds": [0, 1, 2]}
+    assert run.record("gate").data["parameters"] == {"gates": values["gates"]}
+
+
+def test_progress_without_a_terminal_is_a_line_when_a_step_starts_and_one_when_it_ends(
+    done: tuple[Path, Outcome, list[str]],
+) -> None:
+    lines = done[2]
+    assert lines[0] == f"new run {done[1].run.name}"
+    assert lines[1] == "step 1/3 activations ..."
+    assert lines[2].startswith("step 1/3 activations: done in ")
+    assert len(lines) == 1 + 2 * 3
+
+
+def test_executed_notebooks_carry_no_times_and_no_path_of_this_repository(
+    done: tuple[Path, Outcome, list[str]],
+) -> None:
+    text = (done[1].run.path / "notebooks" / "03_frontier.ipynb").read_text()
+    assert "papermill" not in json.loads(text)["metadata"]
+    assert str(REPOSITORY) not in text
+
+
+def test_the_plan_names_the_members_of_each_step() -> None:
+    makes = {step.step.name: step.makes for step in plan(load_cycle(SMOKE))}
+    assert makes["baselines"] == "3 members: topk x 3 seeds"
+    assert makes["frontier"] == "12 members: 4 conditions x 3 seeds"
+    assert makes["stress"] == "controls: random_model, transcoder, ood"
+
+
+# The kernel
+
+
+def test_a_kernel_is_of_this_interpreter_in_the_repository_with_the_environment_given(
+    notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    body = (
+        "import os, sys\nstep = open_step('activations', run, activations=activations)\n"
+        "step.write(executable=sys.executable, cwd=os.getcwd(), jobs=os.environ['HUSAI_JOBS'],"
+        " cache=os.environ['HUSAI_CACHE'])\nraise RuntimeError('enough')"
+    )
+    write_notebooks(notebooks, activations=body)
+    with pytest.raises(StepError, match="enough"):
+        run_cycle(PARAMS, tmp_path / "evidence", notebooks, environment={"HUSAI_JOBS": "7"}, console=silent())
+    [run] = find_runs(tmp_path / "evidence")
+    summary = run.record("activations").summary
+    assert summary["executable"] == sys.executable
+    assert (summary["cwd"], summary["jobs"]) == (str(REPOSITORY), "7")
+    assert summary["cache"] == str(tmp_path / "cache")
+
+
+def test_a_notebook_without_a_parameter_is_refused_before_anything_runs(notebooks: Path, tmp_path: Path) -> None:
+    notebook(notebooks / "08_gate.ipynb", "run = ''\ngates_ = {}", "1 / 0")
+    with pytest.raises(StepError, match=r"08_gate.ipynb: its cell tagged 'parameters' defines no 'gates'; add it"):
+        run_cycle(PARAMS, tmp_path / "evidence", notebooks, console=silent())
+    assert not (tmp_path / "evidence").exists()
+
+
+def test_every_form_of_definition_counts_as_one(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "n.ipynb", "a = 1\nb: int = 2\nc = d = 3", "e = 4")
+    check_notebook(path, ["a", "b", "c", "d"])
+    with pytest.raises(StepError, match="'e'"):
+        check_notebook(path, ["e"])
+
+
+def test_a_notebook_that_writes_no_record_fails(notebooks: Path, tmp_path: Path) -> None:
+    write_notebooks(notebooks, activations="raise SystemExit(0)")
+    with pytest.raises(StepError, match="step activations .* ended without writing its record"):
+        run_cycle(PARAMS, tmp_path / "evidence", notebooks, console=silent())
+
+
+def test_an_error_of_the_library_in_a_notebook_keeps_its_class_and_sentence(notebooks: Path, tmp_path: Path) -> None:
+    body = "from husai_lib.errors import DataError\nraise DataError('data set x is empty; name another')"
+    write_notebooks(notebooks, activations=body)
+    with pytest.raises(DataError) as caught:
+        run_cycle(PARAMS, tmp_path / "evidence", notebooks, console=silent())
+    assert str(caught.value) == (
+        "step activations (01_activations.ipynb) failed: data set x is empty; name another; "
+        "fix it and run again with --resume"
+    )
+
+
+# Failure and resumption
+
+
+def test_a_failed_step_is_run_again_and_finished_ones_are_kept(notebooks: Path, tmp_path: Path) -> None:
+    write_notebooks(notebooks, frontier="print('so far')\nraise ValueError('several\\nlines')")
+    with pytest.raises(StepError) as caught:
+        run_cycle(PARAMS, tmp_path / "evidence", notebooks, console=silent())
+    assert str(caught.value) == (
+        "step frontier (03_frontier.ipynb) failed: ValueError: several lines; fix it and run again with --resume"
+    )
+    [run] = find_runs(tmp_path / "evidence")
+    kept = {name: sha256_file(run.path / name) for name in run.journal["activations"]["files"]}
+    assert "so far" in (run.path / "notebooks" / "03_frontier.failed.ipynb").read_text()
+    assert set(run.journal) == {"activations"}
+
+    write_notebooks(notebooks)
+    console = silent()
+    outcome = run_cycle(PARAMS, tmp_path / "evidence", notebooks, resume=True, console=console)
+    assert outcome.run.path == run.path
+    assert kept == {name: sha256_file(run.path / name) for name in kept}
+    assert not (run.path / "notebooks" / "03_frontier.failed.ipynb").exists()
+    assert verify_run(run) == []
+    assert said(console)[:3] == [f"resuming {run.name}", "step activations: kept", "step frontier: runs, not done yet"]
+
+
+def reasons(run: Run) -> list[str | None]:
+    return [step.reason for step in plan_resumed(PARAMS, run, beside(run, "notebooks"))]
+
+
+def test_an_untouched_run_keeps_every_step(unfinished: Run) -> None:
+    assert reasons(unfinished) == [None, None, None]
+
+
+def change_notebook(run: Run) -> None:
+    write_notebooks(beside(run, "notebooks"), activations=BANK, frontier=BODIES["frontier"] + "\n1 + 1")
+
+
+def lose_weights(run: Run) -> None:
+    shutil.rmtree(beside(run, "cache") / "banks")
+
+
+def edit_record(run: Run) -> None:
+    path = run.path / "records" / "frontier.json"
+    path.write_text(path.read_text().replace('"wall_seconds": ', '"wall_seconds": 1'))
+
+
+def lose_notebook(run: Run) -> None:
+    (run.path / "notebooks" / "03_frontier.ipynb").unlink()
+
+
+def rewrite_input(run: Run) -> None:
+    """The first step is done again, in the same way, so its record has another time."""
+    entry = run.journal["activations"]
+    path = run.path / "records" / "activations.json"
+    sha256 = write_json(path, read_json(path) | {"finished_utc": "later"})
+    files = entry["files"] | {"records/activations.json": sha256}
+    run.note_step("activations", files, entry["key"])
+    executed = "notebooks/01_activations.ipynb"
+    run.note_notebook("activations", executed, files[executed], entry["notebook_code"])
+
+
+RESTS = "it rests on step {}, which runs again"
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (change_notebook, [None, "its notebook changed", RESTS.format("frontier")]),
+        (lose_weights, ["banks it made are no longer in the cache", RESTS.format("activations"),
+                        RESTS.format("frontier")]),
+        (edit_record, [None, "records/frontier.json is missing or changed", RESTS.format("frontier")]),
+        (lose_notebook, [None, "notebooks/03_frontier.ipynb is missing or changed", RESTS.format("frontier")]),
+        (rewrite_input, [None, RESTS.format("activations"), RESTS.format("frontier")]),
+        (lambda run: run.drop_step("frontier"), [None, "not done yet", RESTS.format("frontier")]),
+    ],
+)  # fmt: skip
+def test_what_no_longer_holds_runs_again_and_so_does_all_that_rests_on_it(
+    unfinished: Run, damage: Callable[[Run], None], expected: list[str | None]
+) -> None:
+    damage(unfinished)
+    assert reasons(unfinished) == expected
+
+
+def test_a_changed_library_runs_everything_again(unfinished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "library_hash", lambda: "other code")
+    assert reasons(unfinished)[0] == "its parameters or the library changed"
+    assert None not in reasons(unfinished)
+
+
+def test_a_run_that_lacks_only_its_manifest_is_completed_without_a_kernel(unfinished: Run) -> None:
+    console = silent()
+    outcome = run_cycle(PARAMS, beside(unfinished, "evidence"), beside(unfinished, "notebooks"), resume=True,
+                        console=console)  # fmt: skip
+    assert outcome.run.is_complete
+    assert [line for line in said(console) if "done in" in line] == []
+
+
+def test_a_complete_run_is_not_run_again(unfinished: Run) -> None:
+    folders = beside(unfinished, "evidence"), beside(unfinished, "notebooks")
+    run_cycle(PARAMS, *folders, resume=True, console=silent())
+    manifest = sha256_file(unfinished.path / "manifest.json")
+    assert run_cycle(PARAMS, *folders, resume=True, console=silent()).was_complete
+    assert sha256_file(unfinished.path / "manifest.json") == manifest
+
+
+def test_resuming_with_other_parameters_names_the_first_that_differs(unfinished: Run, tmp_path: Path) -> None:
+    other = load_cycle(SMOKE, ["gates.max_ood_drop=0.2", "sae.k=4"])
+    with pytest.raises(ParameterError) as caught:
+        run_cycle(other, beside(unfinished, "evidence"), beside(unfinished, "notebooks"), resume=True, console=silent())
+    assert str(caught.value) == (
+        f"sae.k is 4 but {unfinished.name} was made with 8; run without --resume for a new run, or give the old value"
+    )
+
+
+def test_with_nothing_to_resume_a_new_run_starts_and_says_so(notebooks: Path, tmp_path: Path) -> None:
+    write_notebooks(notebooks, activations="raise ValueError")
+    console = silent()
+    with pytest.raises(StepError):
+        run_cycle(PARAMS, tmp_path / "evidence", notebooks, resume=True, console=console)
+    assert said(console)[0].startswith("nothing to resume: new run smoke/run_")
+
+
+def test_a_step_done_again_leaves_nothing_of_its_older_version(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "smoke")
+    old = write_text(run.path / "figures" / "old.png", "old")
+    run.note_step("frontier", {"figures/old.png": old}, "key")
+    run.drop_step("frontier")
+    assert not (run.path / "figures" / "old.png").exists()
+    assert run.journal == {}
+
+
+# One run of a cycle at a time
+
+
+def test_a_second_run_of_a_cycle_is_refused_and_one_of_another_cycle_is_not(tmp_path: Path) -> None:
+    with only_run_of("smoke", tmp_path):
+        with (
+            pytest.raises(EvidenceError, match="'smoke' is being run by another process"),
+            only_run_of("smoke", tmp_path),
+        ):
+            pass
+        with only_run_of("other", tmp_path):
+            pass
+    with only_run_of("smoke", tmp_path):
+        pass
+
+
+# Layers of models, read without torch
+
+
+def test_layers_come_from_a_hugging_face_config(tmp_path: Path) -> None:
+    for key in ("num_hidden_layers", "n_layer"):
+        (tmp_path / "config.json").write_text(json.dumps({key: 5}))
+        assert layer_count(f"random:{tmp_path}", "") == 5
+
+
+def test_layers_come_from_a_gguf_header_whatever_lies_before_them(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bc", ""])
+    writer.add_array("numbers", [1.5, 2.5])
+    writer.add_bool("flag", True)
+    writer.add_uint64("long", 2**40)
+    writer.add_block_count(7)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert layer_count(str(tmp_path / "m.gguf"), "") == 7
+
+
+def test_the_layers_of_a_hub_model_are_left_to_the_step() -> None:
+    assert layer_count("gpt2", "") is None
+    assert layer_count("random:EleutherAI/pythia-70m", "") is None
+
+
+# Progress
+
+
+def watched(console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
+    watch = progress.Watch(console, tmp_path, {"frontier": 3.0, "gate": 1.0}, ["frontier", "gate"])
+    state = {"step": "frontier", "done": 2, "total": 4, "what": "members"}
+    with watch.step("frontier"):
+        write_json(tmp_path / "progress.json", state)
+        progress.time.sleep(0.2)
+    with watch.step("gate"):
+        write_json(tmp_path / "progress.json", state)  # another step's: not shown
+        progress.time.sleep(0.08)
+
+
+def test_plain_lines_tell_members_done_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = silent()
+    watched(console, monkeypatch, tmp_path)
+    lines = said(console)
+    assert lines[0] == "step 1/2 frontier ..."
+    assert lines[1].startswith("step 1/2 frontier: 2/4 members, 0 s left in the cycle after ")
+    assert any(line.startswith("step 2/2 gate: after ") for line in lines)
+    assert not (tmp_path / "progress.json").exists()
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    watched(console, monkeypatch, tmp_path)
+    text = "\n".join(said(console))
+    assert "2/4 members" in text
+    assert "left in the cycle" in text
+
+
+def test_the_time_left_follows_the_share_of_work_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = progress.Watch(silent(), tmp_path, {"a": 2.0, "b": 6.0, "kept": 50.0}, ["a", "b"])
+    watch.finished_work = 2.0
+    watch.started = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 5000.0)
+    # Of 8 units 2 + 6 / 3 = 4 are done in 5000 s: as much again is left.
+    assert watch._left("b", 1, 3) == ", 83 min left in the cycle"
+    assert watch._left("b", 3, 3) == ", 0 s left in the cycle"
+
+
+def test_notebook_code_ignores_outputs_and_prose(tmp_path: Path) -> None:
+    one = notebook(tmp_path / "one.ipynb", "a = 1", "a")
+    other = notebook(tmp_path / "other.ipynb", "a = 1", "a", outputs=["shown"])
+    changed = notebook(tmp_path / "changed.ipynb", "a = 2", "a")
+    assert notebook_code(one) == notebook_code(other) != notebook_code(changed)
+
+
+def test_the_steps_are_those_of_the_design_and_their_sections_exist() -> None:
+    names = [step.name for step in cycle.STEPS]
+    assert names == ["activations", "baselines", "frontier", "selection", "stress", "gate", "report"]
+    assert {section for step in cycle.STEPS for section in step.sections} <= set(type(PARAMS).model_fields)
+    assert os.path.commonpath([cycle.NOTEBOOKS, REPOSITORY]) == str(REPOSITORY)
+
+
+def test_smoke_parameters_can_be_written_and_read_again(tmp_path: Path) -> None:
+    assert load_cycle(write_params(tmp_path / "p.yaml", smoke_data())) == PARAMS

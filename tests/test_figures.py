@@ -1,0 +1,126 @@
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy import stats
+from synthetic_rows import (
+    ATTACK,
+    all_controls,
+    candidates,
+    control,
+    groups,
+    member,
+    members,
+    ood_rows,
+)  # fmt: skip
+
+from husai_lib import figures
+
+ALL: list[tuple[Callable[[Any], Figure], list[Any]]] = [
+    (figures.frontier, members()),
+    (figures.stability, groups()),
+    (figures.external, members()),
+    (figures.pareto, candidates()),
+    (figures.controls, all_controls()),
+    (figures.ood, ood_rows()),
+]
+EACH = pytest.mark.parametrize(("draw", "rows"), ALL, ids=[draw.__name__ for draw, _ in ALL])
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=60, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def points(figure: Figure, panel: int = 0) -> np.ndarray:
+    """All scattered points of a panel."""
+    scattered = [found for found in figure.axes[panel].collections if isinstance(found, PathCollection)]
+    return np.concatenate([np.asarray(found.get_offsets()) for found in scattered])
+
+
+@EACH
+def test_the_same_rows_give_the_same_bytes(draw: Callable[[Any], Figure], rows: list[Any]) -> None:
+    assert png(draw(rows)) == png(draw(rows))
+
+
+@EACH
+def test_every_axis_is_labelled(draw: Callable[[Any], Figure], rows: list[Any]) -> None:
+    first, *others = draw(rows).axes
+    assert all(axes.get_xlabel() for axes in (first, *others))
+    assert first.get_ylabel() or all(label.get_text() for label in first.get_yticklabels())
+
+
+@EACH
+def test_no_rows_still_make_a_figure(draw: Callable[[Any], Figure], rows: list[Any]) -> None:
+    assert Image.open(io.BytesIO(png(draw([])))).size[0] > 100
+
+
+def test_a_notebook_shows_a_figure_as_png() -> None:
+    assert Image.open(io.BytesIO(figures.frontier(members())._repr_png_())).format == "PNG"
+
+
+def test_architectures_differ_in_colour_and_in_marker() -> None:
+    styles = [figures._style(name, members()) for name in ("topk", "standard", "batchtopk", "jumprelu")]
+    assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == 4
+
+
+def test_every_seed_is_a_point_of_the_frontier() -> None:
+    expected = {(row.l0, row.explained_variance) for row in members()}
+    assert {tuple(point) for point in points(figures.frontier(members())).tolist()} == expected
+
+
+def test_the_frontier_marks_each_target_k() -> None:
+    rows = [member(k=8), member(k=16, l0=16.0)]
+    texts = {text.get_text() for text in figures.frontier(rows).axes[0].texts}
+    assert texts == {"target k = 8", "target k = 16"}
+
+
+@pytest.mark.parametrize(("l0", "scale"), [(30.0, "linear"), (800.0, "log")])
+def test_the_l0_axis_is_logarithmic_only_for_a_wide_range(l0: float, scale: str) -> None:
+    assert figures.frontier([member(), member(l0=l0)]).axes[0].get_xscale() == scale
+
+
+def test_external_shows_every_seed_and_the_t_interval_of_the_mean() -> None:
+    rows = [member(seed=seed) for seed in range(3)]
+    figure = figures.external(rows)
+    assert sorted(points(figure, 1)[:, 0]) == pytest.approx([0.25, 0.375, 0.5])
+    container = figure.axes[1].containers[0]
+    (low, _), (high, _) = container.lines[2][0].get_segments()[0]
+    half = stats.t.ppf(0.975, 2) * stats.sem([0.25, 0.375, 0.5])
+    assert (low, high) == (pytest.approx(0.375 - half), pytest.approx(0.375 + half))
+
+
+def test_a_delta_that_is_missing_is_said_not_drawn_as_zero() -> None:
+    figure = figures.external([member(cebench_delta=None)])
+    assert [text.get_text() for text in figure.axes[1].texts] == ["n/a"]
+    assert not figure.axes[1].collections
+
+
+def test_one_seed_has_a_point_and_no_interval() -> None:
+    (container,) = figures.external([member()]).axes[0].containers
+    assert not container.has_xerr
+
+
+def test_a_missing_control_is_named_and_the_auc_control_left_to_its_own_figure() -> None:
+    missing = control("transcoder", delta=None, delta_low=None, delta_high=None, control_value=None)
+    axes = figures.controls([control(), missing, control("ood", metric="ood_drop")], threshold=0.02).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["random model", "transcoder"]
+    assert [text.get_text() for text in axes.texts] == ["missing"]
+    assert axes.lines[0].get_xdata()[0] == 0.02
+
+
+def test_ood_shows_deltas_not_raw_aucs() -> None:
+    drawn = points(figures.ood([row for row in ood_rows() if row.task != ATTACK]))[:, 0]
+    assert set(np.round(drawn, 6)) == {-0.04, -0.03, -0.02, -0.08, -0.06}  # seeds and means, both sides
+
+
+def test_names_from_outside_are_drawn_literally_and_cut() -> None:
+    labels = [label.get_text() for label in figures.ood(ood_rows()).axes[0].get_yticklabels()]
+    assert labels == ["87_glue_cola", ATTACK[:35] + "…"]
+    png(figures.ood([row.model_copy(update={"task": "$\\nocommand{$"}) for row in ood_rows()]))

@@ -1,0 +1,123 @@
+"""Intervals over seeds against scipy, hand-written formulas and the bounds of an earlier cycle."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from husai_lib.intervals import jackknife_interval, mean_interval
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "cycle3" / "selection_summary.json"
+values = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)
+
+
+def test_t_interval_of_three_seeds_by_hand():
+    # mean 2, std 1, t(0.975, 2) = 4.3027: half width 4.3027 / sqrt(3) = 2.4841
+    interval = mean_interval([1.0, 2.0, 3.0])
+    assert (interval.mean, interval.std, interval.n) == (2.0, 1.0, 3)
+    assert interval.low == pytest.approx(2 - 2.48414, abs=1e-5)
+    assert interval.high == pytest.approx(2 + 2.48414, abs=1e-5)
+
+
+@given(values)
+def test_t_interval_is_scipys(numbers):
+    expected = stats.ttest_1samp(numbers, 0.0).confidence_interval(0.95) if np.ptp(numbers) > 1e-3 else None
+    interval = mean_interval(numbers)
+    assert interval.std == pytest.approx(np.std(numbers, ddof=1), rel=1e-9, abs=1e-9)
+    if expected:
+        assert [interval.low, interval.high] == pytest.approx([expected.low, expected.high], rel=1e-6, abs=1e-6)
+
+
+@given(values, st.sampled_from(["t", "normal", "bootstrap"]))
+def test_bounds_enclose_the_mean(numbers, method):
+    interval = mean_interval(numbers, method, bootstraps=200)
+    slack = 1e-9 * (1 + abs(interval.mean)) + (interval.std if method == "bootstrap" else 0)
+    assert interval.low - slack <= interval.mean <= interval.high + slack
+
+
+def test_normal_interval_uses_1_96():
+    half = 1.96 * math.sqrt(0.5) / math.sqrt(2)  # values 0 and 1: std sqrt(1/2)
+    interval = mean_interval([0.0, 1.0], "normal")
+    assert [interval.low, interval.high] == pytest.approx([0.5 - half, 0.5 + half], abs=1e-15)
+
+
+@pytest.mark.parametrize("method", ["t", "bootstrap"])
+def test_one_seed_has_no_bound(method):
+    interval = mean_interval([0.3], method)
+    assert (interval.mean, interval.low, interval.high, interval.n, interval.std) == (0.3, None, None, 1, None)
+
+
+def test_one_seed_is_its_own_bound_only_under_the_old_rule():
+    interval = mean_interval([0.3], "normal")
+    assert (interval.low, interval.high) == (0.3, 0.3)
+
+
+def test_bootstrap_agrees_with_scipys_percentile_bootstrap():
+    numbers = np.random.default_rng(5).normal(size=40)
+    expected = stats.bootstrap((numbers,), np.mean, n_resamples=20000, method="percentile", rng=1).confidence_interval
+    interval = mean_interval(numbers, "bootstrap", seed=3, bootstraps=20000)
+    assert [interval.low, interval.high] == pytest.approx([expected.low, expected.high], abs=0.01)
+    assert interval == mean_interval(numbers, "bootstrap", seed=3, bootstraps=20000)
+    assert interval != mean_interval(numbers, "bootstrap", seed=4, bootstraps=20000)
+
+
+@pytest.mark.parametrize("numbers", [[], [math.nan], [1.0, math.inf], [1.0, 2.0, -math.inf]])
+@pytest.mark.parametrize("method", ["t", "normal", "bootstrap"])
+def test_what_is_not_finite_is_refused(numbers, method):
+    with pytest.raises(ValueError, match="finite"):
+        mean_interval(numbers, method)
+
+
+def test_signed_zero_is_a_value():
+    assert mean_interval([0.0, -0.0, 0.0]).low == 0.0
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden cases are not beside this checkout")
+def test_bounds_of_cycle_3_are_reproduced():
+    names = ("saebench_delta", "cebench_interp_delta_vs_baseline", "train_explained_variance")
+    groups = json.loads(GOLDEN.read_text())["ranked_candidates"]
+    for group in groups:
+        for name in names:
+            interval = mean_interval([seed["metrics"][name] for seed in group["seed_candidates"]], "normal")
+            old = {key: group["metrics"][f"{name}_{key}"] for key in ("mean", "std", "ci95_low", "ci95_high", "n")}
+            new = (interval.mean, interval.std, interval.low, interval.high, interval.n)
+            assert new == pytest.approx(tuple(old.values()), rel=1e-12), (group["condition_id"], name)
+            assert mean_interval([s["metrics"][name] for s in group["seed_candidates"]]).low < old["ci95_low"]
+    assert len(groups) == 8
+
+
+@given(values.filter(lambda numbers: len(numbers) >= 3))
+def test_jackknife_of_a_mean_is_its_t_interval(numbers):
+    # The leave-one-out means differ by (x_i - mean) / (n - 1), so the jackknife error is std / sqrt(n).
+    expected = mean_interval(numbers)
+    interval = jackknife_interval(lambda seeds: np.mean([numbers[i] for i in seeds]), len(numbers), smallest=1)
+    slack = 1e-7 * (1 + max(map(abs, numbers)))
+    assert (interval.mean, interval.low, interval.high, interval.std) == pytest.approx(
+        (expected.mean, expected.low, expected.high, expected.std), rel=1e-7, abs=slack
+    )
+
+
+def test_jackknife_of_a_pair_statistic_by_hand():
+    # Pairs 01, 02, 12 have 0.2, 0.4, 0.9: estimate 0.5; leaving out a seed leaves one pair:
+    # 0.9, 0.4, 0.2 with mean 0.5. se^2 = 2/3 * (0.16 + 0.01 + 0.09) = 0.52/3.
+    pairs = {(0, 1): 0.2, (0, 2): 0.4, (1, 2): 0.9}
+    interval = jackknife_interval(lambda s: np.mean([v for p, v in pairs.items() if set(p) <= set(s)]), 3)
+    half = stats.t.ppf(0.975, 2) * math.sqrt(0.52 / 3)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-12)
+
+
+def test_jackknife_has_no_bound_where_leaving_one_out_leaves_nothing():
+    interval = jackknife_interval(lambda seeds: float(len(seeds)), 2)
+    assert (interval.mean, interval.low, interval.high, interval.std) == (2.0, None, None, None)
+
+
+def test_jackknife_refuses_too_few_seeds_and_what_is_not_finite():
+    with pytest.raises(ValueError, match="needs 2 seeds, not 1"):
+        jackknife_interval(len, 1)
+    with pytest.raises(ValueError, match="not finite"):
+        jackknife_interval(lambda seeds: math.nan if 0 in seeds else 1.0, 3)

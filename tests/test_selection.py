@@ -1,0 +1,350 @@
+"""Selection: hand-made groups, properties, and the decision of an earlier cycle from its own records."""
+
+import json
+import math
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from husai_lib.errors import DataError
+from husai_lib.params import SelectionParams
+from husai_lib.records import MemberRow
+from husai_lib.selection import METRICS, Candidate, candidates_from, joint_scores, rank, select
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "cycle3"
+RULES = SelectionParams(bootstraps=50)
+MEANS = RULES.model_copy(update={"mode": "mean"})
+
+
+def member(condition, seed, saebench, cebench, variance=0.9, **more):
+    return Candidate("frontier", condition, "topk", seed, saebench, cebench, variance, **({"l0_matched": True} | more))
+
+
+def group(condition, saebench, cebench, variance=0.9, *, spread=0.0, seeds=3, **more):
+    """Members around given means: seed i lies (i - middle) * spread off."""
+    offsets = [(i - (seeds - 1) / 2) * spread for i in range(seeds)]
+    return [member(condition, i, saebench + o, cebench + o, variance, **more) for i, o in enumerate(offsets)]
+
+
+values = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0]), st.floats(-5, 5))
+members = st.builds(
+    member,
+    st.sampled_from(["a", "b", "c", "d"]),
+    st.integers(0, 4),
+    st.none() | values,
+    st.none() | values,
+    st.none() | values,
+    l0_matched=st.integers(0, 9).map(bool),
+)
+pools = st.lists(members, max_size=25, unique_by=lambda m: (m.condition, m.seed))
+rules = st.builds(
+    SelectionParams,
+    mode=st.sampled_from(["lcb", "mean"]),
+    interval=st.sampled_from(["t", "normal"]),
+    min_seeds=st.integers(2, 4),
+    require_both_external=st.booleans(),
+    require_matched_l0=st.booleans(),
+    min_cebench_delta=st.none() | st.just(0.0),
+    bootstraps=st.just(20),
+)
+
+
+@given(pools, rules, st.randoms())
+@settings(max_examples=150, deadline=None)
+def test_the_order_of_the_input_never_matters(pool, rule, random):
+    shuffled = random.sample(pool, len(pool))
+    first, second = select(pool, rule), select(shuffled, rule)
+    assert first.rows() == second.rows()
+    assert first.summary() == second.summary()
+
+
+@given(pools, rules)
+@settings(max_examples=150, deadline=None)
+def test_the_winner_is_the_best_of_the_groups_that_nobody_dominates(pool, rule):
+    selection = select(pool, rule)
+    rows = [row for row in selection.rows() if row.joint_score is not None]
+    which = "_low" if rule.mode == "lcb" else ""
+
+    def score(row, metric):
+        value = getattr(row, f"{metric}_delta{which}")
+        return -math.inf if value is None else value
+
+    def dominates(x, y):
+        pairs = [(score(x, m), score(y, m)) for m in ("saebench", "cebench")]
+        return all(p >= q for p, q in pairs) and any(p > q for p, q in pairs)
+
+    assert [row.on_front for row in rows] == [not any(dominates(other, row) for other in rows) for row in rows]
+    if not rows:
+        assert selection.winner is None
+        assert selection.representative is None
+        assert selection.reason.startswith("No group is eligible")
+        return
+    assert [row.selected for row in rows] == [True] + [False] * (len(rows) - 1)
+    assert rows[0].joint_score == max(row.joint_score for row in rows if row.on_front)
+    assert sum(row.selection_probability for row in rows) == pytest.approx(1)
+    assert all(row.n_seeds >= rule.min_seeds for row in rows)
+    assert selection.representative in selection.winner.members
+
+
+def test_lower_bounds_decide_not_means():
+    # Means 0.5 and 0.4; bounds 0.5 - 4.303 * 0.2 / sqrt(3) = 0.003 and 0.4.
+    pool = group("noisy", 0.5, 0.5, spread=0.2) + group("steady", 0.4, 0.4)
+    assert select(pool, RULES).winner.condition == "steady"
+    assert select(pool, MEANS).winner.condition == "noisy"
+    row = select(pool, RULES).rows()[1]
+    assert (row.saebench_delta, row.saebench_delta_low) == pytest.approx(
+        (0.5, 0.5 - stats.t.ppf(0.975, 2) * 0.2 / 3**0.5)
+    )
+
+
+def test_joint_score_by_hand():
+    # saebench 0, 1, 0.5 -> 0, 1, 0.5; cebench 4, 0, 1 -> 1, 0, 0.25; variance 0.5, 0.5, 1 -> 0, 0, 1
+    scores = np.array([[0.0, 4.0, 0.5], [1.0, 0.0, 0.5], [0.5, 1.0, 1.0]])
+    joint, front, winner = rank(scores, [0.5, 0.5, 0.1])
+    assert joint == pytest.approx([0.5, 0.5, 0.25 + 0.125 + 0.1])
+    assert front.all()
+    assert winner == 0  # of the tie, the first
+
+
+def test_a_dominated_group_never_wins_however_good_its_reconstruction():
+    pool = group("best", 0.2, 0.2, 0.1) + group("dominated", 0.19, 0.19, 0.99) + group("far", -5.0, -5.0, 0.1)
+    selection = select(pool, RULES.model_copy(update={"weights": {"saebench": 0.5, "cebench": 0.5, "train_ev": 9.0}}))
+    assert selection.winner.condition == "best"
+    assert [row.condition for row in selection.rows()] == ["best", "dominated", "far"]
+
+
+def test_zero_is_a_value_and_missing_is_not():
+    kept = select(group("zero", 0.0, -0.0), RULES)
+    assert kept.winner.condition == "zero"
+    assert kept.rows()[0].saebench_delta == 0.0
+    floored = RULES.model_copy(update={"min_saebench_delta": 0.0})
+    assert select(group("zero", -0.0, 1.0), floored).winner.condition == "zero"
+    lacking = [replace(m, cebench_delta=None) for m in group("lacking", 1.0, 0.0)]
+    dropped = select(lacking, RULES)
+    assert dropped.winner is None
+    assert "no cebench_delta" in dropped.rows()[0].note
+    lenient = select(lacking, RULES.model_copy(update={"require_both_external": False}))
+    assert lenient.rows()[0].cebench_delta is None
+    assert lenient.winner.condition == "lacking"
+
+
+def test_a_missing_metric_is_worse_than_any_value():
+    lacking = [replace(m, cebench_delta=None) for m in group("lacking", 1.0, 0.0)]
+    pool = lacking + group("measured", 1.0, -100.0)
+    selection = select(pool, RULES.model_copy(update={"require_both_external": False}))
+    assert [row.on_front for row in selection.rows()] == [True, False]
+    assert selection.winner.condition == "measured"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused_by_name(metric, bad):
+    pool = group("a", 1.0, 1.0)
+    pool[1] = replace(pool[1], **{metric: bad})
+    with pytest.raises(DataError, match=f"frontier/a, seed 1: {metric}"):
+        select(pool, RULES)
+
+
+def test_floors_count_per_member_and_say_which():
+    pool = [member("a", 0, 0.1, 0.3), member("a", 1, 0.1, -0.3), member("a", 2, 0.1, 0.3), member("a", 3, 0.1, 0.0)]
+    selection = select(pool, RULES.model_copy(update={"min_cebench_delta": 0.0}))
+    row = selection.rows()[0]
+    assert (row.n_seeds, row.selected, row.note) == (3, True, "seed 1: cebench_delta -0.3 is below 0")
+    assert selection.summary()["counts"] == {
+        "members": 4, "eligible_members": 3, "groups": 1, "eligible_groups": 1, "pareto": 1,
+    }  # fmt: skip
+    assert selection.summary()["dropped"] == {"frontier/a": row.note}
+
+
+def test_too_few_seeds_and_unmatched_l0_drop_a_group_with_the_reason():
+    pool = group("few", 1.0, 1.0, seeds=2) + group("dense", 1.0, 1.0) + group("fine", 0.0, 0.0)
+    pool[3] = replace(pool[3], l0_matched=False)
+    selection = select(pool, RULES)
+    notes = {row.condition: row.note for row in selection.rows()}
+    assert selection.winner.condition == "fine"
+    assert notes == {
+        "fine": "", "few": "2 eligible seeds, 3 are needed", "dense": "L0 is not within 10 % of k at seeds 1",
+    }  # fmt: skip
+    assert select(pool, RULES.model_copy(update={"require_matched_l0": False})).winner.condition == "dense"
+
+
+def test_nobody_eligible_is_a_result_with_a_reason():
+    nobody = select(group("few", 1.0, 1.0, seeds=2), RULES)
+    assert nobody.winner is None
+    assert nobody.reason == "No group is eligible: frontier/few: 2 eligible seeds, 3 are needed."
+    assert nobody.summary()["selected"] is None
+    assert select([], RULES).reason == "No group is eligible: there are no candidates."
+
+
+def test_conditions_with_a_common_stem_and_sources_with_a_common_condition_stay_apart():
+    pool = group("topk", 0.1, 0.1) + group("topk_seed2", 0.2, 0.2)
+    pool += [replace(m, source="cycle1/frontier") for m in group("topk", 0.3, 0.3)]
+    selection = select(pool, RULES)
+    assert [row.n_seeds for row in selection.rows()] == [3, 3, 3]
+    assert selection.winner.name == "cycle1/frontier/topk"
+
+
+def test_a_seed_given_twice_is_refused():
+    with pytest.raises(DataError, match="frontier/a, seed 0 is given twice"):
+        select([*group("a", 1.0, 1.0), member("a", 0, 2.0, 2.0)], RULES)
+
+
+def test_candidates_measured_on_different_things_are_refused_naming_both():
+    eight, sixteen = {"model": "m", "data_sets": "8"}, {"model": "m", "data_sets": "16"}
+    pool = group("a", 1.0, 1.0, comparability=eight) + group("b", 2.0, 2.0, comparability=sixteen)
+    with pytest.raises(DataError, match=r"frontier/a, seed 0 and frontier/b, seed 0 .* data_sets is '8' and '16'"):
+        select(pool, RULES)
+    pool = group("a", 1.0, 1.0, comparability=eight) + group("b", 2.0, 2.0, comparability={"model": "m"})
+    with pytest.raises(DataError, match="data_sets is '8' and None"):
+        select(pool, RULES)
+
+
+def test_equal_groups_are_ranked_by_name():
+    pool = group("b", 0.5, 0.5) + group("a", 0.5, 0.5)
+    assert select(pool, RULES).winner.condition == "a"
+
+
+def test_the_representative_is_the_median_seed():
+    pool = [member("a", seed, x, x) for seed, x in [(0, 0.9), (1, 0.1), (2, 0.5), (3, 0.3), (4, 0.7)]]
+    assert select(pool, RULES).representative.seed == 2
+    assert select(pool[:4], RULES).representative.seed == 3  # 0.1, 0.3, 0.5, 0.9: the lower of 0.3 and 0.5
+    assert select(group("same", 0.1, 0.1), RULES).representative.seed == 1
+
+
+@given(st.integers(0, 10**6), st.floats(0.01, 100), st.floats(-10, 10))
+@settings(deadline=None)
+def test_units_of_a_metric_do_not_matter(seed, factor, shift):
+    scores = np.random.default_rng(seed).normal(size=(5, 3))
+    joint = joint_scores(scores, [0.5, 0.5, 0.1])
+    assert joint_scores(scores * [1, factor, 1] + [0, shift, 0], [0.5, 0.5, 0.1]) == pytest.approx(joint, abs=1e-9)
+    assert joint.min() >= 0
+    assert joint.max() <= 1.1 + 1e-12
+
+
+def test_a_metric_on_which_all_agree_adds_nothing_even_with_rounding():
+    scores = np.array([[0.0, 0.3, 0.9], [1.0, 0.1 + 0.2, 0.9]])  # 0.1 + 0.2 = 0.30000000000000004
+    assert joint_scores(scores, [0.5, 0.5, 0.1]).tolist() == [0.0, 0.5]
+
+
+def test_an_irrelevant_group_rescales_scores_and_sensitivity_shows_what_decides():
+    # Only the range of cebench changes when 'far' joins: 0..1 becomes -9..1, so saebench decides.
+    pool = group("a", 0.1, 1.0) + group("b", 0.2, 0.1)
+    more = pool + group("far", 0.15, -9.0)
+    weights = {"saebench": 0.4, "cebench": 0.6, "train_ev": 0.0}
+    rule = RULES.model_copy(update={"weights": weights})
+    assert select(pool, rule).winner.condition == "a"
+    assert select(more, rule).winner.condition == "b"
+    sensitivity = select(pool, rule).sensitivity
+    assert sensitivity["weight cebench -50 %"] == "frontier/b"
+    assert sensitivity["weight saebench -50 %"] == "frontier/a"
+    assert sensitivity["min_seeds 3"] == "frontier/a"
+    assert sensitivity["min_seeds 4"] is None
+
+
+def test_selection_probability_is_the_share_of_resamples_that_a_group_wins():
+    # In 'mean' mode, 'a' (0 for all seeds) beats 'b' (-1, -1, 2) in both metrics where b's resampled
+    # mean is below 0: only where no 2 is drawn, (2/3)^3 = 8/27. One 2 gives a tie: 'a' is the first.
+    # One 2 among three draws: 3 * 1/3 * 4/9 = 12/27. So 'a' wins 20/27.
+    pool = group("a", 0.0, 0.0) + [member("b", i, x, x) for i, x in enumerate([-1.0, -1.0, 2.0])]
+    many = MEANS.model_copy(update={"bootstraps": 20000})
+    chances = {row.condition: row.selection_probability for row in select(pool, many).rows()}
+    assert chances["a"] == pytest.approx(20 / 27, abs=0.015)
+    assert chances["a"] + chances["b"] == pytest.approx(1)
+    assert select(pool, RULES.model_copy(update={"bootstraps": 0})).rows()[0].selection_probability is None
+
+
+@pytest.mark.parametrize("interval", ["t", "normal", "bootstrap"])
+def test_a_clear_winner_wins_every_resample(interval):
+    pool = group("a", 1.0, 1.0, spread=0.01) + group("b", 0.0, 0.0, spread=0.01)
+    row = select(pool, RULES.model_copy(update={"interval": interval})).rows()[0]
+    assert (row.condition, row.selection_probability) == ("a", 1.0)
+
+
+def test_resampled_bounds_are_those_of_mean_interval():
+    # 'a' always scores 0. 'b' has 3 seeds; by enumeration of its 27 resamples without the 3 that are
+    # one seed alone, count those whose t bound is above 0.
+    seeds = [0.1, 0.2, 1.0]
+    draws = [(x, y, z) for x in seeds for y in seeds for z in seeds if len({x, y, z}) > 1]
+    wins = sum(np.mean(d) - stats.t.ppf(0.975, 2) * np.std(d, ddof=1) / 3**0.5 > 0 for d in draws)
+    assert 0 < wins < len(draws)
+    pool = group("a", 0.0, 0.0) + [member("b", i, x, x) for i, x in enumerate(seeds)]
+    rows = select(pool, RULES.model_copy(update={"bootstraps": 20000})).rows()
+    chance = next(row.selection_probability for row in rows if row.condition == "b")
+    assert chance == pytest.approx(wins / len(draws), abs=0.015)
+
+
+def test_300_groups_with_2000_bootstraps_take_seconds():
+    rng = np.random.default_rng(0)
+    pool = [member(f"c{g}", i, *rng.normal(size=3)) for g in range(300) for i in range(5)]
+    start = time.process_time()
+    selection = select(pool, RULES.model_copy(update={"bootstraps": 2000}))
+    assert time.process_time() - start < 5
+    assert len(selection.rows()) == 300
+
+
+def test_members_of_a_record_become_candidates():
+    floats = {name: 0.5 for name, field in MemberRow.model_fields.items() if field.annotation is float}
+    row = MemberRow(
+        condition="topk", architecture="topk", seed=3, d_sae=64, k=8, l0_matched=True, cebench_calibrated=None,
+        cebench_delta=None, key="k", weights_sha256="w", **floats,
+    )  # fmt: skip
+    expected = Candidate("frontier", "topk", "topk", 3, 0.5, None, 0.5, True, "k", "w", {"model": "m"})
+    assert candidates_from("frontier", [row], {"model": "m"}) == [expected]
+
+
+def cycle_3_candidates():
+    """The records of cycle 3, grouped as it grouped them: names with `_seed<N>` cut off."""
+    for source in ("frontier", "scaling"):
+        for record in json.loads((GOLDEN / f"{source}_results.json").read_text())["records"]:
+            ev = (record.get("train_metrics") or record["train_summary"]["final_metrics"])["explained_variance"]
+            cebench = (record.get("cebench") or {}).get("delta_vs_matched_baseline") or {}
+            yield Candidate(
+                source="cycle3",
+                condition=re.sub(r"_seed\d+$", "", record.get("condition_id") or record["architecture"]),
+                architecture=record.get("architecture", "topk"),
+                seed=record["seed"],
+                saebench_delta=record["saebench"]["summary"]["best_minus_llm_auc"],
+                cebench_delta=cebench.get("interpretability_score_mean_max"),
+                explained_variance=ev,
+                l0_matched=False,  # not measured then, and not asked for
+            )
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden cases are not beside this checkout")
+def test_the_decision_of_cycle_3_is_reproduced_under_its_rules():
+    old = json.loads((GOLDEN / "selection_summary.json").read_text())
+    then = SelectionParams(interval="normal", min_seeds=3, require_matched_l0=False, bootstraps=200)
+    selection = select(list(cycle_3_candidates()), then)
+    assert selection.winner.condition == old["selected_candidate"]["condition_id"] == "topk"
+    assert selection.winner.joint_score == pytest.approx(0.9013433259898485, abs=1e-12)
+    assert [g.condition for g in selection.front] == [g["condition_id"] for g in old["pareto_front"]]
+    counts = selection.summary()["counts"]
+    assert [counts[key] for key in ("members", "eligible_members", "eligible_groups", "pareto")] == [44, 32, 8, 3]
+    ranked = [row for row in selection.rows() if row.joint_score is not None]
+    assert [row.condition for row in ranked] == [g["condition_id"] for g in old["ranked_candidates"]]
+    for row, group_then in zip(ranked, old["ranked_candidates"], strict=True):
+        metrics = group_then["metrics"]
+        assert row.joint_score == pytest.approx(group_then["selection"]["joint_score"], abs=1e-12)
+        assert row.on_front == group_then["selection"]["is_pareto"]
+        lows = (row.saebench_delta_low, row.cebench_delta_low, row.explained_variance_low)
+        names = ("saebench_delta", "cebench_interp_delta_vs_baseline", "train_explained_variance")
+        assert lows == pytest.approx([metrics[f"{name}_ci95_low"] for name in names], rel=1e-12)
+    # Its representative was the best seed, 123; the median of its five joint scores is seed 456's.
+    assert selection.representative.seed == 456
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden cases are not beside this checkout")
+def test_each_normalised_component_of_cycle_3_is_reproduced():
+    groups = json.loads((GOLDEN / "selection_summary.json").read_text())["ranked_candidates"]
+    names = ("saebench_delta", "cebench_interp_delta_vs_baseline", "train_explained_variance")
+    scores = np.array([[group["metrics"][f"{name}_ci95_low"] for name in names] for group in groups])
+    for position, component in enumerate(("saebench_norm", "cebench_delta_norm", "train_ev_norm")):
+        old = [group["selection"]["normalized_components"][component] for group in groups]
+        assert joint_scores(scores, np.eye(3)[position]) == pytest.approx(old, abs=1e-12)

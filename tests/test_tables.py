@@ -1,0 +1,157 @@
+import itertools
+
+import pytest
+from markdown_it import MarkdownIt
+from synthetic_rows import (
+    ATTACK,
+    all_controls,
+    candidate,
+    candidates,
+    control,
+    gate,
+    gates,
+    group,
+    groups,
+    member,
+    members,
+    ood_rows,
+    probes,
+    sources,
+)  # fmt: skip
+
+from husai_lib import tables
+
+
+def cells(table: str) -> list[list[str]]:
+    """The table's lines as an independent Markdown parser reads them: text of each cell."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(table)
+    lines: list[list[str]] = []
+    for before, token in itertools.pairwise(tokens):
+        if token.type == "tr_open":
+            lines.append([])
+        if before.type in ("th_open", "td_open"):
+            assert not any(child.type.startswith(("html", "link", "code", "image")) for child in token.children or [])
+            lines[-1].append("".join(child.content for child in token.children or []))
+    return lines
+
+
+def column(table: str, heading: str) -> list[str]:
+    first, *rest = cells(table)
+    return [line[first.index(heading)] for line in rest]
+
+
+def test_a_table_is_a_pipe_table_with_numbers_to_the_right() -> None:
+    rows = [{"name": "a", "value": 1.25}, {"name": "bb", "value": -10.0}]
+    table = tables.markdown_table(rows, {"Name": "{name}", "Value (nats)": "{value:+.1f}"})
+    assert table.splitlines() == [
+        "| Name | Value (nats) |",
+        "| :---- | ------------: |",
+        "| a | +1.2 |",
+        "| bb | -10.0 |",
+    ]
+
+
+def test_text_from_outside_stays_text() -> None:
+    assert column(tables.probes_table(probes()), "Data set") == [ATTACK]
+    assert column(tables.sources_table(sources()), "Data set") == ["157_amazon_5star", ATTACK]
+    assert column(tables.ood_table(ood_rows()), "Task")[-1] == ATTACK
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a  b", "*a* _b_ `c` ~~d~~", "<b>|\\|&amp;", "[x](y) ![z](w)", "$a$ {b} ^c^"])
+def test_escaped_text_reads_as_it_was_in_one_line(text: str) -> None:
+    table = tables.markdown_table([{"text": text}], {"Text": "{text}"})
+    assert column(table, "Text") == [" ".join(text.split())]
+
+
+def test_names_with_underscores_stay_readable_in_the_source() -> None:
+    assert tables.escape("117_us_state_FL") == "117_us_state_FL"
+
+
+def test_a_missing_value_is_na_and_its_note_is_shown() -> None:
+    table = tables.members_table([member(cebench_delta=None, note="no stories"), member(seed=1)])
+    assert column(table, "CE-Bench delta (SD)") == ["n/a", "+0.375"]
+    assert column(table, "Note") == ["no stories", ""]
+
+
+def test_without_notes_there_is_no_note_column() -> None:
+    assert "Note" not in cells(tables.members_table(members()))[0]
+
+
+def test_an_l0_off_its_target_says_not_matched() -> None:
+    table = tables.members_table([member(l0=8.04), member(l0=21.5, l0_matched=False)])
+    assert column(table, "L0 of target k") == ["8.0 of 8", "21.5 of 8 (not matched)"]
+
+
+def test_digits_suit_the_quantity() -> None:
+    table = tables.members_table([member()])
+    assert column(table, "Explained variance") == ["0.713"]
+    assert column(table, "SAEBench delta") == ["-0.042"]
+    assert column(table, "Dead latents") == ["3.1%"]
+
+
+def test_a_group_shows_its_interval_beside_both_nulls() -> None:
+    table = tables.groups_table([group()])
+    assert column(table, "PW-MCC [95 %]") == ["0.523 [0.480, 0.566]"]
+    assert (column(table, "Random null"), column(table, "Gaussian null")) == (["0.290"], ["0.400"])
+
+
+def test_candidates_say_what_became_of_them() -> None:
+    standing = ["selected", "on the Pareto front", "behind the front", "dropped"]
+    assert column(tables.candidates_table(candidates()), "Standing") == standing
+
+
+def test_gate_verdicts_are_words() -> None:
+    table = tables.gates_table([*gates(), gate("external_cebench", verdict="unreachable")])
+    assert column(table, "Verdict") == ["pass", "pass", "FAIL", "pass", "missing", "pass", "unreachable"]
+    assert column(table, "Must be")[3] == "below 0.100"
+
+
+def test_a_control_without_a_result_is_na() -> None:
+    row = control("transcoder", control_value=None, delta=None, delta_low=None, delta_high=None, note="switched off")
+    table = tables.controls_table([*all_controls(), row])
+    assert column(table, "Delta [95 %]")[-1] == "n/a [n/a, n/a]"
+    assert column(table, "Delta [95 %]")[0] == "+0.113 [+0.060, +0.166]"
+
+
+def test_the_baseline_has_no_delta_to_itself() -> None:
+    assert not any("CE-Bench delta" in heading for heading in cells(tables.baseline_table([member()]))[0])
+
+
+def test_an_empty_table_says_so() -> None:
+    assert tables.groups_table([]) == "*None.*"
+
+
+def test_the_verdict_counts_required_gates_and_names_those_that_fail() -> None:
+    assert tables.verdict_sentence(gates()) == (
+        "**Not releasable**: 2 of 6 required gates fail (transcoder, external SAEBench: missing)."
+    )
+
+
+def test_a_failing_gate_that_is_not_required_does_not_count() -> None:
+    rows = [gate("random_model"), gate("transcoder", verdict="fail", required=False)]
+    assert tables.verdict_sentence(rows) == "**Releasable**: all 1 required gates pass."
+
+
+def test_no_required_gate_is_no_verdict() -> None:
+    assert tables.verdict_sentence([gate("ood", required=False)]).startswith("**No verdict**")
+    assert tables.verdict_sentence([]).startswith("**No verdict**")
+
+
+def test_the_selection_sentence_names_the_choice_or_its_absence() -> None:
+    assert tables.selection_sentence(candidates()) == (
+        "Selected: **topk** (3 seeds), with lower 95 % bounds of -0.048 on the SAEBench delta and +0.065 SD on the "
+        "CE-Bench delta; from 4 groups, 1 of them dropped before ranking."
+    )
+    nothing = tables.selection_sentence([candidate(selected=False, joint_score=None)])
+    assert nothing == "**Nothing was selected** from 1 group, 1 of them dropped before ranking."
+
+
+def test_the_matching_sentence_names_conditions_that_are_off() -> None:
+    assert tables.matched_sentence([member()]) == "All 1 SAEs have an L0 within 10 % of the target k."
+    assert tables.matched_sentence(members()).startswith("9 of 12 SAEs")
+    assert tables.matched_sentence(members()).endswith("**not matched**: standard.")
+
+
+def test_stability_is_judged_by_the_bound_not_the_estimate() -> None:
+    sentence = tables.stability_sentence(groups())  # standard: 0.42 > 0.40, but its bound 0.35 is not
+    assert "in 2 of 3 conditions (topk, batchtopk)" in sentence
