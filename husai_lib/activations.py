@@ -151,7 +151,7 @@ def prompt_banks(
 
 def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:
     """Gaussian rows with the mean and covariance of `bank` (phase-randomised activations): a null to train on."""
-    inputs = {"kind": "gaussian", "bank": bank.sha256, "seed": seed}
+    inputs = {"kind": "gaussian", "bank": bank.sha256, "hook": bank.hook_name, "seed": seed}
 
     def make(folder: Path) -> None:
         n, d_in = bank.rows.shape

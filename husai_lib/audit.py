@@ -181,7 +181,7 @@ def _member_checks(
         own = [probe for probe in probes if (probe.condition, probe.seed) == (row.condition, row.seed)]
         yield Check(f"saebench_delta {where}", row.saebench_delta, _mean(probe.delta for probe in own))
         yield Check(f"saebench_auc {where}", row.saebench_auc, _mean(probe.test_auc for probe in own))
-        yield Check(f"l0_matched {where}", row.l0_matched, abs(row.l0 - row.k) <= 0.1 * row.k)
+        yield Check(f"l0_matched {where}", row.l0_matched, round(abs(row.l0 / row.k - 1), 9) <= 0.1)
         yield Check(f"cebench_ceiling {where}", row.cebench_ceiling, (row.d_sae - 1) / math.sqrt(row.d_sae))
         if row.cebench_delta is not None:
             yield Check(f"cebench_delta {where}", row.cebench_delta, _over_baseline(row, baselines))
@@ -222,17 +222,29 @@ def _candidate_checks(records: Records) -> Iterator[Check]:
     if not rows or not sources <= records.keys():
         return
     members = [c for source in sources for c in candidates_from(source, _rows(records[source], "members"), {})]
-    again = select(members, SelectionParams.model_validate(record.data["parameters"]["selection"])).rows()
-    expected = {(row.source, row.condition): row for row in again}
+    again = select(members, SelectionParams.model_validate(record.data["parameters"]["selection"]))
+    for step, other in records.items():
+        if "selected" in other.summary:
+            yield Check(f"candidate of record {step}", other.summary["selected"], again.summary()["selected"])
+    expected = {(row.source, row.condition): row for row in again.rows()}
     yield Check("groups that selection saw", sorted((r.source, r.condition) for r in rows), sorted(expected))
     for row in rows:
-        other = expected.get((row.source, row.condition), row)
+        computed = expected.get((row.source, row.condition), row)
         for name in sorted(CandidateRow.model_fields.keys() - {"note"}):
-            yield Check(f"{name} of candidate {row.condition}", getattr(row, name), getattr(other, name))
+            yield Check(f"{name} of candidate {row.condition}", getattr(row, name), getattr(computed, name))
+
+
+def _selected(records: Records) -> list[CandidateRow]:
+    return [row for row in _rows(records.get("selection"), "candidates") if row.selected]
+
+
+def _of(candidate: CandidateRow, rows: list[Any]) -> list[Any]:
+    return [row for row in rows if row.condition == candidate.condition]
 
 
 def _control_checks(records: Records) -> Iterator[Check]:
     drops = _rows(records["stress"], "ood")
+    groups = [group for row in _selected(records) for group in _of(row, _rows(records.get(row.source), "groups"))]
     for row in drops:
         drop = (row.in_domain_auc - row.in_domain_llm_auc) - (row.shifted_auc - row.shifted_llm_auc)
         yield Check(f"drop of task {row.task}, seed {row.seed}", row.drop, drop)
@@ -245,6 +257,8 @@ def _control_checks(records: Records) -> Iterator[Check]:
             yield Check(f"delta of control {row.control}", row.delta, sign * (row.candidate - row.control_value))
         if row.control == "ood" and row.delta is not None:
             yield Check("delta of control ood", row.delta, _mean(task.drop for task in drops))
+        elif row.control != "ood" and row.candidate is not None and groups:
+            yield Check(f"candidate's PW-MCC at control {row.control}", row.candidate, groups[0].pwmcc)
 
 
 def _gate_checks(records: Records) -> Iterator[Check]:
@@ -261,13 +275,8 @@ def _gate_checks(records: Records) -> Iterator[Check]:
             yield Check(f"value of gate {gate.gate}", (gate.value, gate.bound), (control.delta, bound))
         metric = gate.gate.removeprefix("external_")
         if metric in {"saebench", "cebench"} and gate.value is not None:
-            selected = [row for row in _rows(records.get("selection"), "candidates") if row.selected]
-            found = [
-                getattr(member, f"{metric}_delta")
-                for row in selected
-                for member in _rows(records.get(row.source), "members")
-                if member.condition == row.condition
-            ]
+            members = [m for row in _selected(records) for m in _of(row, _rows(records.get(row.source), "members"))]
+            found = [getattr(member, f"{metric}_delta") for member in members]
             if found:
                 interval = mean_interval(found)
                 yield Check(f"value of gate {gate.gate}", gate.value, interval.mean)

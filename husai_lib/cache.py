@@ -26,7 +26,16 @@ from husai_lib.files import canonical_json, explain_os_error, read_json, sha256_
 
 CACHED = {"banks": "banks", "members": "saes"}
 """Tables of records whose `key` column names cache entries, and the kind of these."""
-NUMERICAL_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "transformer-lens", "sae-lens")
+NUMERICAL_PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "transformers",
+    "transformer-lens",
+    "sae-lens",
+    "sae-probes",
+)
 
 
 _PARSING = threading.Lock()
@@ -138,7 +147,7 @@ def library_imports(source: str) -> list[str]:
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name.split(".")[0] == "husai_lib"]
-    return [name for name in found if importlib.util.find_spec(name.rpartition(".")[0]) and _is_module(name)]
+    return [name for name in found if _is_module(name)]
 
 
 def _is_module(name: str) -> bool:

@@ -38,7 +38,12 @@ class Device(enum.StrEnum):
     CUDA = "cuda"
 
 
-Evidence = Annotated[Path, typer.Option("--evidence", help="Folder that holds the runs.", metavar="DIR")]
+Evidence = Annotated[
+    Path,
+    typer.Option(
+        "--evidence", help="Folder that holds the runs.", metavar="DIR", show_default="evidence of this repository"
+    ),
+]
 RunName = Annotated[
     str | None,
     typer.Argument(

@@ -10,7 +10,6 @@ the calibrated scores are in units of a null that deals the tokens of a pair at 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from husai_lib.activations import Bank
 from husai_lib.cache import cached
 from husai_lib.errors import DataError
+from husai_lib.files import read_json, write_json
 from husai_lib.params import ContrastiveParams
 from husai_lib.randomness import torch_generator
 from husai_lib.tasks import Progress, run_tasks
@@ -49,47 +49,66 @@ def contrastive_scores(
 
     `stories` holds two texts a pair, story1 then story2. Raises DataError if a story left no token.
     """
-    return run_tasks(functools.partial(_cached_score, stories=stories, params=params), saes, "SAEs scored on stories", progress)
+    return run_tasks(
+        functools.partial(_cached_score, stories=stories, params=params), saes, "SAEs scored on stories", progress
+    )
 
 
 def _cached_score(sae: TrainedSae, stories: Bank, params: ContrastiveParams) -> ContrastiveScore:
-    inputs = {"weights": sae.weights_sha256, "cfg": sae.entry.files["cfg.json"], "stories": stories.sha256,
-              "offsets": stories.offsets.tolist(), "params": params.model_dump()}
+    inputs = {
+        "weights": sae.weights_sha256,
+        "cfg": sae.entry.files["cfg.json"],
+        "stories": stories.sha256,
+        "offsets": stories.offsets.tolist(),
+        "params": params.model_dump(),
+    }
 
     def make(folder: Path) -> None:
-        (folder / "score.json").write_text(json.dumps(asdict(score(sae.sae, stories, params)), indent=1), encoding="utf-8")
+        write_json(folder / "score.json", asdict(score(sae.sae, stories, params)))
 
-    return ContrastiveScore(**json.loads((cached("contrastive", __name__, inputs, make).path / "score.json").read_text(encoding="utf-8")))
+    return ContrastiveScore(**read_json(cached("contrastive", __name__, inputs, make).path / "score.json"))
 
 
 @torch.inference_mode()
 def score(sae: Any, stories: Bank, params: ContrastiveParams) -> ContrastiveScore:
     """CE-Bench scores of an SAE, one pair of stories in memory at a time."""
     offsets = stories.offsets
-    if (np.diff(offsets) == 0).any():
-        raise DataError(f"story {int((np.diff(offsets) == 0).argmax())} has no token left after activations.skip_positions; give longer stories")
+    if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
+        raise DataError(
+            f"story{empty[0] % 2 + 1} of pair {empty[0] // 2 + 1} has no token left after activations.skip_positions "
+            "and max_norm_ratio; give longer stories"
+        )
     pairs = [(offsets[i], offsets[i + 1], offsets[i + 2]) for i in range(0, len(offsets) - 1, 2)]
-    mean_I = torch.zeros(sae.cfg.d_sae)
+    # all latents are counted from those of the first token, so that constant ones differ by 0, not by rounding
+    origin = _latents(sae, stories, 0, 1)[0]
     if params.independence == "as_published":
+        mean_I = torch.zeros_like(origin)
         for start, _, end in pairs:
-            mean_I += _latents(sae, stories, start, end).mean(0) / len(pairs)
-    plain, nulls = [], []
+            mean_I += (_latents(sae, stories, start, end) - origin).mean(0) / len(pairs)
+    else:
+        mean_I = -origin
+    by_deal, independence = [], 0.0
     for number, (start, middle, end) in enumerate(pairs):
-        latents = _latents(sae, stories, start, end)
+        latents = _latents(sae, stories, start, end) - origin
         generator = torch_generator(params.seed, f"deal of the tokens of pair {number}")
         deals = first_story_weights(int(middle - start), int(end - start), params.permutations, generator)
         difference = story_differences(latents, deals)
         deviation = (latents.mean(0) - mean_I).abs()
-        scores = torch.stack([max_z(difference), max_z(deviation).expand(len(difference)), max_z(difference + deviation)])
-        plain.append(scores[:, 0])
-        nulls.append(scores[:, 1:])
-    contrastive, independence, interpretability = torch.stack(plain).mean(0).tolist()
-    null = torch.stack(nulls).mean(0)  # [3, permutations]: each deal gives one average over the pairs
-    return ContrastiveScore(contrastive, independence, interpretability, _calibrated(contrastive, null[0]), _calibrated(interpretability, null[2]))
+        by_deal.append(torch.stack([max_z(difference), max_z(difference + deviation)]))
+        independence += float(max_z(deviation)) / len(pairs)
+    # [1 + permutations] each: every deal gives one average over the pairs, the first is of the stories as they are
+    contrastive, interpretability = torch.stack(by_deal).mean(0)
+    return ContrastiveScore(
+        contrastive=float(contrastive[0]),
+        independence=independence,
+        interpretability=float(interpretability[0]),
+        calibrated_contrastive=_calibrated(contrastive),
+        calibrated_interpretability=_calibrated(interpretability),
+    )
 
 
 def first_story_weights(first: int, total: int, permutations: int, generator: torch.Generator) -> Tensor:
-    """`[1 + permutations, total]` bool: which tokens make the first story; row 0 as it is, the others dealt at random."""
+    """`[1 + permutations, total]` bool: the tokens of the first story; row 0 as it is, the others dealt at random."""
     members = torch.zeros(1 + permutations, total, dtype=torch.bool)
     members[0, :first] = True
     for deal in range(1, 1 + permutations):
@@ -107,9 +126,8 @@ def story_differences(latents: Tensor, first: Tensor) -> Tensor:
 
 def max_z(u: Tensor) -> Tensor:
     """`max z(u)` over the last axis: the largest deviation in standard deviations (n - 1); 0 if all are equal."""
-    deviation = u - u.mean(-1, keepdim=True)
-    std = u.std(-1, keepdim=True)
-    return torch.where(std > 0, deviation / std.clamp(min=1e-30), 0.0).amax(-1)
+    u = u.double()  # squares of small float32 numbers underflow
+    return torch.where(u.amin(-1) < u.amax(-1), (u.amax(-1) - u.mean(-1)) / u.std(-1), 0.0)
 
 
 def ceiling(d_sae: int) -> float:
@@ -122,6 +140,7 @@ def _latents(sae: Any, stories: Bank, start: int, end: int) -> Tensor:
     return latents
 
 
-def _calibrated(value: float, null: Tensor) -> float | None:
-    spread = float(null.std())
-    return (value - float(null.mean())) / spread if spread > 0 else None
+def _calibrated(scores: Tensor) -> float | None:
+    """The first of the scores in standard deviations of the others."""
+    null = scores[1:]
+    return float((scores[0] - null.mean()) / null.std()) if null.max() > null.min() else None

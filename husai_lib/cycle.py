@@ -38,9 +38,7 @@ STEPS = (
     CycleStep("baselines", "02_baselines.ipynb", ("seeds", "sae", "baseline", "probing", "contrastive")),
     CycleStep("frontier", "03_frontier.ipynb", ("seeds", "sae", "conditions", "probing", "contrastive")),
     CycleStep("selection", "06_selection.ipynb", ("selection",)),
-    CycleStep(
-        "stress", "07_stress.ipynb", ("seeds", "model", "texts", "activations", "conditions", "probing", "stress")
-    ),
+    CycleStep("stress", "07_stress.ipynb", ("model", "texts", "activations", "probing", "stress")),
     CycleStep("gate", "08_gate.ipynb", ("gates",)),
     CycleStep("report", "09_report.ipynb", ()),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -31,12 +31,14 @@ class Benches:
 
 
 def member_rows(
-    saes: Sequence[TrainedSae], benches: Benches, baseline: Mapping[int, float], progress: Progress | None = None
+    saes: Sequence[TrainedSae], benches: Benches, baseline: Sequence[MemberRow], progress: Progress | None = None
 ) -> tuple[list[MemberRow], list[ProbeRow]]:
     """Every measurement of every SAE, and its probes data set by data set.
 
-    `baseline` gives the matched baseline's CE-Bench interpretability by seed; empty for the baseline itself.
+    The CE-Bench delta is over the member of `baseline` with the same width, k and seed, and null where
+    there is none: CE-Bench scores of other widths and sparsities cannot be compared.
     """
+    matched = {(row.d_sae, row.k, row.seed): row.cebench_interpretability for row in baseline}
     llm = llm_scores(benches.tasks, benches.probing, progress)
     probed = sae_scores(saes, benches.tasks, benches.probing, progress)
     told_apart = contrastive_scores(saes, benches.stories, benches.contrastive, progress)
@@ -45,21 +47,35 @@ def member_rows(
         condition, seed = trained.member.condition, trained.member.seed
         own = probe_rows(condition.name, seed, benches.tasks, scores, llm)
         quality = measure(trained.sae, benches.held_out)
-        reference = baseline.get(seed)
+        reference = matched.get((condition.d_sae, condition.k, seed))
+        notes = {
+            "no CE-Bench delta: no baseline has this width, k and seed": reference is None and bool(baseline),
+            "CE-Bench deltas are measured against this baseline": not baseline,
+            "no calibrated CE-Bench score: its null does not vary": story.calibrated_interpretability is None,
+            "each best k was chosen on the test set": benches.probing.choose_k == "test",
+        }
         rows.append(
             MemberRow(
-                condition=condition.name, architecture=condition.architecture, seed=seed,
-                d_sae=condition.d_sae, k=condition.k,
-                explained_variance=quality.explained_variance, l0=quality.l0,
-                l0_matched=abs(quality.l0 - condition.k) <= MATCHED_WITHIN * condition.k,
+                condition=condition.name,
+                architecture=condition.architecture,
+                seed=seed,
+                d_sae=condition.d_sae,
+                k=condition.k,
+                explained_variance=quality.explained_variance,
+                l0=quality.l0,
+                l0_matched=round(abs(quality.l0 / condition.k - 1), 9) <= MATCHED_WITHIN,  # 1.1 - 1 > 0.1 in floats
                 dead_fraction=quality.dead_fraction,
-                saebench_auc=fmean(row.test_auc for row in own), saebench_delta=fmean(row.delta for row in own),
-                cebench_contrastive=story.contrastive, cebench_independence=story.independence,
-                cebench_interpretability=story.interpretability, cebench_calibrated=story.calibrated_interpretability,
+                saebench_auc=fmean(row.test_auc for row in own),
+                saebench_delta=fmean(row.delta for row in own),
+                cebench_contrastive=story.contrastive,
+                cebench_independence=story.independence,
+                cebench_interpretability=story.interpretability,
+                cebench_calibrated=story.calibrated_interpretability,
                 cebench_delta=None if reference is None else story.interpretability - reference,
                 cebench_ceiling=ceiling(condition.d_sae),
-                key=trained.entry.key, weights_sha256=trained.weights_sha256,
-                note="" if baseline else "the baseline is what CE-Bench deltas are measured against",
+                key=trained.entry.key,
+                weights_sha256=trained.weights_sha256,
+                note="; ".join(note for note, applies in notes.items() if applies),
             )
         )
         probes += own
@@ -67,26 +83,34 @@ def member_rows(
 
 
 def group_row(saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae]) -> GroupRow:
-    """How alike the seeds of one condition are, beside both nulls: random decoders, and `gaussian`, the
-    same recipe trained on Gaussian activations."""
+    """How alike the seeds of one condition are, beside two nulls.
+
+    These are random decoders of the same shape, and `gaussian`: the same recipe trained on Gaussian activations.
+    """
     condition = saes[0].member.condition
     decoders = [trained.sae.W_dec.detach() for trained in saes]
     found = group_stability(decoders, [trained.sae.W_enc.detach() for trained in saes])
     random = random_decoders(tuple(decoders[0].shape), [trained.member.seed for trained in saes])
     null = mean_over_pairs(pairwise_pwmcc([trained.sae.W_dec.detach() for trained in gaussian]))
     return GroupRow(
-        condition=condition.name, architecture=condition.architecture, n_seeds=len(saes),
-        pwmcc=found.pwmcc.mean, pwmcc_low=found.pwmcc.low, pwmcc_high=found.pwmcc.high, pwmcc_max=found.pwmcc_max,
-        null_random=mean_over_pairs(pairwise_pwmcc(random)), null_gaussian=null,
+        condition=condition.name,
+        architecture=condition.architecture,
+        n_seeds=len(saes),
+        pwmcc=found.pwmcc.mean,
+        pwmcc_low=found.pwmcc.low,
+        pwmcc_high=found.pwmcc.high,
+        pwmcc_max=found.pwmcc_max,
+        null_random=mean_over_pairs(pairwise_pwmcc(random)),
+        null_gaussian=null,
         pwmcc_corrected=(found.pwmcc.mean - null) / (1 - null),
-        encoder_mcc=found.encoder_mcc, reappearing_fraction=found.reappearing_fraction,
+        encoder_mcc=found.encoder_mcc,
+        reappearing_fraction=found.reappearing_fraction,
         subspace_overlap=found.subspace_overlap,
-        note="" if found.pwmcc.low is not None else "two seeds give no interval",
+        note="" if found.pwmcc.low is not None else f"{len(saes)} seeds give no interval",
     )
 
 
 def by_condition(saes: Sequence[TrainedSae]) -> list[list[TrainedSae]]:
     """The SAEs of each condition together, in the order in which conditions first appear."""
     names = dict.fromkeys(trained.member.condition.name for trained in saes)
-    pick: Callable[[str], list[TrainedSae]] = lambda name: [t for t in saes if t.member.condition.name == name]  # noqa: E731
-    return [pick(name) for name in names]
+    return [[trained for trained in saes if trained.member.condition.name == name] for name in names]

@@ -5,8 +5,10 @@ Everything here is checked without torch, so a mistake is reported within a seco
 
 from __future__ import annotations
 
+import csv
 import difflib
 import importlib.util
+import io
 import re
 import reprlib
 from collections.abc import Hashable, Iterable
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+import zstandard
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -46,6 +49,7 @@ HOOK_PATTERN = re.compile(
     r"blocks\.(\d+)\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|mlp\.hook_in)"
 )
 
+DEEPEST = 20  # levels of nesting; parameter files have four
 REPOSITORY = Path(__file__).resolve().parent.parent
 Positive = Annotated[int, Field(gt=0)]
 P = TypeVar("P", bound=BaseModel)
@@ -113,7 +117,7 @@ class TextParams(Section):
     @field_validator("stories")
     @classmethod
     def _stories_exist(cls, name: str) -> str:
-        if name.endswith(".jsonl") and not (REPOSITORY / Path(name).expanduser()).is_file():
+        if name.endswith(".jsonl") and not (REPOSITORY / name).is_file():
             raise ValueError(f"no file at {name!r}; write 'offline' for the stories of this repository")
         return name
 
@@ -368,7 +372,9 @@ class CycleParams(Section):
                 raise ValueError(f"two conditions are called {name!r}; give one another name")
         for condition in self.conditions:
             if condition.architecture == "topk_transcoder":
-                raise ValueError("a transcoder explains another activation; it is a control, switched on by stress.transcoder")
+                raise ValueError(
+                    "a transcoder explains another activation; it is a control, switched on by stress.transcoder"
+                )
             if condition.training_samples < condition.batch_size:
                 raise ValueError(f"condition {condition.name!r} trains on less than one batch")
         if self.selection.min_seeds > len(self.seeds):
@@ -447,7 +453,12 @@ def probe_data_folder() -> Path:
 @cache
 def data_set_names() -> tuple[str, ...]:
     """The binary probing data sets that sae-probes ships, such as `100_news_fake`."""
-    return _names_in("cleaned_data", ".csv.zst")
+    # The folder also holds continuous and multi-class targets; its index tells them apart.
+    packed = (probe_data_folder() / "probing_datasets_MASTER.csv.zst").read_bytes()
+    with zstandard.ZstdDecompressor().stream_reader(packed) as stream:
+        rows = list(csv.DictReader(io.StringIO(stream.read().decode())))
+    binary = {Path(row["Dataset save name"]).stem for row in rows if row["Data type"] == "Binary Classification"}
+    return tuple(name for name in _names_in("cleaned_data", ".csv.zst") if name in binary)
 
 
 @cache
@@ -466,7 +477,9 @@ def _names_in(folder: str, ending: str) -> tuple[str, ...]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without tags, anchors, aliases, duplicate keys or keys that are not identifiers."""
+    """YAML without tags, anchors, aliases, deep nesting, duplicate keys or keys that are not identifiers."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -475,7 +488,12 @@ class _StrictLoader(yaml.SafeLoader):
             raise ParameterError(f"line {line}: anchors and aliases are not allowed; write the value out")
         if getattr(event, "tag", None):
             raise ParameterError(f"line {line}: the tag {event.tag!r} is not allowed; write a plain value")
-        return super().compose_node(parent, index)
+        if self.depth > DEEPEST:
+            raise ParameterError(f"line {line}: nested too deeply; write the parameters flat")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -517,8 +535,6 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ParameterError(f"{source}{where}: not valid YAML ({problem}); compare params/quickstart.yaml") from None
-    except RecursionError:
-        raise ParameterError(f"{source}: nested too deeply; write the parameters flat") from None
     if not isinstance(data, dict):
         raise ParameterError(f"{source}: holds no mapping of keys to values; start from params/quickstart.yaml")
     return data

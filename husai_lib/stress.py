@@ -1,4 +1,4 @@
-"""Stress controls on the candidate's own model, hook, width, k and seeds: would a lesser thing look as good?"""
+"""Stress controls on the candidate's own model, hook, width, k and seeds: what a lesser thing would score."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from husai_lib.activations import Bank, text_bank
+from husai_lib.errors import DataError
 from husai_lib.evidence import Record
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.language_model import open_model
@@ -20,13 +21,26 @@ from husai_lib.training import Member, TrainedSae, open_trained
 
 
 def candidate_saes(frontier: Record, selected: dict[str, Any] | None) -> list[TrainedSae]:
-    """The selected condition's SAEs at all their seeds, weights verified; none without a selection."""
+    """The selected condition's SAEs at all their seeds, weights verified; none without a selection.
+
+    Raises DataError if the selection is of another record than `frontier`, and IntegrityError for
+    weights that are not those of the record.
+    """
+    if not selected:
+        return []
     conditions = {given["name"]: Condition(**given) for given in frontier.data["parameters"]["conditions"]}
-    rows = [row for row in frontier.table("members") if selected and row.condition == selected["condition"]]
+    rows = [row for row in frontier.table("members") if row.condition == selected["condition"]]
+    if selected["weights_sha256"] not in [row.weights_sha256 for row in rows]:
+        raise DataError(
+            f"the selected {selected['source']}/{selected['condition']} has no such weights in the record of frontier; "
+            "stress a candidate in the run that trained it"
+        )
     return [open_trained(Member(conditions[row.condition], row.seed), row.key, row.weights_sha256) for row in rows]
 
 
-def random_model_bank(model: ModelParams, texts: TextParams, params: ActivationParams, progress: Progress | None = None) -> Bank:
+def random_model_bank(
+    model: ModelParams, texts: TextParams, params: ActivationParams, progress: Progress | None = None
+) -> Bank:
     """The cycle's training rows, read from the same architecture with re-initialised weights."""
     name = model.name if model.name.startswith("random:") else f"random:{model.name}"
     # a smoke cycle's model is random itself, so the control takes other random weights
@@ -38,7 +52,8 @@ def random_model_bank(model: ModelParams, texts: TextParams, params: ActivationP
 def transcoder_of(condition: Condition) -> Condition:
     """A TopK transcoder with the width, k and training of a condition."""
     shared = condition.model_dump(exclude={"name", "architecture", "hyperparameters"})
-    return Condition(**shared, name="transcoder", architecture="topk_transcoder", hyperparameters=ARCHITECTURES["topk_transcoder"])
+    name = "topk_transcoder"
+    return Condition(**shared, name="transcoder", architecture=name, hyperparameters=ARCHITECTURES[name])
 
 
 def decoder_pairs(saes: Sequence[TrainedSae]) -> Pairs:
@@ -46,16 +61,13 @@ def decoder_pairs(saes: Sequence[TrainedSae]) -> Pairs:
     return pairwise_pwmcc([trained.sae.W_dec.detach() for trained in saes])
 
 
-def pwmcc_control(control: str, candidate: Pairs, other: Pairs, note: str = "") -> ControlRow:
+def pwmcc_control(control: str, candidate: Pairs, other: Pairs) -> ControlRow:
     """PW-MCC of the candidate minus that of a control over the same seeds; for the transcoder the reverse.
 
     The interval leaves the same seed out of both.
     """
-    if control == "transcoder":
-        delta = pwmcc_difference(other, candidate)
-    else:
-        delta = pwmcc_difference(candidate, other)
-    return _row(control, "PW-MCC", mean_over_pairs(candidate), mean_over_pairs(other), delta, note)
+    delta = pwmcc_difference(*((other, candidate) if control == "transcoder" else (candidate, other)))
+    return _row(control, "pwmcc", mean_over_pairs(candidate), mean_over_pairs(other), delta)
 
 
 def ood_rows(
@@ -72,9 +84,13 @@ def ood_rows(
             assert base.shifted_auc is not None
             rows.append(
                 OodRow(
-                    task=task.data.name, seed=seed, best_k=score.k,
-                    in_domain_auc=score.test_auc, in_domain_llm_auc=base.test_auc,
-                    shifted_auc=score.shifted_auc, shifted_llm_auc=base.shifted_auc,
+                    task=task.data.name,
+                    seed=seed,
+                    best_k=score.k,
+                    in_domain_auc=score.test_auc,
+                    in_domain_llm_auc=base.test_auc,
+                    shifted_auc=score.shifted_auc,
+                    shifted_llm_auc=base.shifted_auc,
                     drop=(score.test_auc - base.test_auc) - (score.shifted_auc - base.shifted_auc),
                 )
             )
@@ -88,11 +104,17 @@ def ood_control(rows: Sequence[OodRow]) -> ControlRow:
     inside = fmean(row.in_domain_auc - row.in_domain_llm_auc for row in rows)
     outside = fmean(row.shifted_auc - row.shifted_llm_auc for row in rows)
     drop = mean_interval([fmean(row.drop for row in group) for group in by_seed])
-    return _row("ood", "SAEBench delta", inside, outside, drop, "")
+    return _row("ood", "saebench_delta", inside, outside, drop)
 
 
-def _row(control: str, metric: str, candidate: float, other: float, delta: Interval, note: str) -> ControlRow:
+def _row(control: str, metric: str, candidate: float, other: float, delta: Interval) -> ControlRow:
     return ControlRow(
-        control=control, metric=metric, candidate=candidate, control_value=other,
-        delta=delta.mean, delta_low=delta.low, delta_high=delta.high, note=note,
+        control=control,
+        metric=metric,
+        candidate=candidate,
+        control_value=other,
+        delta=delta.mean,
+        delta_low=delta.low,
+        delta_high=delta.high,
+        note="" if delta.low is not None else f"{delta.n} seeds give no interval",
     )

