@@ -40,17 +40,19 @@ class Bank:
     @cached_property
     def rows(self) -> np.ndarray:
         """`[n, d_in]` float32, memory-mapped, read-only."""
-        return np.load(self.entry.path / f"{self.hook_name}.npy", mmap_mode="r")
+        return _mapped(self.entry.path, self.hook_name)
 
     @cached_property
     def offsets(self) -> np.ndarray:
         """`[texts + 1]`: rows `offsets[i]:offsets[i + 1]` are those of text i."""
-        return np.load(self.entry.path / "offsets.npy")
+        offsets: np.ndarray = np.load(self.entry.path / "offsets.npy")
+        return offsets
 
     @property
     def meta(self) -> dict[str, Any]:
         """Counts of texts, tokens and rows by data set, and the norm limit that was applied."""
-        return read_json(self.entry.path / "meta.json")
+        meta: dict[str, Any] = read_json(self.entry.path / "meta.json")
+        return meta
 
     @property
     def sha256(self) -> str:
@@ -67,7 +69,7 @@ class Bank:
             yield torch.from_numpy(np.array(self.rows[start : start + size]))
 
     def row(self, bank: str) -> BankRow:
-        """This bank as a row of a record."""
+        """The bank as a row of a record."""
         n, d_in = self.rows.shape
         return BankRow(bank=bank, hook_name=self.hook_name, rows=n, d_in=d_in, key=self.entry.key, sha256=self.sha256)
 
@@ -92,6 +94,7 @@ def text_bank(
     params: ActivationParams,
     hooks: list[str],
     rows: int | None = None,
+    *,
     norm_limit: float | None = None,
     progress: Progress | None = None,
 ) -> Bank:
@@ -102,15 +105,19 @@ def text_bank(
     Raises DataError if the texts hold fewer positions than asked for.
     """
     inputs = _inputs(model, texts, params, hooks) | {
-        "kind": "text", "rows": rows, "context_tokens": params.context_tokens, "norm_limit": norm_limit,
-        "skip_positions": params.skip_positions, "max_norm_ratio": params.max_norm_ratio,
+        "kind": "text",
+        "rows": rows,
+        "context_tokens": params.context_tokens,
+        "norm_limit": norm_limit,
+        "skip_positions": params.skip_positions,
+        "max_norm_ratio": params.max_norm_ratio,
     }
 
     def make(folder: Path) -> None:
         kept, tokens = _tokens_until(model, texts, params, rows)
         spans = [(params.skip_positions, len(text)) for text in tokens]
-        _extract(model, tokens, spans, hooks, params.batch_tokens, folder, progress)
-        limit = norm_limit or _norm_limit(np.load(folder / f"{hooks[0]}.npy", mmap_mode="r"), params.max_norm_ratio)
+        _extract(model, tokens, spans, hooks, params.batch_tokens, folder=folder, progress=progress)
+        limit = norm_limit or _norm_limit(_mapped(folder, hooks[0]), params.max_norm_ratio)
         counts = _drop_outliers(folder, hooks, limit)
         write_json(folder / "meta.json", {"norm_limit": limit, "sources": _sources(kept, tokens, counts)})
 
@@ -131,8 +138,10 @@ def last_token_bank(
         for text, ids in zip(texts, tokens, strict=True):
             if not ids:
                 raise DataError(f"data set {text.data_set!r} has a text without tokens; set model.prepend_bos: true")
-        _extract(model, tokens, [(len(ids) - 1, len(ids)) for ids in tokens], [hook_name], params.batch_tokens, folder, progress)
-        write_json(folder / "meta.json", {"norm_limit": None, "sources": _sources(texts, tokens, np.ones(len(texts), int))})
+        spans = [(len(ids) - 1, len(ids)) for ids in tokens]
+        _extract(model, tokens, spans, [hook_name], params.batch_tokens, folder=folder, progress=progress)
+        sources = _sources(texts, tokens, np.ones(len(texts), int))
+        write_json(folder / "meta.json", {"norm_limit": None, "sources": sources})
 
     return Bank(cached("banks", __name__, inputs, make), hook_name)
 
@@ -143,7 +152,8 @@ def prompt_banks(
     """A bank of last-token activations for each probing data set, in their order."""
     banks = []
     for done, data in enumerate(sets):
-        banks.append(last_token_bank(model, [Text(data.name, prompt) for prompt in data.prompts], params, params.hook_name))
+        texts = [Text(data.name, prompt) for prompt in data.prompts]
+        banks.append(last_token_bank(model, texts, params, params.hook_name))
         if progress:
             progress(done + 1, len(sets), "data sets read")
     return banks
@@ -176,7 +186,8 @@ def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:
 
 def _inputs(model: LanguageModel, texts: list[Text], params: ActivationParams, hooks: list[str]) -> dict[str, Any]:
     content = sha256_text(canonical_json([[text.data_set, text.text] for text in texts]))
-    return {"model": model.identity, "texts": content, "hooks": hooks, "batch_tokens": params.batch_tokens, "device": model.device}
+    about = {"texts": content, "hooks": hooks, "batch_tokens": params.batch_tokens, "device": model.device}
+    return about | {"model": model.identity}
 
 
 def _tokens_until(
@@ -195,7 +206,9 @@ def _tokens_until(
             missing = None if missing is None else missing - usable
             tokens.append(ids)
     if missing:
-        raise DataError(f"the texts hold {(rows or 0) - missing} token positions but {rows} were asked for; name more data sets or ask for fewer rows")
+        found = (rows or 0) - missing
+        remedy = "name more data sets or ask for fewer rows"
+        raise DataError(f"the texts hold {found} token positions but {rows} were asked for; {remedy}")
     return texts, tokens
 
 
@@ -205,6 +218,7 @@ def _extract(
     spans: list[tuple[int, int]],
     hooks: list[str],
     batch_tokens: int,
+    *,
     folder: Path,
     progress: Progress | None,
 ) -> None:
@@ -216,14 +230,14 @@ def _extract(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     points = [_capture_point(hook) for hook in hooks]
     stop = max(layer for _, layer in points)
-    outputs: dict[str, np.ndarray] = {}
+    outputs: dict[str, np.memmap] = {}
     done = 0
     for batch in _length_sorted([len(ids) for ids in tokens], batch_tokens):
         captured = _forward(model, [tokens[i] for i in batch], [name for name, _ in points], stop)
         for hook, (name, _) in zip(hooks, points, strict=True):
             values = captured[name].float().cpu().numpy()
             if not np.isfinite(values).all():
-                raise DataError(f"activation {hook} has a value that is not finite; run the model with model.dtype: float32")
+                raise DataError(f"activation {hook} has a value that is not finite; set model.dtype: float32")
             if hook not in outputs:
                 shape = (int(offsets[-1]), values.shape[-1])
                 outputs[hook] = np.lib.format.open_memmap(folder / f"{hook}.npy", "w+", np.float32, shape)
@@ -235,6 +249,11 @@ def _extract(
     for output in outputs.values():
         output.flush()
     np.save(folder / "offsets.npy", offsets)
+
+
+def _mapped(folder: Path, hook_name: str) -> np.ndarray:
+    rows: np.ndarray = np.load(folder / f"{hook_name}.npy", mmap_mode="r")
+    return rows
 
 
 def _capture_point(hook: str) -> tuple[str, int]:
@@ -265,15 +284,18 @@ def _length_sorted(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]
 @torch.inference_mode()
 def _forward(model: LanguageModel, tokens: list[Tokens], names: list[str], stop: int) -> dict[str, torch.Tensor]:
     """Activations `[texts, positions, d]` by name; texts are padded on the right, which no causal position sees."""
-    width = max(1, max(map(len, tokens)))
+    width = max(1, *map(len, tokens))
     padded = torch.zeros(len(tokens), width, dtype=torch.long)
     for row, ids in enumerate(tokens):
         padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-    blocks = model.bridge.cfg.n_layers
-    if stop > blocks:
-        raise ModelError(f"{model.params.name} has {blocks} layers, numbered from 0; activations.hook_name asks for layer {stop - 1}")
-    _, cached_values = model.bridge.run_with_cache(padded.to(model.device), names_filter=names, stop_at_layer=stop)
-    return {name: cached_values[name] for name in names}
+    name, cfg = model.params.name, model.bridge.cfg
+    if width > cfg.n_ctx:
+        raise ModelError(f"{name} reads {cfg.n_ctx} tokens at most; lower activations.context_tokens and probe_tokens")
+    _, captured = model.bridge.run_with_cache(padded.to(model.device), names_filter=names, stop_at_layer=stop)
+    if absent := [point for point in names if point not in captured]:
+        layers = f"its {cfg.n_layers} layers are numbered from 0"
+        raise ModelError(f"{name} has no {absent[0]} ({layers}); choose another activations.hook_name")
+    return {point: captured[point] for point in names}
 
 
 def _norm_limit(rows: np.ndarray, ratio: float | None) -> float | None:
@@ -286,12 +308,12 @@ def _norm_limit(rows: np.ndarray, ratio: float | None) -> float | None:
 def _drop_outliers(folder: Path, hooks: list[str], limit: float | None) -> np.ndarray:
     """Rewrite the bank without rows above the limit; returns the rows left of each text."""
     offsets = np.load(folder / "offsets.npy")
-    rows = np.load(folder / f"{hooks[0]}.npy", mmap_mode="r")
+    rows = _mapped(folder, hooks[0])
     if limit is None:
         return np.diff(offsets)
     keep = np.concatenate([np.linalg.norm(rows[i : i + CHUNK], axis=1) <= limit for i in range(0, len(rows), CHUNK)])
     for hook in hooks:
-        source = np.load(folder / f"{hook}.npy", mmap_mode="r")
+        source = _mapped(folder, hook)
         target = np.lib.format.open_memmap(folder / "kept.npy", "w+", np.float32, (int(keep.sum()), source.shape[1]))
         written = 0
         for start in range(0, len(source), CHUNK):

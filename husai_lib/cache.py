@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -21,23 +20,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from husai_lib.errors import IntegrityError
-from husai_lib.files import canonical_json, explain_os_error, read_json, sha256_file, sha256_text, write_json
+from husai_lib.errors import EvidenceError, IntegrityError
+from husai_lib.files import canonical_json, explained, read_json, sha256_file, sha256_text, write_json
 
 CACHED = {"banks": "banks", "members": "saes"}
 """Tables of records whose `key` column names cache entries, and the kind of these."""
-NUMERICAL_PACKAGES = (
-    "torch",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "transformers",
-    "transformer-lens",
-    "sae-lens",
-    "sae-probes",
-)
-
-
+NUMERICAL_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "transformer-lens", "sae-lens",
+                      "sae-probes")  # fmt: skip
+_FOLDER = Path(__file__).resolve().parent.parent
 _PARSING = threading.Lock()
 
 
@@ -51,14 +41,11 @@ class Entry:
     """Hash of everything that determines it."""
     files: dict[str, str]
     """SHA-256 of each file, by name."""
-    made: bool
-    """Whether it was made now, rather than found."""
 
 
 def cache_folder() -> Path:
     """Where entries lie: `$HUSAI_CACHE`, else `.cache/husai` beside the library."""
-    default = Path(__file__).resolve().parent.parent / ".cache" / "husai"
-    return Path(os.environ.get("HUSAI_CACHE") or default)
+    return Path(os.environ.get("HUSAI_CACHE") or _FOLDER / ".cache" / "husai")
 
 
 def key_of(module: str, inputs: dict[str, Any]) -> str:
@@ -66,51 +53,45 @@ def key_of(module: str, inputs: dict[str, Any]) -> str:
     return sha256_text(canonical_json({"code": code_hash(module), "inputs": inputs, "versions": versions()}))
 
 
-def is_cached(kind: str, module: str, inputs: dict[str, Any]) -> bool:
-    """Whether the entry exists; its files are verified only when it is opened."""
-    return (cache_folder() / kind / key_of(module, inputs) / "entry.json").exists()
-
-
 def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Entry:
     """The entry for `inputs`, verified; if there is none, `make(folder)` fills it first.
 
-    A damaged entry (a truncated or changed file) is discarded and made again, with a warning's
-    worth of time as the only cost. Raises EvidenceError where the disk is full or read-only.
+    A damaged entry (a truncated or changed file) is discarded and made again. Raises EvidenceError
+    where the disk is full or read-only.
     """
     key = key_of(module, inputs)
     path = cache_folder() / kind / key
     try:
         return open_entry(kind, key)
-    except IntegrityError:
+    except EvidenceError:
         shutil.rmtree(path, ignore_errors=True)
-    try:
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".making-"))
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    try:
-        make(temporary)
-        files = {str(p.relative_to(temporary)): sha256_file(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
-        write_json(temporary / "entry.json", {"kind": kind, "module": module, "inputs": inputs, "files": files})
-        temporary.rename(path)
-    except OSError as error:
-        if not path.exists():  # else another process made the same entry meanwhile
-            raise explain_os_error(error, path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return Entry(path, key, open_entry(kind, key).files, made=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as temporary:
+            made = Path(temporary) / "entry"
+            made.mkdir()
+            make(made)
+            files = {str(p.relative_to(made)): sha256_file(p) for p in sorted(made.rglob("*")) if p.is_file()}
+            write_json(made / "entry.json", {"kind": kind, "module": module, "inputs": inputs, "files": files})
+            try:
+                made.rename(path)
+            except OSError:
+                if not path.exists():  # else another process made the same entry meanwhile
+                    raise
+    return open_entry(kind, key)
 
 
 def open_entry(kind: str, key: str) -> Entry:
-    """An existing entry, every file checked against its hash; IntegrityError where that fails."""
+    """An existing entry, every file checked against its hash.
+
+    Raises EvidenceError where there is none, IntegrityError where a file is not what its hash says.
+    """
     path = cache_folder() / kind / key
-    if not (path / "entry.json").exists():
-        raise IntegrityError(f"{path} is not a finished cache entry; run the step that makes it again")
     files = read_json(path / "entry.json")["files"]
     for name, sha256 in files.items():
         if not (path / name).exists() or sha256_file(path / name) != sha256:
             raise IntegrityError(f"{path / name} is damaged; delete {path} and run again")
-    return Entry(path, key, files, made=False)
+    return Entry(path, key, files)
 
 
 @cache
@@ -119,39 +100,36 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in NUMERICAL_PACKAGES}
 
 
+@cache
 def code_hash(module: str) -> str:
     """Hash of the source of a module of this library and of all others it imports, transitively."""
-    with _PARSING:  # CPython 3.11 cannot build syntax trees in two threads at once
-        return _code_hash(module)
-
-
-@cache
-def _code_hash(module: str) -> str:
     sources: dict[str, str] = {}
-    pending = [module]
+    pending = {module}
     while pending:
         name = pending.pop()
-        spec = importlib.util.find_spec(name)
-        if name in sources or spec is None or not spec.origin:
-            continue
-        sources[name] = Path(spec.origin).read_text(encoding="utf-8")
-        pending += library_imports(sources[name])
+        source = source_of(name)
+        if name not in sources and source is not None:
+            sources[name] = source
+            pending |= library_imports(source)
+    assert sources, f"{module} is no module of this library"
     return sha256_text(canonical_json(sources))
 
 
-def library_imports(source: str) -> list[str]:
-    """The modules of this library that a source text imports, wherever in it."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "husai_lib":
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.split(".")[0] == "husai_lib"]
-    return [name for name in found if _is_module(name)]
+def source_of(module: str) -> str | None:
+    """The source text of a module or package of this library; None for any other name."""
+    base = _FOLDER / module.replace(".", "/")
+    files = (base.with_suffix(".py"), base / "__init__.py")
+    return next((path.read_text(encoding="utf-8") for path in files if path.exists()), None)
 
 
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+def library_imports(source: str) -> set[str]:
+    """Dotted names of this library that a source text imports, wherever in it: modules and what is in them."""
+    found: set[str] = set()
+    with _PARSING:  # CPython 3.11 cannot build syntax trees in two threads at once
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "husai_lib"}

@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
-import enum
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
-from husai_lib.cycle import NOTEBOOKS, PlannedStep, check_ready, choose_run, run_cycle
+from husai_lib.cache import cache_folder
+from husai_lib.cycle import NOTEBOOKS, check_ready, plan, resumable_run, run_cycle
 from husai_lib.errors import GateError, HusaiError, IntegrityError
 from husai_lib.evidence import Run, find_run, find_runs
-from husai_lib.params import REPOSITORY, load_cycle
-from husai_lib.version import __version__
+from husai_lib.params import REPOSITORY, CycleParams, load_cycle
 
 INTERRUPTED = 130
+SHOWN = {"gates": "gate", "candidates": "selection", "groups": "frontier"}
+"""Tables that `show` prints, and their steps."""
+EVIDENCE = REPOSITORY / "evidence"
 
 app = typer.Typer(
     help="May this sparse autoencoder be released, or does its evidence not hold up?",
-    epilog="Exit codes: 0 done, 1 a step failed, 2 usage or parameters, 3 a gate failed (with "
-    "--fail-on-gate-fail), 4 an audit failed, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 a step failed, 2 usage or parameters, 3 a gate failed (with --fail-on-gate-fail), "
+    "4 an audit failed, 130 interrupted.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
-
-class Device(enum.StrEnum):
-    """Where SAEs are trained and measured."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-Evidence = Annotated[
-    Path,
-    typer.Option(
-        "--evidence", help="Folder that holds the runs.", metavar="DIR", show_default="evidence of this repository"
-    ),
-]
+Params = Annotated[Path, typer.Argument(metavar="PARAMS", help="Parameter file, such as params/quickstart.yaml.")]
 RunName = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[RUN]", help="<cycle>/<run>, <run>, a run's folder, or <cycle> for its newest; default: newest of all."
-    ),
+    typer.Argument(metavar="[RUN]", help="<cycle>/<run>, <run>, its folder, or <cycle> or nothing for the newest."),
 ]
-EVIDENCE = REPOSITORY / "evidence"
+Evidence = Annotated[
+    Path, typer.Option("--evidence", metavar="DIR", help="Folder that holds the runs.", show_default="evidence")
+]
+Assign = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter, as sae.k=16; repeatable.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the cycle's newest run; finished steps are kept.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would run; write nothing.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto prefers a GPU.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Evaluations at the same time; default: one a core.")]
+Strict = Annotated[bool, typer.Option("--fail-on-gate-fail", help="Exit with code 3 where a required gate fails.")]
+Out = Annotated[Path, typer.Option(help="Folder the pages are written to.", metavar="DIR")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -70,175 +68,87 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        _out().print(__version__, highlight=False)
-        raise typer.Exit
-
-
-@app.callback()
-def husai(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Everything that holds for all commands."""
-
-
 @app.command()
 def run(
-    params: Annotated[
-        Path, typer.Argument(metavar="PARAMS", help="Parameter file of the cycle, such as params/quickstart.yaml.")
-    ],
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one parameter, such as sae.k=16; may be repeated."),
-    ] = None,
+    params: Params,
+    assignments: Assign = None,
     *,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest run of this cycle; finished steps are kept.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show what would run; write nothing.")
-    ] = False,
-    device: Annotated[
-        Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")
-    ] = Device.AUTO,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Evaluations at the same time.", show_default="one a core")
-    ] = None,
-    fail_on_gate_fail: Annotated[
-        bool, typer.Option("--fail-on-gate-fail", help="Exit with code 3 where a required gate fails.")
-    ] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+    jobs: Jobs = None,
+    fail_on_gate_fail: Strict = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Run a cycle: every notebook in order, from text to verdict, into evidence/<cycle>/run_<time>/."""
-    source = str(params)
     cycle = load_cycle(params, assignments or [])
     if dry_run:
-        check_ready(cycle, evidence, NOTEBOOKS, source)
-        _show_plan(*choose_run(cycle, evidence, NOTEBOOKS, resume=resume))
+        check_ready(evidence, NOTEBOOKS)
+        _show_plan(cycle, resumable_run(cycle, evidence) if resume else None)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that kernels are shut down, as at Ctrl-C
-    environment = {"HUSAI_DEVICE": device.value} | ({"HUSAI_JOBS": str(jobs)} if jobs else {})
-    outcome = run_cycle(cycle, evidence, NOTEBOOKS, resume=resume, environment=environment, source=source)
-    if outcome.was_complete:
-        _out().print(f"{outcome.run.name} is complete; nothing to resume", highlight=False)
-    _out().print(f"verdict: {outcome.verdict}", highlight=False, markup=False)
-    _out().print(f"evidence: {_relative(outcome.run.path)}", highlight=False, markup=False)
-    if fail_on_gate_fail and not outcome.pass_all:
-        raise GateError(f"{outcome.run.name} does not pass its gates: {outcome.verdict}")
+    os.environ |= {"HUSAI_CACHE": str(cache_folder().absolute()), "HUSAI_DEVICE": device}  # kernels inherit it
+    os.environ |= {"HUSAI_JOBS": str(jobs)} if jobs else {}
+    finished = run_cycle(cycle, evidence, NOTEBOOKS, resume=resume)
+    manifest = finished.manifest()
+    typer.echo(f"verdict: {manifest['verdict']}")
+    typer.echo(f"evidence: {finished.path}")
+    if fail_on_gate_fail and not manifest["pass_all"]:
+        raise GateError(f"{finished.name} does not pass its gates: {manifest['verdict']}")
+
+
+def _show_plan(cycle: CycleParams, resumed: Run | None) -> None:
+    typer.echo(f"{f'resuming {resumed.name}' if resumed else 'new run'}; nothing was written")
+    for step in plan(cycle, resumed, NOTEBOOKS):
+        typer.echo(f"{step.step.name:11}  {step.step.notebook:20}  {step.makes:64}  {step.reason or 'kept'}")
 
 
 @app.command()
 def ls(evidence: Evidence = EVIDENCE) -> None:
     """List all runs, oldest first, with their state and verdict."""
-    table = Table("run", "state", "verdict", box=None)
-    for each in find_runs(evidence):
-        table.add_row(each.name, *_state(each))
-    _out().print(table)
+    for found in find_runs(evidence):
+        typer.echo(f"{found.name}  {_state(found)}")
 
 
 @app.command()
 def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
     """Show a run: its verdict, gates, candidates and groups, verified before they are shown."""
-    chosen = find_run(evidence, run)
-    state, verdict = _state(chosen)
-    out = _out()
-    out.print(f"{chosen.name}: {state}", highlight=False, markup=False)
-    if verdict:
-        out.print(f"verdict: {verdict}", highlight=False, markup=False)
-    for step in chosen.journal:
-        for name, rows in chosen.record(step).data["tables"].items():
-            if name in SHOWN and rows:
-                out.print(_table(f"{name} of step {step}", rows, SHOWN[name]))
-    out.print(f"evidence: {_relative(chosen.path)}", highlight=False, markup=False)
+    from husai_lib import tables  # noqa: PLC0415 - takes a second to import
 
-
-SHOWN = {
-    "gates": ("gate", "value", "bound", "direction", "threshold", "required", "verdict"),
-    "candidates": ("condition", "n_seeds", "saebench_delta", "saebench_delta_low", "cebench_delta", "cebench_delta_low",
-                   "explained_variance", "joint_score", "on_front", "selected"),
-    "groups": ("condition", "n_seeds", "pwmcc", "pwmcc_low", "pwmcc_high", "null_gaussian", "pwmcc_corrected"),
-}  # fmt: skip
+    chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
+    typer.echo(f"{chosen.name}: {_state(chosen)}\nevidence: {chosen.path}")
+    for table, step in SHOWN.items():
+        if step in chosen.journal:
+            rows = chosen.record(step).table(table)
+            out.print(Markdown(f"**{table} of step {step}**\n\n{getattr(tables, f'{table}_table')(rows)}"))
 
 
 @app.command()
 def verify(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
     """Check a complete run: every hash, every number that follows from others. Exit code 4 on a problem."""
-    chosen = find_run(evidence, run)
     from husai_lib.audit import audit_run  # noqa: PLC0415 - takes a second to import
 
+    chosen = find_run(evidence, run)
     audit = audit_run(chosen)
-    for line in audit.checked:
-        _out().print(line, highlight=False, markup=False)
     for problem in audit.problems:
-        _out().print(f"problem: {problem}", highlight=False, markup=False)
+        typer.echo(f"problem: {problem}")
     if audit.problems:
-        more = f" (and {len(audit.problems) - 1} more)" if len(audit.problems) > 1 else ""
-        raise IntegrityError(f"{audit.run} does not verify: {audit.problems[0]}{more}")
-    _out().print(f"{audit.run} verifies", highlight=False, markup=False)
+        raise IntegrityError(f"{chosen.name} does not verify, {len(audit.problems)} problems: {audit.problems[0]}")
+    typer.echo(f"{chosen.name} verifies: {audit.checked} values checked, {audit.not_here} cached files not here")
 
 
 @app.command()
-def render(
-    run: RunName = None,
-    out: Annotated[Path, typer.Option(help="Folder the pages are written to.", metavar="DIR")] = Path("_site"),
-    evidence: Evidence = EVIDENCE,
-) -> None:
+def render(run: RunName = None, out: Out = Path("_site"), evidence: Evidence = EVIDENCE) -> None:
     """Make the report of a run, or of all runs, as pages that open without a server."""
     name = find_run(evidence, run).name if run else None
     from husai_lib import site  # noqa: PLC0415 - takes seconds to import
 
-    _out().print(f"report: {_relative(site.render(evidence, out, name))}", highlight=False, markup=False)
+    typer.echo(f"report: {site.render(evidence, out, name)}")
 
 
-def _show_plan(run: Run | None, planned: list[PlannedStep]) -> None:
-    out = _out()
-    if run and run.is_complete:
-        out.print(f"{run.name} is complete; nothing would run", highlight=False)
-        return
-    table = Table("step", "notebook", "makes", "would run", box=None)
-    for step in planned:
-        table.add_row(step.step.name, step.step.notebook, step.makes, step.reason or "no: kept")
-    out.print(f"{f'resuming {run.name}' if run else 'new run'}; nothing was written", highlight=False)
-    out.print(table)
-
-
-def _state(run: Run) -> tuple[str, str]:
+def _state(run: Run) -> str:
     """A run's state and verdict, as far as they can be read."""
     try:
-        if run.is_complete:
-            return "complete", str(run.manifest()["verdict"])
-        return f"unfinished: {len(run.journal)} steps done", ""
+        return f"complete: {run.manifest()['verdict']}" if run.is_complete else f"unfinished: {len(run.journal)} steps"
     except HusaiError as error:
-        return f"damaged: {error}", ""
-
-
-def _table(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:
-    table = Table(*columns, title=title, title_justify="left", box=None)
-    for row in rows:
-        table.add_row(*(_cell(row[column]) for column in columns))
-    return table
-
-
-def _cell(value: Any) -> str:
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4f}"
-        case None:
-            return "missing"
-        case _:
-            return str(value)
-
-
-def _relative(path: Path) -> str:
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _out() -> Console:
-    """Standard output; lines and tables are not folded where nobody looks at a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 240, soft_wrap=not sys.stdout.isatty())
+        return f"damaged: {error}"

@@ -24,20 +24,14 @@ from typing import Any
 
 from husai_lib.cache import cache_folder, versions
 from husai_lib.errors import EvidenceError, IntegrityError
-from husai_lib.files import (
-    canonical_json,
-    explain_os_error,
-    read_json,
-    sha256_file,
-    sha256_text,
-    write_json,
-    write_text,
-)
+from husai_lib.files import canonical_json, explained, read_json, sha256_file, sha256_text, write_json, write_text
 from husai_lib.params import REPOSITORY, check, check_sections
-from husai_lib.records import TABLES, Row, checked_tables
+from husai_lib.records import TABLES, Row
 from husai_lib.version import __version__
 
 __all__ = ["REPOSITORY", "Record", "Run", "Step", "find_run", "find_runs", "new_run", "open_step", "step_key"]
+TRANSIENT = {"manifest.json", "progress.json"}
+"""Files of a run that its manifest does not list."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +73,9 @@ class Run:
         steps: dict[str, dict[str, Any]] = _read_sealed(path)["steps"] if path.exists() else {}
         return steps
 
-    def note_step(self, step: str, files: dict[str, str], key: str) -> None:
-        """Add a step to the journal, in place of an older version of it."""
-        self._write_journal(self.journal | {step: {"files": files, "key": key}})
-
-    def note_notebook(self, step: str, path: str, sha256: str, source: str) -> None:
-        """Add a step's executed notebook to its journal entry, and the hash of the code it was made from."""
-        entry = self.journal[step]
-        entry = entry | {"files": entry["files"] | {path: sha256}, "notebook_code": source}
-        self._write_journal(self.journal | {step: entry})
+    def note_step(self, step: str, entry: dict[str, Any]) -> None:
+        """Put a step into the journal, in place of an older version: its `files` with hashes, its `key`."""
+        _write_sealed(self.path / "journal.json", {"steps": self.journal | {step: entry}})
 
     def drop_step(self, step: str) -> None:
         """Forget a step and delete what it wrote, so that nothing of an older version stays behind."""
@@ -95,9 +83,6 @@ class Run:
         for name in steps.pop(step, {"files": {}})["files"]:
             assert (self.path / name).resolve().is_relative_to(self.path.resolve()), name
             (self.path / name).unlink(missing_ok=True)
-        self._write_journal(steps)
-
-    def _write_journal(self, steps: dict[str, dict[str, Any]]) -> None:
         _write_sealed(self.path / "journal.json", {"steps": steps})
 
     def record(self, step: str) -> Record:
@@ -119,17 +104,15 @@ class Run:
             raise EvidenceError(f"run {self.name} is unfinished: it has no manifest; finish it with --resume")
         return _read_sealed(self.path / "manifest.json")
 
-    def write_manifest(self, about: dict[str, Any]) -> None:
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every file of the run that a manifest lists, by path."""
+        found = (path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in TRANSIENT)
+        return {str(path.relative_to(self.path)): sha256_file(path) for path in found if path.name[0] != "."}
+
+    def write_manifest(self, **about: Any) -> None:
         """Hash every file of the run and declare it complete."""
-        skipped = {"manifest.json", "progress.json"}
-        files = {
-            str(p.relative_to(self.path)): sha256_file(p)
-            for p in sorted(self.path.rglob("*"))
-            if p.is_file() and p.name not in skipped and not p.name.startswith(".")
-        }
-        _write_sealed(
-            self.path / "manifest.json", about | {"run": self.name, "files": files, "finished_utc": utc_now()}
-        )
+        content = about | {"run": self.name, "files": self.files(), "finished_utc": utc_now()}
+        _write_sealed(self.path / "manifest.json", content)
 
 
 def _write_sealed(path: Path, content: dict[str, Any]) -> None:
@@ -188,21 +171,23 @@ class Step:
         The record carries parameters, hashes of the records read, package and code versions,
         device and wall time. Raises ValueError for NaN: a missing value is null, with a note.
         """
+        tables = tables or {}
+        assert all(type(row) is TABLES[name] for name, rows in tables.items() for row in rows), "rows of another table"
         data = {
             "step": self.name,
             "cycle": self.run.path.parent.name,
             "parameters": self.parameters,
             "inputs": self.inputs,
             "summary": summary,
-            "tables": checked_tables(tables or {}),
+            "tables": {name: [row.model_dump() for row in rows] for name, rows in tables.items()},
             "published": self.published,
             "environment": environment(device),
             "finished_utc": utc_now(),
             "wall_seconds": round(time.time() - self.started, 3),
         }
-        path = f"records/{self.name}.json"
+        path, key = f"records/{self.name}.json", step_key(self.name, self.parameters)
         sha256 = write_json(self.run.path / path, data)
-        self.run.note_step(self.name, {path: sha256} | self.published, step_key(self.name, self.parameters))
+        self.run.note_step(self.name, {"files": {path: sha256} | self.published, "key": key})
         return Record(self.name, data, sha256)
 
 
@@ -255,19 +240,12 @@ def environment(device: str) -> dict[str, Any]:
 
 @cache
 def git_commit() -> str | None:
-    """The checked-out commit, with `+changes` where files differ from it; null outside a checkout."""
-    command = ["git", "-C", str(REPOSITORY)]
+    """The checked-out commit, with `+changes` where tracked files differ from it; null outside a checkout."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
-        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run(
-            [*command, "status", "--porcelain", "husai_lib", "notebooks", "params"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
 def utc_now() -> str:
@@ -277,15 +255,10 @@ def utc_now() -> str:
 
 def new_run(evidence: Path, cycle: str) -> Run:
     """A new, empty run folder named by the time; never one that exists."""
-    stamp = datetime.datetime.now(datetime.UTC).strftime("run_%Y%m%dT%H%M%SZ")
-    path = evidence / cycle / stamp
-    while path.exists():
+    while (path := evidence / cycle / f"run_{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}").exists():
         time.sleep(0.2)
-        path = evidence / cycle / datetime.datetime.now(datetime.UTC).strftime("run_%Y%m%dT%H%M%SZ")
-    try:
+    with explained(path):
         path.mkdir(parents=True)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
     return Run(path)
 
 
@@ -301,9 +274,8 @@ def find_run(evidence: Path, name: str | None) -> Run:
         raise EvidenceError(f"{evidence} holds no runs; make one with: husai run params/smoke.yaml")
     if name is None:
         return runs[-1]
-    wanted = name.rstrip("/")
-    matching = [run for run in runs if wanted in (run.name, run.path.name, run.path.parent.name)]
-    matching = matching or [run for run in runs if Path(name).resolve() == run.path.resolve()]
+    names = name.rstrip("/"), Path(name).resolve()
+    matching = [r for r in runs if {r.name, r.path.name, r.path.parent.name, r.path.resolve()} & {*names}]
     if not matching:
         raise EvidenceError(f"no run is called {name!r}; 'husai ls' lists those in {evidence}")
     return matching[-1]

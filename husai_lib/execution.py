@@ -1,10 +1,13 @@
-"""One notebook, executed by papermill on the running interpreter, and its failure in one sentence."""
+"""One notebook, executed by papermill and watched: how far it is, or its failure in one sentence."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from functools import cached_property
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +17,105 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillException, PapermillExecutionError
+from rich.console import Console
 
 from husai_lib import errors
+from husai_lib.files import read_json
 from husai_lib.params import REPOSITORY
 
+POLL_SECONDS = 0.5
+LINE_SECONDS = 15.0
+
 # Failures are told once, as an exception; asyncio would tell of a kernel that was stopped on purpose.
-for _logger in ("papermill", "asyncio"):
-    logging.getLogger(_logger).addHandler(logging.NullHandler())
-    logging.getLogger(_logger).propagate = False
+for _name in ("papermill", "asyncio"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+    logging.getLogger(_name).propagate = False
 
 
-def execute(notebook: Path, output: Path, parameters: dict[str, Any], environment: Mapping[str, str]) -> None:
+class _ThisInterpreter(AsyncKernelManager):
+    """A kernel of this interpreter, whatever kernels named python3 are installed."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        # Its log would go to this process's stderr; what cells write there is in the notebook.
+        spec = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"], python_arguments=["-Xfrozen_modules=off"])
+        return KernelSpec(**spec)
+
+
+def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     """Run `notebook` with `parameters` in the repository's root and leave it, executed, at `output`.
 
-    The kernel gets `environment` beside this process's own, and has ended when this returns or raises.
-    A failing cell raises StepError, or the error of this library that it raised. In every case
-    `output` holds what was executed so far.
+    The kernel has ended when this returns or raises. A failing cell raises StepError, or the error
+    of this library that it raised; `output` then holds what was executed so far.
     """
+    options: dict[str, Any] = {"kernel_name": "python3", "language": "python", "progress_bar": False}
     try:
         papermill.execute_notebook(
-            notebook,
-            output,
-            parameters,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            cwd=REPOSITORY,
-            execution_timeout=None,
-            kernel_manager_class=_kernel_manager(dict(environment)),
+            notebook, output, parameters, cwd=REPOSITORY, kernel_manager_class=_ThisInterpreter, **options
         )
     except PapermillExecutionError as error:
-        raise _told(error.ename, error.evalue) from error
+        raised = getattr(errors, error.ename, None)
+        if isinstance(raised, type) and issubclass(raised, errors.HusaiError):  # keeps its class, and so its exit code
+            raise raised(error.evalue) from error
+        raise errors.StepError(f"{error.ename}: {error.evalue}") from error
     except DeadKernelError as error:
         raise errors.StepError("the kernel died (out of memory?)") from error
     except (PapermillException, RuntimeError) as error:
-        raise errors.StepError(f"the notebook could not be executed: {_one_line(str(error))}") from error
+        raise errors.StepError(f"the notebook could not be executed: {error}") from error
 
 
-def _kernel_manager(environment: dict[str, str]) -> type[AsyncKernelManager]:
-    """A kernel of this interpreter, whatever kernels named python3 are installed."""
+@dataclass
+class Watch:
+    """Tells how far a cycle is, from the `progress.json` that its steps write.
 
-    class ThisInterpreter(AsyncKernelManager):
-        @cached_property
-        def kernel_spec(self) -> KernelSpec:
-            # Its log would go to this process's stderr; what cells write there is in the notebook.
-            spec = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"], python_arguments=["-Xfrozen_modules=off"])
-            return KernelSpec(**spec | {"env": environment})
+    A terminal gets one line that changes, anything else a line every 15 seconds.
+    """
 
-    return ThisInterpreter
+    console: Console
+    run: Path
+    work: dict[str, int]
+    """Every step of the cycle with a rough share of its work; 0 where the step is kept."""
+    done: float = 0.0
+    """The work of the steps that are done."""
+    started: float = field(default_factory=time.monotonic)
 
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Watch one step while the block runs it."""
+        started, ended = time.monotonic(), threading.Event()
+        thread = threading.Thread(target=self._follow, args=(name, ended), daemon=True)
+        (self.run / "progress.json").unlink(missing_ok=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            (self.run / "progress.json").unlink(missing_ok=True)
+        self.done += self.work[name]
+        self.console.print(f"step {name}: done in {time.monotonic() - started:.0f} s")
 
-def _told(name: str, message: str) -> errors.HusaiError:
-    """The error a cell raised: one of this library keeps its class, and so its exit code."""
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, errors.HusaiError):
-        return kind(_one_line(message))
-    return errors.StepError(_one_line(f"{name}: {message}"))
+    def _follow(self, name: str, ended: threading.Event) -> None:
+        told = time.monotonic()
+        with self.console.status(self.state(name)) as status:  # shows nothing where there is no terminal
+            while not ended.wait(POLL_SECONDS):
+                status.update(self.state(name))
+                if not self.console.is_terminal and time.monotonic() - told > LINE_SECONDS:
+                    told = time.monotonic()
+                    self.console.print(self.state(name))
 
-
-def _one_line(text: str) -> str:
-    words = " ".join(text.split())
-    return words if len(words) <= 400 else f"{words[:400]}…"
+    def state(self, name: str) -> str:
+        """Which step of how many, how far it is and how long the cycle will still take; no time below 5 %."""
+        text, share = f"step {list(self.work).index(name) + 1}/{len(self.work)} {name}", self.done
+        try:
+            told = read_json(self.run / "progress.json")
+        except errors.EvidenceError:  # not there yet, or gone
+            told = {}
+        if told.get("step") == name and told["total"]:
+            text += f": {told['done']}/{told['total']} {told['what']}"
+            share += self.work[name] * told["done"] / told["total"]
+        share /= sum(self.work.values())
+        if share < 0.05:
+            return text
+        minutes = (time.monotonic() - self.started) * (1 - share) / share / 60
+        return f"{text}, {minutes:.1f} min left in the cycle"

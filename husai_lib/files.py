@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def sha256_file(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> str:
     """Write `text` so that `path` holds all of it or what it held before; returns its SHA-256."""
-    try:
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -41,23 +42,24 @@ def write_text(path: Path, text: str) -> str:
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
             Path(temporary).replace(path)
-        except BaseException:
+        finally:
             Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise explain_os_error(error, path) from error
     return sha256_text(text)
 
 
 def explain_os_error(error: OSError, path: Path) -> EvidenceError:
     """The sentence for a failed write."""
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return EvidenceError(f"no space left to write {path}; free some and run again with --resume")
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return EvidenceError(f"{path} cannot be written (read-only); name another folder with --evidence")
-        case _:
-            return EvidenceError(f"{path} cannot be written: {error.strerror or error}")
+    why = error.strerror or error
+    return EvidenceError(f"{path} cannot be written ({why}); free space or name another folder, then use --resume")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn a failed write of `path` in the block into an EvidenceError."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 def write_json(path: Path, data: Any) -> str:

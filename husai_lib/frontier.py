@@ -106,7 +106,7 @@ def group_row(saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae]) -> Gro
         encoder_mcc=found.encoder_mcc,
         reappearing_fraction=found.reappearing_fraction,
         subspace_overlap=found.subspace_overlap,
-        note="" if found.pwmcc.low is not None else f"{len(saes)} seeds give no interval",
+        note="" if found.pwmcc.low is not None else "too few seeds for an interval",
     )
 
 

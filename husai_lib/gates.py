@@ -24,6 +24,16 @@ CONTROLS = {
     "ood": ("max_ood_drop", "require_ood"),
 }
 """Each control's threshold and requirement in GateParams."""
+SPOKEN = {
+    "pwmcc": "PW-MCC",
+    "saebench_delta": "SAEBench delta",
+    "cebench_delta": "CE-Bench delta",
+    "ood": "OOD",
+    "external": "external (both)",
+    "external_saebench": "external SAEBench",
+    "external_cebench": "external CE-Bench",
+}
+"""How prose calls gates, controls and metrics whose identifier does not read well without its underscores."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,25 @@ def evaluate_gates(external: External, controls: Sequence[ControlRow], params: G
     gates = [*(_control(name, rows.get(name), params) for name in CONTROLS), *_external(external, params)]
     required = [gate for gate in gates if gate.required]
     pass_all = bool(required) and all(gate.verdict == "pass" for gate in required)
-    return Policy(tuple(gates), pass_all, _sentence(required), params.basis)
+    return Policy(tuple(gates), pass_all, verdict_sentence(gates), params.basis)
+
+
+def verdict_sentence(gates: Sequence[GateRow]) -> str:
+    """The verdict in one plain sentence, with the required gates that speak against release."""
+    required = [gate for gate in gates if gate.required]
+    if not required:
+        return "Not releasable: no gate is required, so nothing was shown."
+    failed = [gate for gate in required if gate.verdict != "pass"]
+    if not failed:
+        return f"Releasable: all {len(required)} required gates pass."
+    names = [spoken(gate.gate) + (f": {gate.verdict}" if gate.verdict != "fail" else "") for gate in failed]
+    verb = "fails" if len(failed) == 1 else "fail"
+    return f"Not releasable: {len(failed)} of {len(required)} required gates {verb} ({', '.join(names)})."
+
+
+def spoken(name: str) -> str:
+    """How prose calls a gate, control or metric."""
+    return SPOKEN.get(name, name.replace("_", " "))
 
 
 def release_policy(policy: Policy) -> dict[str, Any]:
@@ -213,12 +241,3 @@ def _why_unmatched(members: Sequence[MemberRow], baseline: Sequence[MemberRow]) 
         if abs(other - own) > MATCHED_WITHIN * own:
             return f"the baseline is not matched: its {what} is {other:.4g}, the candidate's {own:.4g}"
     return ""
-
-
-def _sentence(required: Sequence[GateRow]) -> str:
-    if not required:
-        return "Not released: no gate is required, so nothing was shown."
-    failed = [f"{gate.gate} ({gate.verdict})" for gate in required if gate.verdict != "pass"]
-    if not failed:
-        return f"May be released: all {len(required)} required gates pass."
-    return f"Not released: {len(failed)} of {len(required)} required gates do not pass: {', '.join(failed)}."

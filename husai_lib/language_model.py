@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformer_lens.loading_from_pretrained import get_official_model_name
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -45,7 +46,10 @@ class LanguageModel:
     @cached_property
     def tokenizer(self) -> Any:
         """The Hugging Face tokenizer; it adds no special token by itself (see `tokenize`)."""
-        return _loaded(AutoTokenizer.from_pretrained, self._folder)
+        tokenizer = _loaded(AutoTokenizer.from_pretrained, self._folder)
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes up without files
+            raise ModelError(f"language model {self.source!r} holds no tokenizer; add its tokenizer files")
+        return tokenizer
 
     @property
     def _folder(self) -> str:
@@ -56,7 +60,7 @@ class LanguageModel:
         dtype = getattr(torch, self.params.dtype)
         if not self.params.name.startswith("random:"):
             # a pickle would be outside the identity, and none is ever loaded
-            return _loaded(AutoModelForCausalLM.from_pretrained, self._folder, dtype=dtype, use_safetensors=True)
+            return _weights(self._folder, dtype=dtype, use_safetensors=True)
         config = _loaded(AutoConfig.from_pretrained, self._folder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.params.seed)
@@ -109,10 +113,18 @@ def _loaded(load: Any, source: str, **options: Any) -> Any:
     """`load(source)`, with any way that can fail turned into one sentence."""
     try:
         return load(source, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         remedy = "name a local folder, a .gguf file, or a hub model while online"
         raise ModelError(f"language model {source!r} cannot be loaded: {reason[:200]}; {remedy}") from error
+
+
+def _weights(source: str, **options: Any) -> Any:
+    """The model with all its weights: transformers would leave those a checkpoint lacks random, with a warning."""
+    model, report = _loaded(AutoModelForCausalLM.from_pretrained, source, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"language model {source!r} lacks weights ({missing[0]}, ...); get the whole checkpoint again")
+    return model
 
 
 def _converted(gguf: Path) -> Path:
@@ -120,7 +132,7 @@ def _converted(gguf: Path) -> Path:
 
     def make(folder: Path) -> None:
         options = {"gguf_file": gguf.name}
-        model = _loaded(AutoModelForCausalLM.from_pretrained, str(gguf.parent), dtype=torch.float32, **options)
+        model = _weights(str(gguf.parent), dtype=torch.float32, **options)
         model.config.quantization_config = None
         if hasattr(model, "hf_quantizer"):
             model.hf_quantizer = None

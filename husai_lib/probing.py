@@ -192,7 +192,8 @@ def _split(task: ProbeTask, seed: int) -> _Split:
 
 def _fit(split: _Split, penalty: str, seed: int) -> ProbeScore:
     """sae-probes' own fit: the strength by validation AUC, then all training rows."""
-    (train, test, *shifted), (y_train, y_test, *y_shifted) = split.rows, split.labels
+    # in double precision, which is what scikit-learn makes of the tensors that sae-probes hands it
+    (train, test, *shifted), (y_train, y_test, *y_shifted) = (rows.astype(float) for rows in split.rows), split.labels
     result = find_best_reg(train, y_train, test, y_test, penalty=penalty, seed=seed)
     aucs = [
         float(roc_auc_score(y, result.classifier.predict_proba(x)[:, 1]))

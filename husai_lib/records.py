@@ -5,8 +5,6 @@ Rows are flat. A value that is missing is null, and `note` says why.
 
 from __future__ import annotations
 
-from typing import Any
-
 from husai_lib.params import Section
 
 
@@ -189,20 +187,6 @@ class GateRow(Row):
 
 
 TABLES: dict[str, type[Row]] = {
-    "sources": SourceRow,
-    "banks": BankRow,
-    "members": MemberRow,
-    "groups": GroupRow,
-    "probes": ProbeRow,
-    "candidates": CandidateRow,
-    "controls": ControlRow,
-    "ood": OodRow,
-    "gates": GateRow,
-}
-
-
-def checked_tables(tables: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
-    """Tables as plain JSON values; asserts that every row is of its table's kind."""
-    for name, rows in tables.items():
-        assert all(type(row) is TABLES[name] for row in rows), f"table {name} holds other rows"
-    return {name: [row.model_dump() for row in rows] for name, rows in tables.items()}
+    "sources": SourceRow, "banks": BankRow, "members": MemberRow, "groups": GroupRow, "probes": ProbeRow,
+    "candidates": CandidateRow, "controls": ControlRow, "ood": OodRow, "gates": GateRow,
+}  # fmt: skip

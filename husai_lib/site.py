@@ -1,272 +1,89 @@
-"""The report: an index page from a run's records, and a website over it and the executed notebooks.
+"""The report: a front page from a run's records, and a website over it and the executed notebooks.
 
-Quarto renders the website where it is installed, else nbconvert's filters do, with the same pages, order
-and titles. Text from data sets, models and notebook outputs is never trusted: it reaches a page escaped
-or through an allow-list, and no page loads anything from outside.
+Quarto renders the website where it is installed, else `webpages` does, with the same pages, order and
+titles. Text from data sets, models and notebook outputs is never trusted: it reaches a page escaped or
+through an allow-list, and no page loads anything from outside.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
-import jinja2
 import nbformat
 from nbconvert.filters import strip_ansi
 
 from husai_lib import tables
 from husai_lib.errors import EvidenceError, HusaiError
-from husai_lib.evidence import REPOSITORY, Record, Run, find_run, find_runs
+from husai_lib.evidence import REPOSITORY, Run, find_run, find_runs
 from husai_lib.files import explain_os_error, write_text
-from husai_lib.records import Row
-from husai_lib.webpages import index_page, notebook_page, read_notebook, sanitize, title_of
-
-DATA = Path(__file__).parent / "data"
-
-# ---------------------------------------------------------------------------------------------
-# The index page
-# ---------------------------------------------------------------------------------------------
+from husai_lib.webpages import DATA, TEMPLATES, Page, markdown_to_html, notebook_page, passive_notebook, read_notebook
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the index page: one table of one record, and the figures that show it."""
+def render(evidence: Path, out: Path, run: str | None = None) -> Path:
+    """Render the report of `evidence` into the folder `out`; returns its front page.
 
-    title: str
-    step: str
-    table: str
-    show: Any
-    """Function of `tables` for the rows."""
-    says: Any = None
-    """Function of `tables` for the sentence above the table."""
-    figures: tuple[str, ...] = ()
-
-
-SECTIONS = (
-    Section("Candidate", "selection", "candidates", tables.candidates_table, tables.selection_sentence, ("pareto",)),
-    Section("Release gates", "gate", "gates", tables.gates_table),
-    Section("Trained SAEs", "frontier", "members", tables.members_table, tables.matched_sentence,
-            ("frontier", "external")),
-    Section("Stability across seeds", "frontier", "groups", tables.groups_table, tables.stability_sentence,
-            ("stability",)),
-    Section("Matched baseline", "baselines", "members", tables.baseline_table),
-    Section("Stress controls", "stress", "controls", tables.controls_table, None, ("controls",)),
-    Section("Out of distribution", "stress", "ood", tables.ood_table, None, ("ood",)),
-    Section("Texts", "activations", "sources", tables.sources_table),
-)  # fmt: skip
-
-CAPTIONS = {
-    "frontier": "Explained variance against L0, a point for each SAE; dashed lines mark the target k.",
-    "external": "SAEBench and CE-Bench deltas of each condition: every seed, and the mean with its 95 % interval.",
-    "stability": "PW-MCC of each condition with its 95 % interval, beside both nulls.",
-    "pareto": "Groups by their external deltas, with arms down to the lower 95 % bounds.",
-    "controls": "Delta of each stress control with its 95 % interval, beside the threshold.",
-    "ood": "Probing deltas in domain and on the shifted sets, task by task.",
-}
-
-
-def write_index(evidence: Path, run: str | None, path: Path) -> Path:
-    """Write the report's front page: one run in full, then all runs; plain Markdown for any renderer.
-
-    `run` is a name as `find_run` takes it; without one the newest complete run is shown, else the newest.
-    Every number comes from a verified record. Raises EvidenceError where there is no run, IntegrityError
-    where a record of the shown run was changed.
+    The front page shows `run`, a name as `find_run` takes it; without one the newest complete run, else the
+    newest. All is made in a temporary folder and then moved, so a failed render leaves the old site. A
+    checkout's own evidence also gets its `index.md`, so that `quarto render` works there. Raises
+    HusaiError where Quarto fails, EvidenceError where `out` holds anything but an earlier site or there is no
+    run, IntegrityError where a record of the shown run was changed.
     """
-    base = quote(Path(os.path.relpath(evidence, path.parent)).as_posix())
-    write_text(path, _index(evidence, _chosen_run(evidence, run), base))
-    return path
+    if out.exists() and not (out.is_dir() and ((out / "index.html").exists() or not any(out.iterdir()))):
+        raise EvidenceError(f"{out} holds other files than a report; name an empty or new folder with --out")
+    runs = find_runs(evidence)
+    complete = [found for found in runs if found.is_complete]
+    chosen = complete[-1] if run is None and complete else find_run(evidence, run)
+    pages = [notebook_page(path, found.name) for found in runs for path in _notebooks(found)]
+    index = index_markdown(chosen, pages)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="husai-site-", dir=out.parent) as temporary:
+            made = Path(temporary) / "site"
+            for found in runs:
+                for path in [*_json_files(found), *found.path.glob("figures/*.png")]:
+                    _copy(path, made / "evidence" / found.name / path.relative_to(found.path))
+            if shutil.which("quarto"):
+                made = _render_with_quarto(made, index, runs)
+            else:
+                _render_with_nbconvert(made, index, pages, runs, chosen)
+            if out.exists():
+                out.rename(Path(temporary) / "old")
+            made.rename(out)
+        if evidence.resolve() == REPOSITORY / "evidence":
+            write_text(REPOSITORY / "index.md", index)
+    except OSError as error:
+        raise explain_os_error(error, out) from error
+    return out / "index.html"
 
 
-def _index(evidence: Path, run: Run, base: str) -> str:
-    """The front page; its links start with `base`, the way to the evidence folder."""
-    records = {step: run.record(step) for step in run.journal}
-    blocks = [
-        f"---\ntitle: {json.dumps(f'HUSAI report: {run.path.parent.name}', ensure_ascii=False)}\n---",
-        "<!-- Generated by husai_lib.site from the records of a run; changes made here are lost. -->",
-        _verdict(run, records),
-        _about(run, records),
-        *_caveats(records),
-        *(block for section in SECTIONS for block in _section(section, run, records, base)),
-        "## What was not done",
-        _bullets(_not_done(records)) or "Every step ran and every required gate had a result.",
-        "## Executed notebooks and records",
-        _links(run, base),
-        "## All runs",
-        _runs_table(evidence, base),
-    ]
-    return "\n\n".join(blocks) + "\n"
+def index_markdown(run: Run, pages: Sequence[Page]) -> str:
+    """The front page of one run, for any renderer of Markdown; every number comes from a verified record."""
+    return TEMPLATES.get_template("index.md.jinja").render(
+        title=_title(run),
+        run=run,
+        records={step: run.record(step) for step in run.journal},
+        tables=tables,
+        figures={path.stem for path in run.path.glob("figures/*.png")},
+        notebooks=[page for page in pages if page.run == run.name],
+        files=[path.relative_to(run.path).as_posix() for path in _json_files(run)],
+    )
 
 
-def _chosen_run(evidence: Path, name: str | None) -> Run:
-    complete = [run for run in find_runs(evidence) if run.is_complete]
-    return complete[-1] if name is None and complete else find_run(evidence, name)
-
-
-def _verdict(run: Run, records: dict[str, Record]) -> str:
-    if "gate" in records:
-        rows = records["gate"].table("gates")
-        sentence, kind = tables.verdict_sentence(rows), "important"
-        if sentence.startswith("**Releasable"):
-            kind = "tip"
-    else:
-        sentence, kind = "**No verdict**: the gate step of this run is not done.", "warning"
-    if not run.is_complete:
-        sentence += " **This run is unfinished**: it has no manifest, and nothing below is final."
-        kind = "warning"
-    return f"::: {{.callout-{kind}}}\n{sentence}\n:::"
-
-
-def _about(run: Run, records: dict[str, Record]) -> str:
-    text = f"Run {run.name}."
-    if records:
-        latest = max((record.data for record in records.values()), key=lambda data: str(data["finished_utc"]))
-        made = latest["environment"]
-        code = re.sub(r"^(\w{12})\w+", r"\1", made["code"]["git_commit"] or made["code"]["library_sha256"])
-        when = f"{latest['finished_utc'][:16].replace('T', ' ')} UTC"
-        text += f" Its last step finished {when} on {made['device']}, HUSAI {made['husai']}, code {code}."
-    if "activations" in records:
-        parameters = records["activations"].data["parameters"]
-        text += f" The SAEs read {parameters['activations']['hook_name']} of {parameters['model']['name']}."
-    return tables.escape(text)
-
-
-def _caveats(records: dict[str, Record]) -> list[str]:
-    """What a reader must know before the numbers."""
-    parameters = records["activations"].data["parameters"] if "activations" in records else {}
-    caveats = []
-    if parameters.get("texts", {}).get("stories") == "offline":
-        caveats.append(
-            "CE-Bench ran on the small set of stories that comes with HUSAI (`stories: offline`). Its scores hold "
-            "within this report and cannot be compared with published CE-Bench scores."
-        )
-    if parameters.get("model", {}).get("name", "").startswith("random:"):
-        caveats.append("The language model has random weights: the numbers show that the steps run, nothing more.")
-    return ["::: {.callout-warning}\n" + "\n\n".join(caveats) + "\n:::"] if caveats else []
-
-
-def _section(section: Section, run: Run, records: dict[str, Record], base: str) -> Iterable[str]:
-    record = records.get(section.step)
-    if record is None or section.table not in record.data["tables"]:
-        return
-    rows = record.table(section.table)
-    yield f"## {section.title}"
-    if section.says:
-        yield section.says(rows)
-    yield section.show(rows)
-    for name in section.figures:
-        if (run.path / "figures" / f"{name}.png").exists():
-            alt = f"{CAPTIONS[name]} The table gives the numbers."
-            yield f'![{CAPTIONS[name]}]({base}/{quote(run.name)}/figures/{name}.png){{fig-alt="{alt}"}}'
-
-
-def _not_done(records: dict[str, Record]) -> Iterable[str]:
-    """What a careful reader would ask for and the run does not have."""
-    for step in sorted({section.step for section in SECTIONS} - set(records)):
-        yield f"The step `{step}` has no record in this run."
-    stress = records["stress"].data["parameters"].get("stress", {}) if "stress" in records else {}
-    for control in ("random_model", "transcoder", "ood"):
-        if stress.get(control) is False:
-            yield f"The control {tables.spoken(control)} was switched off in the parameters."
-    for row in records["gate"].table("gates") if "gate" in records else []:
-        if row.verdict in ("missing", "unreachable"):
-            yield f"Gate {tables.spoken(row.gate)} is {row.verdict}: {_reason(row)}."
-    for row in records["selection"].table("candidates") if "selection" in records else []:
-        if row.joint_score is None:
-            yield f"Group {tables.escape(row.condition)} was not ranked: {_reason(row)}."
-
-
-def _reason(row: Row) -> str:
-    return tables.escape(row.note) or "no reason was given"
-
-
-def _links(run: Run, base: str) -> str:
-    notebooks = [(tables.escape(title_of(read_notebook(path), path)), path) for path in _notebooks(run)]
-    files = [(tables.escape(str(path.relative_to(run.path))), path) for path in _json_files(run)]
-    return _bullets(_link(name, run, path, base) for name, path in notebooks + files)
-
-
-def _link(name: str, run: Run, path: Path, base: str) -> str:
-    return f"[{name}]({base}/{quote(f'{run.name}/{path.relative_to(run.path)}')})"
-
-
-def _json_files(run: Run) -> list[Path]:
-    published = set(run.path.glob("*.json")) - {run.path / "progress.json"}
-    return [*sorted(run.path.glob("records/*.json")), *sorted(published)]
+def _title(run: Run) -> str:
+    return f"HUSAI report: {run.path.parent.name}"
 
 
 def _notebooks(run: Run) -> list[Path]:
     return sorted(run.path.glob("notebooks/*.ipynb"))
 
 
-def _runs_table(evidence: Path, base: str) -> str:
-    columns: tables.Columns = {
-        "Run": lambda row: row["link"],
-        "Status": "{status}",
-        "Steps done": "{steps:d}",
-        "Verdict": lambda row: row["verdict"],
-    }
-    return tables.markdown_table([_run_row(run, base) for run in reversed(find_runs(evidence))], columns)
-
-
-def _run_row(run: Run, base: str) -> dict[str, Any]:
-    file = run.path / ("manifest.json" if run.is_complete else "journal.json")
-    name = tables.escape(run.name)
-    link = _link(name, run, file, base) if file.exists() else name
-    status = "complete" if run.is_complete else "unfinished: no manifest"
-    verdict, steps = "none", 0
-    try:
-        steps = len(run.journal)
-        if run.is_complete:
-            run.manifest()
-        if "gate" in run.journal:
-            verdict = tables.verdict_sentence(run.record("gate").table("gates"))
-    except HusaiError as error:  # one damaged run must not hide the others
-        status = f"damaged: {str(error).replace(f'{run.path}/', '')}"
-    return {"link": link, "status": status, "steps": steps, "verdict": verdict}
-
-
-def _bullets(items: Iterable[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
-
-
-# ---------------------------------------------------------------------------------------------
-# The website
-# ---------------------------------------------------------------------------------------------
-
-
-def render(evidence: Path, out: Path, run: str | None = None) -> Path:
-    """Render the report of `evidence` into the folder `out`; returns its front page.
-
-    All is made in a temporary folder and then moved, so a failed render leaves the old site. Raises
-    HusaiError where Quarto fails, EvidenceError where `out` holds anything but an earlier site.
-    """
-    if out.exists() and not (out.is_dir() and ((out / "index.html").exists() or not any(out.iterdir()))):
-        raise EvidenceError(f"{out} holds other files than a report; name an empty or new folder with --out")
-    chosen = _chosen_run(evidence, run)
-    index = _index(evidence, chosen, "evidence")
-    try:
-        with tempfile.TemporaryDirectory(prefix="husai-site-") as temporary:
-            staged = Path(temporary)
-            for found in find_runs(evidence):
-                for path in [*_json_files(found), *found.path.glob("figures/*.png")]:
-                    _copy(path, staged / "evidence" / found.name / path.relative_to(found.path))
-            if shutil.which("quarto"):
-                staged = _render_with_quarto(evidence, index, staged)
-            else:
-                _render_with_nbconvert(evidence, index, staged, chosen.name)
-            _move_into_place(staged, out)
-    except OSError as error:
-        raise explain_os_error(error, out) from error
-    return out / "index.html"
+def _json_files(run: Run) -> list[Path]:
+    """Records, then the published files; not the transient note of progress."""
+    return sorted(run.path.glob("records/*.json")) + sorted(set(run.path.glob("*.json")) - {run.path / "progress.json"})
 
 
 def _copy(path: Path, target: Path) -> None:
@@ -274,31 +91,15 @@ def _copy(path: Path, target: Path) -> None:
     shutil.copyfile(path, target)
 
 
-def _move_into_place(made: Path, out: Path) -> None:
-    new, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(made, new)
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _render_with_quarto(evidence: Path, index: str, project: Path) -> Path:
+def _render_with_quarto(project: Path, index: str, runs: Sequence[Run]) -> Path:
     """Make `project` a Quarto project of its own, whatever folder the evidence is in; returns its site."""
     for name in ("_quarto.yml", "husai_lib/data/quarto.scss"):
         _copy(REPOSITORY / name, project / name)
     write_text(project / "index.md", index)
-    for run in find_runs(evidence):
+    for run in runs:
         for path in _notebooks(run):
-            notebook = read_notebook(path)
-            for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-                if "text/html" in output.get("data", {}):
-                    output.data["text/html"] = sanitize(output.data["text/html"])
-                output.get("data", {}).pop("application/javascript", None)
-            write_text(project / "evidence" / run.name / "notebooks" / path.name, nbformat.writes(notebook))
+            text = nbformat.writes(passive_notebook(path))
+            write_text(project / "evidence" / run.name / "notebooks" / path.name, text)
     command = ["quarto", "render", "--no-execute"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     if done.returncode or not (project / "_site" / "index.html").exists():
@@ -307,49 +108,28 @@ def _render_with_quarto(evidence: Path, index: str, project: Path) -> Path:
     return project / "_site"
 
 
-def _render_with_nbconvert(evidence: Path, index: str, site: Path, chosen: str) -> None:
-    """Write the pages of a website into `site`."""
-    runs = find_runs(evidence)
-    pages = [index_page(index), *(notebook_page(path, run.name) for run in runs for path in _notebooks(run))]
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(DATA), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    shared = {
-        "pages": pages,
-        "chosen": chosen,
-        "unfinished": {run.name for run in runs if not run.is_complete},
-        "footer": "Rendered with nbconvert (Quarto is not installed)",
-    }
-    for page in pages:
-        root = "../" * page.path.count("/")
-        write_text(site / page.path, templates.get_template("page.html").render(page=page, root=root, **shared))
+def _render_with_nbconvert(site: Path, index: str, pages: Sequence[Page], runs: Sequence[Run], chosen: Run) -> None:
+    """Write the pages of a website into `site`, the front page first."""
+    _, _, body = index.split("---\n", 2)
+    ordered = [Page("index.html", _title(chosen), markdown_to_html(body)), *pages]
+    unfinished = {run.name for run in runs if not run.is_complete}
+    for page in ordered:
+        text = TEMPLATES.get_template("page.html").render(
+            page=page, pages=ordered, chosen=chosen.name, unfinished=unfinished, root="../" * page.path.count("/")
+        )
+        write_text(site / page.path, text)
     shutil.copyfile(DATA / "site.css", site / "site.css")
 
 
 def strip_notebook(path: Path) -> None:
-    """Make an executed notebook fit to commit: no timings, progress bars or paths of this machine.
+    """Make an executed notebook fit to commit: no timings or paths of this machine; doing it twice changes nothing.
 
-    Of the metadata, cell tags, kernel and language stay; doing it twice changes nothing.
+    Of the metadata, cell tags, kernel and language stay.
     """
     notebook = read_notebook(path)
-    notebook.metadata = {
-        key: notebook.metadata[key] for key in ("kernelspec", "language_info") if key in notebook.metadata
-    }
+    kept = ("kernelspec", "language_info")
+    notebook.metadata = {key: value for key, value in notebook.metadata.items() if key in kept}
     for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in map(_without_progress, cell.outputs) if output is not None]
-    text = nbformat.writes(nbformat.from_dict(notebook))
-    for folder, relative in ((f"{REPOSITORY}/", ""), (str(REPOSITORY), ".")):
-        text = text.replace(folder, relative)
-    write_text(path, text if text.endswith("\n") else f"{text}\n")
-
-
-def _without_progress(output: Any) -> Any:
-    """The output without progress bars on stderr; None where nothing else was on it. Warnings stay."""
-    if output.output_type == "stream" and output.name == "stderr":
-        lines = output.text.replace("\r", "\n").splitlines()
-        kept = [line for line in lines if line.strip() and not re.search(r"\d%\||\bit/s|\bs/it|\?it", line)]
-        output.text = "".join(f"{line}\n" for line in kept)
-        return output if kept else None
-    return output
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+    text = nbformat.writes(nbformat.from_dict(notebook)).rstrip("\n") + "\n"
+    write_text(path, text.replace(f"{REPOSITORY}/", "").replace(str(REPOSITORY), "."))

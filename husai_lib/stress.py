@@ -116,5 +116,5 @@ def _row(control: str, metric: str, candidate: float, other: float, delta: Inter
         delta=delta.mean,
         delta_low=delta.low,
         delta_high=delta.high,
-        note="" if delta.low is not None else f"{delta.n} seeds give no interval",
+        note="" if delta.low is not None else "too few seeds for an interval",
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from joblib import Parallel, delayed
@@ -19,7 +19,9 @@ Progress = Callable[[int, int, str], None]
 
 def device() -> str:
     """The device asked for by `$HUSAI_DEVICE` (auto, cpu, cuda); `auto` takes a GPU where there is one."""
-    wanted = os.environ.get("HUSAI_DEVICE", "auto")
+    wanted = os.environ.get("HUSAI_DEVICE") or "auto"
+    if wanted not in {"auto", "cpu", "cuda"}:
+        raise ParameterError(f"--device {wanted}: is no device; use auto, cpu or cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ParameterError("--device cuda: torch finds no CUDA device; use --device cpu or auto")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
@@ -27,7 +29,10 @@ def device() -> str:
 
 def jobs() -> int:
     """Tasks at a time: `$HUSAI_JOBS`, else one a processor; one where a GPU does the work."""
-    return int(os.environ.get("HUSAI_JOBS") or (1 if device() == "cuda" else os.cpu_count() or 1))
+    wanted = os.environ.get("HUSAI_JOBS") or str(1 if device() == "cuda" else os.cpu_count())
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ParameterError(f"--jobs {wanted}: is no number of tasks; use 1 or more")
+    return int(wanted)
 
 
 def run_tasks(
@@ -40,10 +45,8 @@ def run_tasks(
     """
     results: list[Result] = []
     with threadpool_limits(1):
-        stream: Iterable[Any] = Parallel(n_jobs=min(jobs(), max(1, len(tasks))), backend="threading", return_as="generator")(
-            delayed(_on_one_thread)(function, task) for task in tasks
-        )
-        for result in stream:
+        parallel = Parallel(n_jobs=min(jobs(), max(1, len(tasks))), backend="threading", return_as="generator")
+        for result in parallel(delayed(_on_one_thread)(function, task) for task in tasks):
             results.append(result)
             if progress:
                 progress(len(results), len(tasks), what)

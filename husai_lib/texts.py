@@ -56,18 +56,23 @@ def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -
     """
     folder, suffix = ("OOD data", "_OOD") if shifted else ("cleaned_data", "")
     # a blank prompt is an error below and "NA" is a word; pandas would make both the text "nan"
-    frame = pd.read_csv(probe_data_folder() / folder / f"{name}{suffix}.csv.zst", keep_default_na=False)
+    path = probe_data_folder() / folder / f"{name}{suffix}.csv.zst"
+    frame = pd.read_csv(path, dtype={"prompt": str}, keep_default_na=False)
     if max_rows is not None:
         frame = frame.groupby("target", sort=False).head(max_rows // 2)
     classes, labels = np.unique(frame["target"].to_numpy(), return_inverse=True)
     if len(classes) != 2:
-        raise DataError(f"data set {name!r} has {len(classes)} class(es); a probe needs two, so choose another data set")
-    prompts = tuple(frame["prompt"].astype(str))
+        raise DataError(
+            f"data set {name!r} has {len(classes)} class(es); a probe needs two, so choose another data set"
+        )
+    prompts = tuple(frame["prompt"])
     if not all(prompt.strip() for prompt in prompts):
         raise DataError(f"data set {name!r} holds an empty prompt; choose another data set")
     data = ProbingSet(name, prompts, labels, (str(classes[0]), str(classes[1])))
     if shifted and data.classes != (own := probing_set(name).classes):
-        raise DataError(f"the shifted set of {name!r} has the classes {data.classes} but the task {own}; choose another task")
+        raise DataError(
+            f"the shifted set of {name!r} has the classes {data.classes} but the task {own}; choose another task"
+        )
     return data
 
 
@@ -129,4 +134,3 @@ def _hub_rows(source: str) -> list[dict[str, str]]:
         return list(datasets.load_dataset(source, split="train"))
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"stories {source!r} cannot be had from the hub; use 'offline' or a .jsonl file") from error
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,17 +13,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAEConfig,
+    LoggingConfig,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training import sae_trainer
 from torch import Tensor
+from tqdm import tqdm
 
 from husai_lib.activations import Bank
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.architectures.base import TrainState
 from husai_lib.cache import Entry, cached, code_hash, open_entry
 from husai_lib.errors import DataError, IntegrityError
-from husai_lib.params import BaselineParams, Condition, SaeParams
+from husai_lib.params import ARCHITECTURES, BaselineParams, Condition, SaeParams
 from husai_lib.randomness import numpy_generator, torch_generator
 from husai_lib.tasks import Progress, device, run_tasks
 
+sae_trainer.tqdm = functools.partial(tqdm, disable=True)  # its bar would stay in the report; steps tell their progress
 GLOBAL_GENERATOR = threading.Lock()
 GRADIENT_NORM = 1.0
 """Gradients are clipped to this norm, as SAELens' trainer does."""
@@ -87,15 +100,16 @@ def _trained(member: Member, rows: Bank, target: Bank | None, scales: tuple[floa
     inputs = {
         "condition": member.condition.model_dump(exclude={"name"}),
         "seed": member.seed,
-        "rows": rows.sha256,
-        "target": target.sha256 if target else None,
+        "rows": [rows.hook_name, rows.sha256],
+        "target": target and [target.hook_name, target.sha256],
         "architecture_code": code_hash(f"husai_lib.architectures.{architecture}"),
         "device": device(),
     }
 
     def make(folder: Path) -> None:
         sae = _train(member, rows, target, scales)
-        metadata = {"hook_name": rows.hook_name, "hook_name_out": target.hook_name if target else None, "seed": member.seed}
+        hook_out = target.hook_name if target else None
+        metadata = {"hook_name": rows.hook_name, "hook_name_out": hook_out, "seed": member.seed}
         sae.export(*scales, metadata=metadata).save_model(folder)
 
     return TrainedSae(member, cached("saes", __name__, inputs, make))
@@ -117,14 +131,14 @@ def _train(member: Member, rows: Bank, target: Bank | None, scales: tuple[float,
             group["lr"] = condition.learning_rate * min(1.0, (steps - step) / max(1, steps // 5))
         x = torch.from_numpy(rows.rows[index]).to(to) * scales[0]
         wanted = torch.from_numpy(target.rows[index]).to(to) * scales[1] if target else x
-        loss = sae.loss(x, wanted, TrainState(step, steps, unfired > sae.dead_after_steps))
+        loss = sae.loss(x, wanted, TrainState(step, steps, unfired > sae.dead_after * steps))
         optimiser.zero_grad()
-        loss.total.backward()
+        loss.total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(sae.parameters(), GRADIENT_NORM)
         optimiser.step()
         sae.after_step()
         unfired = torch.where(loss.fired, 0.0, unfired + 1)
-    if not all(torch.isfinite(p).all() for p in sae.parameters()):
+    if not all(torch.isfinite(p.norm()) for p in sae.parameters()):
         raise DataError(f"training of {condition.name} at seed {member.seed} diverged; lower its learning_rate")
     return sae
 
@@ -145,8 +159,10 @@ def train_baseline(
 ) -> list[TrainedSae]:
     """SAELens' own training class and `SAETrainer`, with its defaults, on the same rows, width, k and seeds."""
     condition = Condition(
-        **sae_params.model_dump(exclude={"learning_rate"}), learning_rate=params.learning_rate,
-        name="baseline", architecture=params.architecture,
+        **sae_params.model_dump(exclude={"learning_rate"}),
+        learning_rate=params.learning_rate,
+        name="baseline",
+        architecture=params.architecture,
     )
     function = functools.partial(_trained_by_saelens, params=params, rows=rows)
     return run_tasks(function, members([condition], seeds), "baselines trained", progress)
@@ -154,8 +170,12 @@ def train_baseline(
 
 def _trained_by_saelens(member: Member, params: BaselineParams, rows: Bank) -> TrainedSae:
     inputs = {
-        "trainer": "sae_lens", "params": params.model_dump(), "seed": member.seed, "rows": rows.sha256,
-        "condition": member.condition.model_dump(), "device": device(),
+        "trainer": "sae_lens",
+        "params": params.model_dump(),
+        "seed": member.seed,
+        "rows": rows.sha256,
+        "condition": member.condition.model_dump(),
+        "device": device(),
     }
 
     def make(folder: Path) -> None:
@@ -165,13 +185,13 @@ def _trained_by_saelens(member: Member, params: BaselineParams, rows: Bank) -> T
 
 
 def _saelens_fit(member: Member, params: BaselineParams, rows: Bank) -> Any:
-    from sae_lens import BatchTopKTrainingSAEConfig, LoggingConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.saes.sae import TrainingSAE
-    from sae_lens.training.sae_trainer import SAETrainer
-
     condition, to = member.condition, device()
-    fields = {"d_in": rows.rows.shape[1], "d_sae": condition.d_sae, "device": to, "normalize_activations": "expected_average_only_in"}
+    fields = {
+        "d_in": rows.rows.shape[1],
+        "d_sae": condition.d_sae,
+        "device": to,
+        "normalize_activations": "expected_average_only_in",
+    }
     match params.architecture:
         case "topk":
             config: Any = TopKTrainingSAEConfig(k=condition.k, **fields)
@@ -180,31 +200,26 @@ def _saelens_fit(member: Member, params: BaselineParams, rows: Bank) -> Any:
         case "standard":
             config = StandardTrainingSAEConfig(l1_coefficient=params.l1_coefficient, **fields)
     sae = _seeded(member.seed, lambda: TrainingSAE.from_dict(config.to_dict()))
-    data = (torch.from_numpy(rows.rows[index]) for index in _endless(len(rows.rows), condition, member.seed))
-    trainer = SAETrainer(
-        SAETrainerConfig(
-            total_training_samples=condition.training_samples, train_batch_size_samples=condition.batch_size,
-            lr=condition.learning_rate, lr_end=condition.learning_rate, device=to, n_batches_for_norm_estimate=20,
-            logger=LoggingConfig(log_to_wandb=False),
-        ),
-        sae, data,
+    data = (torch.from_numpy(rows.rows[index]) for index in batches(len(rows.rows), condition, member.seed))
+    config = SAETrainerConfig(
+        total_training_samples=condition.training_samples // condition.batch_size * condition.batch_size,
+        train_batch_size_samples=condition.batch_size,
+        lr=condition.learning_rate,
+        lr_end=condition.learning_rate,
+        device=to,
+        logger=LoggingConfig(log_to_wandb=False),
     )
+    trainer = sae_trainer.SAETrainer(config, sae, data)
+    trainer.activation_scaler.scaling_factor = _scale(rows)  # of all rows; its own estimate would use up batches
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return trainer.fit()
 
 
-def _endless(n_rows: int, condition: SaeParams, seed: int) -> Iterator[np.ndarray]:
-    while True:
-        yield from batches(n_rows, condition, seed)
-
-
 def load_sae(folder: Path) -> Any:
     """The SAE of a SAELens folder, of whatever class its `cfg.json` names."""
-    from sae_lens import SAE
-
-    import husai_lib.architectures.topk_transcoder  # noqa: F401 - registers its class with SAELens
-
+    for architecture in ARCHITECTURES:  # an architecture may register a class of its own with SAELens
+        importlib.import_module(f"husai_lib.architectures.{architecture}")
     return SAE.load_from_disk(folder, device="cpu").eval()
 
 
@@ -212,7 +227,8 @@ def open_trained(member: Member, key: str, weights_sha256: str) -> TrainedSae:
     """The trained SAE of a record; IntegrityError if its weights are missing or other ones."""
     trained = TrainedSae(member, open_entry("saes", key))
     if trained.weights_sha256 != weights_sha256:
-        raise IntegrityError(f"the weights of {member.condition.name} at seed {member.seed} are not those of its record; run the cycle again")
+        who = f"{member.condition.name} at seed {member.seed}"
+        raise IntegrityError(f"the weights of {who} are not those of its record; run the cycle again")
     return trained
 
 

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 
 from husai_lib import cli, cycle, tables
 from husai_lib.cache import Entry, cached
-from husai_lib.cycle import CycleStep
+from husai_lib.cycle import CycleStep, notebook_code
 from husai_lib.evidence import Run, Step, new_run, open_step
 from husai_lib.files import sha256_file, write_json
 from husai_lib.gates import evaluate_members
 from husai_lib.params import REPOSITORY, CycleParams, load_cycle
-from husai_lib.preflight import notebook_code
 from husai_lib.records import BankRow, ControlRow, GroupRow, MemberRow, OodRow, ProbeRow
 from husai_lib.selection import candidates_from, select
 
@@ -84,16 +84,11 @@ def write_params(path: Path, data: Any) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class SyntheticRun:
-    """A complete run made of rows that agree with each other, with its weights in the cache."""
+def synthetic_run(evidence: Path) -> Run:
+    """A complete run made of rows that agree with each other, with weights in the cache.
 
-    run: Run
-    weights: list[Path]
-
-
-def synthetic_run(evidence: Path) -> SyntheticRun:
-    """A run written through Step.write: two conditions at three seeds, a baseline, controls, gates."""
+    It is written through Step.write: two conditions at three seeds, a baseline, controls, gates.
+    """
     params = load_cycle(SMOKE)
     run = new_run(evidence, "smoke")
     write_json(run.path / "parameters.json", params.model_dump(mode="json"))
@@ -133,7 +128,8 @@ def synthetic_run(evidence: Path) -> SyntheticRun:
     step = _open(run, params, "stress", "seeds", "stress")
     step.read("selection")
     _figure(step)
-    _finish(run, step, {"controls": controls, "ood": ood}, "07_stress", [tables.controls_table(controls)])
+    _finish(run, step, {"controls": controls, "ood": ood}, "07_stress", [tables.controls_table(controls)],
+            selected=selection.summary()["selected"])  # fmt: skip
 
     winner = [m for m in members if selection.winner and m.condition == selection.winner.condition]
     policy = evaluate_members(winner, [m for m, _ in baseline], controls, params.gates)
@@ -141,18 +137,15 @@ def synthetic_run(evidence: Path) -> SyntheticRun:
     step.read("stress")
     step.publish("release_policy.json", {"pass_all": policy.pass_all})
     _finish(run, step, {"gates": list(policy.gates)}, "08_gate", [tables.gates_table(policy.gates)],
-            verdict=policy.verdict, pass_all=policy.pass_all)  # fmt: skip
+            verdict=policy.verdict, pass_all=policy.pass_all, selected=selection.summary()["selected"])  # fmt: skip
     complete(run)
-    weights = [_cached("saes", member.key, "sae_weights.safetensors", found=True).path for member in members[:1]]
-    return SyntheticRun(run, [path / "sae_weights.safetensors" for path in weights])
+    return run
 
 
 def complete(run: Run) -> None:
     """Write the run's manifest from its records, as a cycle does at its end."""
     gate = run.record("gate").summary
-    parameters = sha256_file(run.path / "parameters.json")
-    run.write_manifest({"cycle": "smoke", "summary": "", "verdict": gate["verdict"], "pass_all": gate["pass_all"],
-                        "steps": list(run.journal), "parameters_sha256": parameters})  # fmt: skip
+    run.write_manifest(cycle="smoke", verdict=gate["verdict"], pass_all=gate["pass_all"], steps=list(run.journal))
 
 
 def _open(run: Run, params: CycleParams, step: str, *sections: str) -> Step:
@@ -164,7 +157,14 @@ def _finish(run: Run, step: Step, rows: dict[str, Any], stem: str, shown: list[s
             **summary: Any) -> None:  # fmt: skip
     step.write(rows, **summary)
     path = notebook(run.path / "notebooks" / f"{stem}.ipynb", "run = ''", "show()", outputs=shown)
-    run.note_notebook(step.name, f"notebooks/{stem}.ipynb", sha256_file(path), notebook_code(path))
+    note_notebook(run, step.name, path)
+
+
+def note_notebook(run: Run, step: str, path: Path) -> None:
+    """Take an executed notebook into the journal, as a cycle does."""
+    entry = run.journal[step]
+    files = entry["files"] | {str(path.relative_to(run.path)): sha256_file(path)}
+    run.note_step(step, entry | {"files": files, "notebook_code": notebook_code(path)})
 
 
 def _figure(step: Step) -> None:
@@ -174,12 +174,8 @@ def _figure(step: Step) -> None:
     step.published["figures/stress.png"] = sha256_file(path)
 
 
-def _cached(kind: str, name: str, file: str, *, found: bool = False) -> Entry:
-    """A cache entry of one small file; with `found`, the existing one whose key is `name`."""
-    from husai_lib.cache import open_entry
-
-    if found:
-        return open_entry(kind, name)
+def _cached(kind: str, name: str, file: str) -> Entry:
+    """A cache entry of one small file."""
     return cached(kind, "husai_lib.files", {"name": name}, lambda folder: _fill(folder / file, name))
 
 
@@ -230,7 +226,7 @@ def _controls() -> tuple[list[ControlRow], list[OodRow]]:
         ControlRow(control="transcoder", metric="pwmcc", candidate=0.6, control_value=0.5, delta=-(0.6 - 0.5),
                    delta_low=-0.2, delta_high=0.0),
         ControlRow(control="ood", metric="ood_drop", candidate=None, control_value=None, delta=drop,
-                   delta_low=drop - 0.01, delta_high=drop + 0.01),
+                   delta_low=drop, delta_high=drop),
     ]  # fmt: skip
     return controls, ood
 
@@ -248,7 +244,8 @@ def husai(*arguments: Any) -> Said:
     """Run a command in this process, through the entry point that the installed command has."""
     out, err = io.StringIO(), io.StringIO()
     redirected = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-    with redirected[0], redirected[1], pytest.raises(SystemExit) as end:
+    environment = mock.patch.dict(os.environ)  # a command changes it for its kernels
+    with environment, redirected[0], redirected[1], pytest.raises(SystemExit) as end:
         cli.main([str(argument) for argument in arguments])
     assert isinstance(end.value.code, int)
     return Said(end.value.code, out.getvalue(), err.getvalue())

@@ -154,7 +154,7 @@ def write_run(run: Run, finished: bool = True) -> Run:
         step.write({"controls": all_controls(), "ood": ood_rows()})
         open_step("gate", str(run.path)).write({"gates": gates()})
         write_notebook(run.path / "notebooks" / "01_activations.ipynb")
-        run.write_manifest({})
+        run.write_manifest()
     return run
 
 
@@ -163,19 +163,19 @@ def write_notebook(path: Path) -> None:
     table = "<table onmouseover='alert(3)'><tr><th>name</th></tr><tr><td>value</td></tr></table>"
     cells = [
         new_markdown_cell(
-            "# From text to *activations*\n\nThe question is what the SAE reads, at $L_0 = k$. See @fig-norms and the "
+            "# From text to *activations*\n\nThe question is what the SAE reads, at $L_0 = k$. See the "
             "[next](02_next.ipynb#results) page.\n\n$$1 - \\frac{\\sum_i \\|x_i - \\hat{x}_i\\|^2}{\\sum_i "
-            "\\|x_i - \\bar{x}\\|^2}$$\n\n::: {.callout-warning}\nA **caveat**.\n:::\n\n"
+            "\\|x_i - \\bar{x}\\|^2}$$\n\n"
             "<script>alert(4)</script><a href='java&#x73;cript:alert(5)' onclick='alert(6)'>click</a> "
             "x\n\n![far](https://example.org/x.png) [away](https://example.org) https://example.org/bare "
             "$\\text{<script>alert(7)</script>}$ $\\frac$"
         ),
         new_code_cell("seed = 0", metadata={"tags": ["parameters"]}),
         new_code_cell("seed = 3", metadata={"tags": ["injected-parameters"]}),
-        new_code_cell("secret = 1", metadata={"tags": ["remove-cell"]}),
         new_markdown_cell("# Results\n\n## Norms"),
         new_code_cell(
-            "#| label: fig-norms\n#| fig-cap: Norms of activations, $x$.\n#| fig-alt: A \"pixel\".\nplot(x)  # a < b",
+            "#| label: fig-norms\n#| fig-cap: \"Norms of activations, $x$.\"\n#| fig-alt: A \"pixel\".\n"
+            "plot(x)  # a < b <script>alert(9)</script>",
             outputs=[new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})],
         ),
         new_code_cell(
@@ -183,6 +183,8 @@ def write_notebook(path: Path) -> None:
             outputs=[
                 new_output("display_data", {"text/html": table + "<script>alert(8)</script><style>b{}</style>"}),
                 new_output("display_data", {"text/markdown": "| a | b |\n|---|---:|\n| one | 1.5 |"}),
+                new_output("display_data", {"application/javascript": "alert(10)", "text/plain": "<script>"}),
+                new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "50%|#"}),
                 new_output("stream", name="stdout", text="<b>plain</b>\n"),
                 new_output("error", ename="E", evalue="<bad>", traceback=["\x1b[31mE\x1b[0m: <bad>"]),
             ],

@@ -6,14 +6,14 @@ import math
 from pathlib import Path
 
 import pytest
-from stand_ins import SMOKE, SyntheticRun, synthetic_run
+from stand_ins import SMOKE, note_notebook, notebook, synthetic_run
 
 from husai_lib import evidence
 from husai_lib.errors import EvidenceError, IntegrityError, ParameterError
 from husai_lib.evidence import Run, find_run, find_runs, new_run, open_step, step_key
 from husai_lib.files import read_json, sha256_file
 from husai_lib.params import load_cycle
-from husai_lib.records import ProbeRow, SourceRow, checked_tables
+from husai_lib.records import ProbeRow, SourceRow
 
 GATES = load_cycle(SMOKE).model_dump(mode="json")["gates"]
 PROBE = ProbeRow(condition="a", seed=0, data_set="d", best_k=1, validation_auc=0.5, test_auc=0.75, llm_auc=0.5,
@@ -21,7 +21,7 @@ PROBE = ProbeRow(condition="a", seed=0, data_set="d", best_k=1, validation_auc=0
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("evidence")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUSAI_CACHE", str(folder / "cache"))
@@ -76,15 +76,14 @@ def test_a_value_that_is_no_number_is_not_recorded(run: Run, value: float) -> No
         ProbeRow(**PROBE.model_dump() | {"delta": value})
 
 
-def test_rows_of_another_table_are_not_taken() -> None:
+def test_rows_of_another_table_are_not_taken(run: Run) -> None:
     row = SourceRow(role="training", data_set="d", texts=1, tokens=1, rows=1)
-    assert checked_tables({"sources": [row]})["sources"][0]["role"] == "training"
-    with pytest.raises(AssertionError, match="members"):
-        checked_tables({"members": [row]})
+    with pytest.raises(AssertionError, match="another table"):
+        open_step("frontier", str(run.path)).write({"members": [row]})
 
 
 def test_a_wrong_section_is_refused_when_the_step_opens(run: Run) -> None:
-    with pytest.raises(ParameterError, match=r"step frontier: gates\.max_ood_dropp is not a key"):
+    with pytest.raises(ParameterError, match=r"step frontier: gates: key 'max_ood_dropp' is unknown"):
         open_step("frontier", str(run.path), gates={"max_ood_dropp": 1.0})
 
 
@@ -112,7 +111,7 @@ def test_progress_is_one_file_that_is_no_evidence(run: Run) -> None:
     step.progress(1, 3, "members")
     step.progress(2, 3, "members")
     assert read_json(run.path / "progress.json") == {"step": "frontier", "done": 2, "total": 3, "what": "members"}
-    run.write_manifest({})
+    run.write_manifest()
     assert run.manifest()["files"] == {}
 
 
@@ -144,10 +143,11 @@ def test_a_step_written_again_replaces_its_older_version(run: Run) -> None:
 
 def test_an_executed_notebook_joins_the_files_of_its_step(run: Run) -> None:
     record = open_step("frontier", str(run.path)).write()
-    run.note_notebook("frontier", "notebooks/n.ipynb", "hash", "code")
+    path = notebook(run.path / "notebooks" / "n.ipynb", "a = 1")
+    note_notebook(run, "frontier", path)
     entry = run.journal["frontier"]
-    assert entry["files"] == {"records/frontier.json": record.sha256, "notebooks/n.ipynb": "hash"}
-    assert (entry["notebook_code"], entry["key"]) == ("code", step_key("frontier", {}))
+    assert entry["files"] == {"records/frontier.json": record.sha256, "notebooks/n.ipynb": sha256_file(path)}
+    assert entry["key"] == step_key("frontier", {})
 
 
 def test_a_changed_journal_is_refused(run: Run) -> None:
@@ -170,8 +170,8 @@ def test_a_step_key_depends_on_step_parameters_and_code(monkeypatch: pytest.Monk
 # The manifest and finding runs
 
 
-def test_a_manifest_lists_every_file_with_its_hash(made: SyntheticRun) -> None:
-    run = made.run
+def test_a_manifest_lists_every_file_with_its_hash(made: Run) -> None:
+    run = made
     files = run.manifest()["files"]
     present = {str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file()}
     assert set(files) == present - {"manifest.json"}
@@ -179,7 +179,7 @@ def test_a_manifest_lists_every_file_with_its_hash(made: SyntheticRun) -> None:
 
 
 def test_a_changed_manifest_is_refused(run: Run) -> None:
-    run.write_manifest({"verdict": "Not released"})
+    run.write_manifest(verdict="Not released")
     assert run.is_complete
     path = run.path / "manifest.json"
     path.write_text(path.read_text().replace("Not released", "May be released"))

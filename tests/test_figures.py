@@ -65,9 +65,18 @@ def test_a_notebook_shows_a_figure_as_png() -> None:
     assert Image.open(io.BytesIO(figures.frontier(members())._repr_png_())).format == "PNG"
 
 
-def test_architectures_differ_in_colour_and_in_marker() -> None:
-    styles = [figures._style(name, members()) for name in ("topk", "standard", "batchtopk", "jumprelu")]
-    assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == 4
+def test_conditions_differ_in_colour_and_in_marker_alike_in_every_figure() -> None:
+    styles = figures._styles(row.condition for row in members())
+    assert styles == figures._styles(row.condition for row in reversed(candidates()))
+    assert len({color for color, _ in styles.values()}) == len({marker for _, marker in styles.values()}) == 4
+
+
+def test_the_pareto_figure_names_each_condition_and_its_standing_in_the_legend() -> None:
+    (legend,) = figures.pareto(candidates()).legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "topk (on the front)", "selected", "batchtopk (on the front)", "jumprelu (behind the front)",
+        "standard (dropped)",
+    ]  # fmt: skip
 
 
 def test_every_seed_is_a_point_of_the_frontier() -> None:
@@ -81,9 +90,17 @@ def test_the_frontier_marks_each_target_k() -> None:
     assert texts == {"target k = 8", "target k = 16"}
 
 
-@pytest.mark.parametrize(("l0", "scale"), [(30.0, "linear"), (800.0, "log")])
+@pytest.mark.parametrize(("l0", "scale"), [(70.0, "linear"), (800.0, "log")])
 def test_the_l0_axis_is_logarithmic_only_for_a_wide_range(l0: float, scale: str) -> None:
     assert figures.frontier([member(), member(l0=l0)]).axes[0].get_xscale() == scale
+
+
+def test_a_logarithmic_axis_has_a_few_plain_numbers() -> None:
+    figure = figures.frontier([member(), member(l0=700.0)])
+    png(figure)  # ticks are made when it is drawn
+    low, high = figure.axes[0].get_xlim()
+    shown = [label for label in figure.axes[0].get_xticklabels() if low < label.get_position()[0] < high]
+    assert [label.get_text() for label in shown] == ["10", "30", "100", "300"]
 
 
 def test_external_shows_every_seed_and_the_t_interval_of_the_mean() -> None:
@@ -111,16 +128,19 @@ def test_a_missing_control_is_named_and_the_auc_control_left_to_its_own_figure()
     missing = control("transcoder", delta=None, delta_low=None, delta_high=None, control_value=None)
     axes = figures.controls([control(), missing, control("ood", metric="ood_drop")], threshold=0.02).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["random model", "transcoder"]
-    assert [text.get_text() for text in axes.texts] == ["missing"]
+    assert [text.get_text() for text in axes.texts] == ["n/a"]
     assert axes.lines[0].get_xdata()[0] == 0.02
 
 
 def test_ood_shows_deltas_not_raw_aucs() -> None:
-    drawn = points(figures.ood([row for row in ood_rows() if row.task != ATTACK]))[:, 0]
-    assert set(np.round(drawn, 6)) == {-0.04, -0.03, -0.02, -0.08, -0.06}  # seeds and means, both sides
+    figure = figures.ood([row for row in ood_rows() if row.task != ATTACK])
+    assert sorted(np.round(points(figure)[:, 0], 6)) == [-0.08, -0.06, -0.04, -0.04, -0.03, -0.02]  # both sides' seeds
+    means = [container.lines[0].get_xdata()[0] for container in figure.axes[0].containers]
+    assert means == pytest.approx([-0.03, -0.06])
 
 
 def test_names_from_outside_are_drawn_literally_and_cut() -> None:
     labels = [label.get_text() for label in figures.ood(ood_rows()).axes[0].get_yticklabels()]
     assert labels == ["87_glue_cola", ATTACK[:35] + "…"]
     png(figures.ood([row.model_copy(update={"task": "$\\nocommand{$"}) for row in ood_rows()]))
+    png(figures.frontier([member("$\\nocommand{$")]))

@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(*((os, "fsync") if stage == "fsync" else (Path, "replace")), fail)
-    with pytest.raises(EvidenceError, match=r"no space left to write .*a.json; free some"):
+    with pytest.raises(EvidenceError, match=r"a.json cannot be written \(No space left on device\); free space"):
         write_text(path, "after")
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
@@ -86,20 +86,11 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (errno.ENOSPC, "no space left"),
-        (errno.EDQUOT, "no space left"),
-        (errno.EROFS, "read-only"),
-        (errno.EACCES, "read-only"),
-        (errno.EIO, "Input/output error"),
-    ],
-)
-def test_a_failed_write_is_explained_by_its_cause(number: int, words: str) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_failed_write_is_explained_by_its_cause(number: int) -> None:
     sentence = str(explain_os_error(OSError(number, os.strerror(number)), Path("place/file")))
     assert "place/file" in sentence
-    assert words in sentence
+    assert os.strerror(number) in sentence
 
 
 # Reading

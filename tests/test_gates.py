@@ -11,7 +11,7 @@ from scipy import stats
 
 from husai_lib.errors import DataError
 from husai_lib.files import canonical_json
-from husai_lib.gates import External, evaluate_gates, evaluate_members, external_results, release_policy
+from husai_lib.gates import External, evaluate_gates, evaluate_members, external_results, release_policy, spoken
 from husai_lib.intervals import Interval
 from husai_lib.params import GateParams
 from husai_lib.records import ControlRow, MemberRow
@@ -68,7 +68,7 @@ def test_all_gates_pass_and_each_names_its_record():
     policy = evaluate_gates(external(), controls(), GateParams())
     assert verdicts(policy) == dict.fromkeys(NAMES, "pass")
     assert policy.pass_all
-    assert policy.verdict == "May be released: all 7 required gates pass."
+    assert policy.verdict == "Releasable: all 7 required gates pass."
     assert [row.source for row in policy.gates] == ["stress"] * 4 + ["frontier"] * 3
 
 
@@ -118,7 +118,7 @@ def test_a_missing_control_fails_the_gate_if_required(name, row):
     assert verdicts(policy) == dict.fromkeys(NAMES, "pass") | {name: "missing"}
     assert not policy.pass_all
     assert gate(policy, name).note == ("the control was not run" if row == "absent" else "no shifted set")
-    assert policy.verdict == f"Not released: 1 of 7 required gates do not pass: {name} (missing)."
+    assert policy.verdict == f"Not releasable: 1 of 7 required gates fails ({spoken(name)}: missing)."
     flag = "require_random_model" if name.startswith("random") else f"require_{name}"
     lenient = evaluate_gates(external(), controls(**{name: given_row}), GateParams(**{flag: False}))
     assert lenient.pass_all
@@ -147,7 +147,7 @@ def test_no_required_gate_shows_nothing():
     flags = dict.fromkeys(("require_random_model", "require_transcoder", "require_ood", "require_external"), False)
     policy = evaluate_gates(external(), controls(), GateParams(**flags))
     assert not policy.pass_all
-    assert policy.verdict == "Not released: no gate is required, so nothing was shown."
+    assert policy.verdict == "Not releasable: no gate is required, so nothing was shown."
 
 
 def test_two_rows_of_one_control_are_refused():

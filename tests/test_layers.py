@@ -15,11 +15,11 @@ from husai_lib.params import ARCHITECTURES, REPOSITORY
 
 LAYERS = {
     1: "errors version",
-    2: "params files cache records evidence intervals",
+    2: "params strict_yaml files cache records evidence intervals",
     3: "selection gates audit figures tables",
     4: "language_model texts activations architectures matching tasks randomness",
     5: "training probing contrastive frontier stress",
-    6: "preflight execution progress cycle cli site webpages",
+    6: "execution cycle cli site webpages",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAY_IMPORT = {1: {1}, 2: {1, 2}, 3: {1, 2, 3}, 4: {1, 2, 3, 4}, 5: {1, 2, 3, 4, 5}, 6: {1, 2, 3, 6}}

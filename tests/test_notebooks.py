@@ -35,8 +35,9 @@ def test_committed_outputs_are_what_the_notebooks_print(tmp_path):
     rules = REPOSITORY / "tests" / ("nbval_sanitize.cfg" if same_cpu else "nbval_sanitize_other_cpu.cfg")
     done = subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-o", "addopts=", "-o", "timeout=600", "-p", "no:cacheprovider", "--nbval",
-            "--nbval-current-env", "--nbval-cell-timeout", "300", "--nbval-sanitize-with", str(rules), *map(str, NOTEBOOKS),
+            sys.executable, "-m", "pytest", "-o", "addopts=", "-o", "timeout=600", "-p", "no:cacheprovider",
+            "--nbval", "--nbval-current-env", "--nbval-cell-timeout", "300", "--nbval-sanitize-with", str(rules),
+            *map(str, NOTEBOOKS),
         ],
         cwd=REPOSITORY, env=os.environ | {"HUSAI_SCRATCH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip

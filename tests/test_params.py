@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,12 +26,12 @@ from husai_lib.params import (
     check,
     check_sections,
     data_set_names,
+    layer_count,
     load_cycle,
-    override,
     package_path,
-    parse_yaml,
     shifted_data_set_names,
 )
+from husai_lib.strict_yaml import override, parse_yaml
 
 SHARED = {"d_sae": 64, "k": 8, "training_samples": 16384, "batch_size": 512, "learning_rate": 3e-3}
 
@@ -71,7 +72,7 @@ def test_parameters_cannot_be_changed_once_read() -> None:
 
 def test_whole_conditions_are_checked_as_short_ones_are() -> None:
     whole = SHARED | {"name": "topk", "architecture": "topk", "hyperparameters": {}}
-    assert Condition(**whole).hyperparameters == {}
+    assert Condition(**whole).hyperparameters == {"aux_loss_coefficient": 1.0}
     with pytest.raises(ValidationError, match="nearest is 'aux_loss_coefficient'"):
         Condition(**whole | {"hyperparameters": {"aux_coefficient": 1.0}})
     with pytest.raises(ValidationError, match="'topkk' is unknown"):
@@ -86,7 +87,7 @@ def test_the_defaults_of_every_architecture_are_valid(name: str) -> None:
 def test_the_layer_is_that_of_the_hook() -> None:
     rows: dict[str, Any] = {"training_rows": 1, "held_out_rows": 1}
     assert ActivationParams(hook_name="blocks.12.mlp.hook_in", **rows).layer == 12
-    with pytest.raises(ValidationError, match="unknown"):
+    with pytest.raises(ValidationError, match="pattern"):
         ActivationParams(hook_name="blocks.12.mlp_hook_in", **rows)
 
 
@@ -109,8 +110,7 @@ def test_a_notebook_may_write_conditions_short_where_it_has_sae() -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"gate": {}}, "step x: gate is not a section; did you mean 'gates'?"),
-        ({"gates": {"basi": 1}}, "step x: gates.basi is not a key; did you mean 'basis'?"),
+        ({"gates": {"basi": 1}}, "step x: gates: key 'basi' is unknown; the nearest is 'basis'"),
         ({"sae": SHARED, "conditions": [{"architecture": "topkk"}]}, "step x: conditions.0: architecture 'topkk'"),
     ],
 )
@@ -120,8 +120,8 @@ def test_a_wrong_section_of_a_step_is_a_parameter_error(sections: dict[str, Any]
     assert str(caught.value).startswith(message)
 
 
-def test_the_first_of_several_mistakes_is_told_and_the_others_counted() -> None:
-    with pytest.raises(ParameterError, match=r"min_seeds = 'x'.*\(and 1 more\)$"):
+def test_the_first_of_several_mistakes_is_told() -> None:
+    with pytest.raises(ParameterError, match=r"p: min_seeds = 'x'"):
         check(CycleParams.model_fields["selection"].annotation, {"min_seeds": "x", "seed": "y"}, "p")  # type: ignore[type-var]
 
 
@@ -202,3 +202,25 @@ def test_a_relative_model_path_starts_at_the_repository(tmp_path: Path, monkeypa
     (tmp_path / "here").mkdir()
     with pytest.raises(ValidationError, match=r"no file or folder at '\./here'"):
         ModelParams(name="./here", prepend_bos=True)
+
+
+# Layers of models, read without torch
+
+
+def test_layers_come_from_a_hugging_face_config(tmp_path: Path) -> None:
+    for key in ("num_hidden_layers", "n_layer"):
+        (tmp_path / "config.json").write_text(json.dumps({key: 5}))
+        assert layer_count(tmp_path) == 5
+
+
+def test_layers_come_from_a_gguf_header_whatever_lies_before_them(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bc", ""])
+    writer.add_array("numbers", [1.5, 2.5])
+    writer.add_bool("flag", True)
+    writer.add_uint64("long", 2**40)
+    writer.add_block_count(7)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert layer_count(tmp_path / "m.gguf") == 7

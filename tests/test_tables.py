@@ -82,6 +82,17 @@ def test_an_l0_off_its_target_says_not_matched() -> None:
     assert column(table, "L0 of target k") == ["8.0 of 8", "21.5 of 8 (not matched)"]
 
 
+def test_the_width_is_shown_where_it_differs() -> None:
+    assert "Latents" not in cells(tables.members_table(members()))[0]
+    assert column(tables.members_table([member(), member(d_sae=128)]), "Latents") == ["64", "128"]
+
+
+def test_an_estimate_and_its_lower_bound_share_a_cell() -> None:
+    table = tables.candidates_table(candidates())
+    assert column(table, "SAEBench delta (lower bound)")[:2] == ["-0.038 (-0.048)", "+0.010 (-0.010)"]
+    assert column(table, "Joint score")[-1] == "n/a"
+
+
 def test_digits_suit_the_quantity() -> None:
     table = tables.members_table([member()])
     assert column(table, "Explained variance") == ["0.713"]
@@ -96,14 +107,15 @@ def test_a_group_shows_its_interval_beside_both_nulls() -> None:
 
 
 def test_candidates_say_what_became_of_them() -> None:
-    standing = ["selected", "on the Pareto front", "behind the front", "dropped"]
+    dropped = "dropped: L0 is more than 10 % off the target k"
+    standing = ["selected", "on the Pareto front", "behind the front", dropped]
     assert column(tables.candidates_table(candidates()), "Standing") == standing
 
 
 def test_gate_verdicts_are_words() -> None:
     table = tables.gates_table([*gates(), gate("external_cebench", verdict="unreachable")])
     assert column(table, "Verdict") == ["pass", "pass", "FAIL", "pass", "missing", "pass", "unreachable"]
-    assert column(table, "Must be")[3] == "below 0.100"
+    assert column(table, "Must be")[3] == "below 0.1"
 
 
 def test_a_control_without_a_result_is_na() -> None:
@@ -132,22 +144,27 @@ def test_a_failing_gate_that_is_not_required_does_not_count() -> None:
     assert tables.verdict_sentence(rows) == "**Releasable**: all 1 required gates pass."
 
 
-def test_no_required_gate_is_no_verdict() -> None:
-    assert tables.verdict_sentence([gate("ood", required=False)]).startswith("**No verdict**")
-    assert tables.verdict_sentence([]).startswith("**No verdict**")
+def test_without_a_required_gate_nothing_may_be_released() -> None:
+    nothing = "**Not releasable**: no gate is required, so nothing was shown."
+    assert tables.verdict_sentence([gate("ood", required=False)]) == tables.verdict_sentence([]) == nothing
+
+
+def test_a_verdict_with_a_name_from_outside_stays_text() -> None:
+    sentence = tables.verdict_sentence([gate("<b>*x*", verdict="fail")])
+    assert sentence == r"**Not releasable**: 1 of 1 required gates fails (&lt;b&gt;\*x\*)."
 
 
 def test_the_selection_sentence_names_the_choice_or_its_absence() -> None:
     assert tables.selection_sentence(candidates()) == (
         "Selected: **topk** (3 seeds), with lower 95 % bounds of -0.048 on the SAEBench delta and +0.065 SD on the "
-        "CE-Bench delta; from 4 groups, 1 of them dropped before ranking."
+        "CE-Bench delta. Groups seen: 4; dropped before ranking: 1."
     )
     nothing = tables.selection_sentence([candidate(selected=False, joint_score=None)])
-    assert nothing == "**Nothing was selected** from 1 group, 1 of them dropped before ranking."
+    assert nothing == "**Nothing was selected.** Groups seen: 1; dropped before ranking: 1."
 
 
 def test_the_matching_sentence_names_conditions_that_are_off() -> None:
-    assert tables.matched_sentence([member()]) == "All 1 SAEs have an L0 within 10 % of the target k."
+    assert tables.matched_sentence([member()]) == "1 of 1 SAEs have an L0 within 10 % of the target k."
     assert tables.matched_sentence(members()).startswith("9 of 12 SAEs")
     assert tables.matched_sentence(members()).endswith("**not matched**: standard.")
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from sae_lens.registry import SAE_CLASS_REGISTRY, get_sae_class
+from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag, normalize, relu
 
 from husai_lib.params import Condition
-
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
@@ -52,17 +51,17 @@ class TrainableSae(nn.Module, ABC):
     same_space = True
     """Whether input and target lie in the same space: then encoder rows start as the decoder's, and `b_dec` is
     subtracted from the input."""
-    dead_after_steps = 200
-    """A latent that did not fire for this many steps counts as dead in training."""
+    dead_after = 0.1
+    """A latent that did not fire for this share of all steps counts as dead in training."""
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
         super().__init__()
         self.condition = condition
         self.d_in, self.d_out = d_in, d_out
-        rows = F.normalize(torch.randn(condition.d_sae, d_out, generator=generator), dim=1)
+        rows = normalize(torch.randn(condition.d_sae, d_out, generator=generator), dim=1)
         self.W_dec = nn.Parameter(rows)
-        own = rows.clone() if self.same_space else torch.randn(condition.d_sae, d_in, generator=generator)
-        self.W_enc = nn.Parameter(F.normalize(own, dim=1))
+        own = None if self.same_space else normalize(torch.randn(condition.d_sae, d_in, generator=generator), dim=1)
+        self.W_enc = nn.Parameter(rows.clone() if own is None else own)
         self.b_enc = nn.Parameter(torch.zeros(condition.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
 
@@ -111,15 +110,11 @@ class TrainableSae(nn.Module, ABC):
             "b_dec": self.b_dec / scale_out,
             **{name: tensor / scale_out for name, tensor in tensors.items()},
         }
-        config_class = get_sae_class(_registered_name(sae_class))[1]
+        config_class = next(config for known, config in SAE_CLASS_REGISTRY.values() if known is sae_class)
         config = config_class(d_in=self.d_in, d_sae=self.condition.d_sae, metadata=SAEMetadata(**metadata), **fields)
         sae = sae_class(config)
         sae.load_state_dict({name: tensor.float().cpu().contiguous() for name, tensor in state.items()})
         return sae.eval()
-
-
-def _registered_name(sae_class: type[Any]) -> str:
-    return next(name for name, (known, _) in SAE_CLASS_REGISTRY.items() if known is sae_class)
 
 
 def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -148,20 +143,19 @@ class _SelectedPreActivations(torch.autograd.Function):
     """Pre-activations at the active entries; the backward pass touches only those entries."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, pre: Tensor, active: Active, tied: bool) -> Tensor:
-        ctx.save_for_backward(x, b_dec, W_enc)
-        ctx.active, ctx.tied = active, tied
+    def forward(ctx: Any, sae: TrainableSae, x: Tensor, pre: Tensor, active: Active, *_: Tensor) -> Tensor:
+        ctx.save_for_backward(sae.centred(x), sae.W_enc)
+        ctx.active, ctx.same_space = active, sae.same_space
         return pre[active.row, active.column]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, b_dec, W_enc = ctx.saved_tensors
+        centred, W_enc = ctx.saved_tensors
         (grad,) = grads
-        centred = x - b_dec if ctx.tied else x
         grad_W_enc = _transposed_product(ctx.active, grad, centred, len(W_enc))
-        grad_b_enc = torch.zeros(len(W_enc), dtype=grad.dtype, device=grad.device).index_add_(0, ctx.active.column, grad)
-        grad_b_dec = -(grad_b_enc @ W_enc) if ctx.tied else None
-        return None, grad_b_dec, grad_W_enc, grad_b_enc, None, None, None
+        grad_b_enc = grad.new_zeros(len(W_enc)).index_add_(0, ctx.active.column, grad)
+        grad_b_dec = -(grad_b_enc @ W_enc) if ctx.same_space else None
+        return None, None, None, None, grad_W_enc, grad_b_enc, grad_b_dec
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -171,7 +165,7 @@ class _SparseDecode(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, active: Active) -> Tensor:
         ctx.save_for_backward(values, W_dec)
         ctx.active = active
-        return F.embedding_bag(active.column, W_dec, active.offsets, mode="sum", per_sample_weights=values)
+        return _weighted_rows(W_dec, values, active)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -179,9 +173,12 @@ class _SparseDecode(torch.autograd.Function):
         (grad,) = grads
         with torch.enable_grad():  # embedding_bag knows the gradient of its weights
             weights = values.detach().requires_grad_()
-            bag = F.embedding_bag(ctx.active.column, W_dec.detach(), ctx.active.offsets, mode="sum", per_sample_weights=weights)
-            (grad_values,) = torch.autograd.grad(bag, weights, grad)
+            (grad_values,) = torch.autograd.grad(_weighted_rows(W_dec.detach(), weights, ctx.active), weights, grad)
         return grad_values, _transposed_product(ctx.active, values, grad, len(W_dec)), None
+
+
+def _weighted_rows(W_dec: Tensor, values: Tensor, active: Active) -> Tensor:
+    return embedding_bag(active.column, W_dec, active.offsets, mode="sum", per_sample_weights=values)
 
 
 def _transposed_product(active: Active, values: Tensor, dense: Tensor, d_sae: int) -> Tensor:
@@ -202,9 +199,10 @@ def sparse_autoencode(sae: TrainableSae, x: Tensor, pre: Tensor, active: Active)
     SAELens' `rescale_acts_by_decoder_norm` has it, so norms are free and need no projection.
     """
     norms = sae.W_dec.norm(dim=1)
-    selected = _SelectedPreActivations.apply(x, sae.b_dec, sae.W_enc, sae.b_enc, pre, active, sae.same_space)
-    values = F.relu(selected * norms[active.column])
-    return _SparseDecode.apply(values, sae.W_dec / norms[:, None], active) + sae.b_dec, values
+    selected = _SelectedPreActivations.apply(sae, x, pre, active, sae.W_enc, sae.b_enc, sae.b_dec)  # type: ignore[no-untyped-call]
+    values = relu(selected * norms[active.column])
+    decoded: Tensor = _SparseDecode.apply(values, sae.W_dec / norms[:, None], active)  # type: ignore[no-untyped-call]
+    return decoded + sae.b_dec, values
 
 
 def revival_loss(sae: TrainableSae, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:

@@ -9,7 +9,15 @@ import torch
 from sae_lens import JumpReLUSAE
 from torch import Tensor
 
-from husai_lib.architectures.base import Active, Loss, TrainableSae, TrainState, revival_loss, sparse_autoencode, squared_error
+from husai_lib.architectures.base import (
+    Active,
+    Loss,
+    TrainableSae,
+    TrainState,
+    revival_loss,
+    sparse_autoencode,
+    squared_error,
+)
 from husai_lib.params import Condition
 
 
@@ -29,11 +37,11 @@ class Sae(TrainableSae):
             active = largest_of_batch((pre * self.W_dec.norm(dim=1)).relu(), self.condition.k)
         reconstruction, values = sparse_autoencode(self, x, pre, active)
         with torch.no_grad():
-            # SAELens starts at 0, which leaves the threshold too low after a short training
-            rate = self.option("topk_threshold_lr") if state.step else 1.0
+            # SAELens' slow average would lag behind the SAE, or near its start at 0, when a short training ends
+            rate = max(self.option("topk_threshold_lr"), min(1.0, 10 / state.steps))
             if len(values):
                 self.threshold.lerp_(values.min().double(), rate)
-        fired = torch.zeros_like(state.dead).index_fill_(0, active.column, True)  # noqa: FBT003
+        fired = torch.zeros_like(state.dead).index_fill_(0, active.column, True)
         revival = revival_loss(self, x, target - reconstruction, state.dead)
         return Loss(squared_error(reconstruction, target) + self.option("aux_loss_coefficient") * revival, fired)
 

@@ -23,8 +23,8 @@ class Sae(TrainableSae):
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus `l0_coefficient` times the mean L0, warmed up linearly."""
         pre, bandwidth = self.pre_activations(x), self.option("bandwidth")
-        latents = JumpReLU.apply(pre, self.threshold, bandwidth, False)  # noqa: FBT003
-        l0 = Step.apply(pre, self.threshold, bandwidth, False).sum(-1).mean()  # noqa: FBT003
+        latents = JumpReLU.apply(pre, self.threshold, bandwidth, False)
+        l0 = Step.apply(pre, self.threshold, bandwidth, False).sum(-1).mean()
         reconstruction = latents @ self.W_dec + self.b_dec
         coefficient = self.option("l0_coefficient") * state.warm_up(self.option("l0_warm_up_fraction"))
         return Loss(squared_error(reconstruction, target) + coefficient * l0, (latents.detach() > 0).any(0))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from sae_lens import StandardSAE
 from torch import Tensor
+from torch.nn.functional import relu
 
 from husai_lib.architectures.base import Loss, TrainableSae, TrainState, squared_error
 
@@ -16,7 +16,7 @@ class Sae(TrainableSae):
 
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus `l1_coefficient` times the weighted L1 norm, warmed up linearly."""
-        latents = F.relu(self.pre_activations(x))
+        latents = relu(self.pre_activations(x))
         reconstruction = latents @ self.W_dec + self.b_dec
         penalty = (latents * self.W_dec.norm(dim=1)).sum(-1).mean()
         coefficient = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))

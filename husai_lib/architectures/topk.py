@@ -9,7 +9,15 @@ import torch
 from sae_lens import TopKSAE
 from torch import Tensor
 
-from husai_lib.architectures.base import Active, Loss, TrainableSae, TrainState, revival_loss, sparse_autoencode, squared_error
+from husai_lib.architectures.base import (
+    Active,
+    Loss,
+    TrainableSae,
+    TrainState,
+    revival_loss,
+    sparse_autoencode,
+    squared_error,
+)
 
 
 class Sae(TrainableSae):
@@ -21,7 +29,7 @@ class Sae(TrainableSae):
             pre = self.pre_activations(x)
             active = largest_of_each_row(pre * self.W_dec.norm(dim=1), self.condition.k)
         reconstruction, values = sparse_autoencode(self, x, pre, active)
-        fired = torch.zeros_like(state.dead).index_fill_(0, active.column[values > 0], True)  # noqa: FBT003
+        fired = torch.zeros_like(state.dead).index_fill_(0, active.column[values > 0], True)
         revival = revival_loss(self, x, target - reconstruction, state.dead)
         return Loss(squared_error(reconstruction, target) + self.option("aux_loss_coefficient") * revival, fired)
 

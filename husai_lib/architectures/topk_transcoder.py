@@ -15,7 +15,7 @@ from husai_lib.architectures import topk
 
 
 @dataclass
-class TopKTranscoderConfig(TranscoderConfig):
+class TopKTranscoderConfig(TranscoderConfig):  # type: ignore[misc]
     """SAELens' transcoder config with the number of active latents."""
 
     k: int = 32
@@ -31,7 +31,8 @@ class TopKTranscoder(Transcoder):  # type: ignore[misc]
 
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
         """Keep the k largest pre-activations of a row, if positive."""
-        return TopK(self.cfg.k)
+        top: Callable[[Tensor], Tensor] = TopK(self.cfg.k)
+        return top
 
 
 register_sae_class("topk_transcoder", TopKTranscoder, TopKTranscoderConfig)

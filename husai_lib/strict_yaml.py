@@ -1,0 +1,73 @@
+"""YAML as strictly as parameters need it: plain values under identifiers, each given once."""
+
+from __future__ import annotations
+
+import copy
+import reprlib
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import yaml
+
+from husai_lib.errors import ParameterError
+
+DEEPEST = 20  # levels of nesting; parameter files have four
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys are identifiers, each given once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            where = f"line {key.start_mark.line + 1}: the key {reprlib.repr(key.value)}"
+            if key.tag != "tag:yaml.org,2002:str" or not key.value.isidentifier():
+                raise ParameterError(f"{where} is not a plain name; keys are identifiers")
+            if key.value in seen:
+                raise ParameterError(f"{where} is given twice; keep one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check_structure(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        assert event.start_mark, "events of a text have a place in it"
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise ParameterError(f"line {line}: anchors, aliases and tags are not allowed; write the plain value")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ParameterError(f"line {line}: nested too deeply; write the parameters flat")
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """`text` as a mapping, under the strict rules; `source` is what error messages call it."""
+    try:
+        _check_structure(text)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader that allows less
+    except ParameterError as error:
+        raise ParameterError(f"{source}, {error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise ParameterError(f"{source}: not valid YAML ({problem}); compare params/quickstart.yaml") from None
+    if not isinstance(data, dict):
+        raise ParameterError(f"{source}: holds no mapping of keys to values; start from params/quickstart.yaml")
+    return data
+
+
+def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """`data` with each `a.b=value` of the command line applied; the value is read as YAML."""
+    data = copy.deepcopy(data)
+    for assignment in assignments:
+        dotted, equals, text = assignment.partition("=")
+        *sections, key = dotted.strip().split(".")
+        if not equals or not all(part.isidentifier() for part in [*sections, key]):
+            raise ParameterError(f"--set {assignment}: write key=value, such as --set sae.k=16")
+        place = data
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ParameterError(f"--set {assignment}: {section!r} has no keys of its own; set it whole")
+        place[key] = parse_yaml(f"value: {' '.join(text.splitlines())}", f"--set {assignment}")["value"]
+    return data

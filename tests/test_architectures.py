@@ -1,0 +1,334 @@
+"""Every architecture computes the loss, gradients and exported SAE that its formula and SAELens' own class give."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    JumpReLUTrainingSAE,
+    JumpReLUTrainingSAEConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
+from sae_lens.registry import SAE_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainStepInput
+from sae_lens.training.optim import CoefficientScheduler
+from synthetic_banks import bank_of, dictionary, sparse_rows
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from husai_lib import architectures, cache
+from husai_lib.architectures import TrainableSae, new_sae
+from husai_lib.architectures.base import TrainState
+from husai_lib.cache import source_of
+from husai_lib.params import ARCHITECTURES, Condition
+from husai_lib.training import Member, load_sae, measure, train_bank
+
+D_IN, D_OUT, D_SAE, K, N = 16, 12, 48, 6, 40
+SAES = [name for name in ARCHITECTURES if name != "topk_transcoder"]
+
+
+def condition(architecture: str, **changes: Any) -> Condition:
+    """A condition of the test's size; keys of the architecture's own go to its hyperparameters."""
+    own = ARCHITECTURES[architecture]
+    hyperparameters = own | {key: changes.pop(key) for key in list(changes) if key in own}
+    values: dict[str, Any] = {"d_sae": D_SAE, "k": K, "training_samples": 8192, "batch_size": 256}
+    return Condition(name=architecture, architecture=architecture, hyperparameters=hyperparameters, **values | changes)
+
+
+def scrambled(architecture: str, **changes: Any) -> TrainableSae:
+    """An SAE in the middle of training: no row is a unit vector, no bias and no threshold is zero."""
+    d_out = D_OUT if architecture == "topk_transcoder" else D_IN
+    generator = torch.Generator().manual_seed(0)
+    sae = new_sae(condition(architecture, **changes), D_IN, d_out, generator)
+    for name, parameter in sae.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.3 + 0.05 * noise if name == "threshold" else parameter.data + 0.3 * noise
+    return sae
+
+
+def batch(d: int = D_IN, seed: int = 1) -> Tensor:
+    return torch.randn(N, d, generator=torch.Generator().manual_seed(seed))
+
+
+def target_of(sae: TrainableSae, x: Tensor) -> Tensor:
+    return x if sae.same_space else batch(D_OUT, seed=2)
+
+
+def state(dead: int = 0, step: int = 10) -> TrainState:
+    """The state after the warm-up; the first `dead` latents are dead."""
+    return TrainState(step=step, steps=10, dead=torch.arange(D_SAE) < dead)
+
+
+# --- loss and gradients against the formula, written densely -----------------------------------
+
+
+def dense_latents(sae: TrainableSae, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents for unit decoder rows `[n, d_sae]` and what the sparsity penalty counts, `[n, d_sae]`."""
+    norms = sae.W_dec.norm(dim=1)
+    pre = (x - sae.b_dec if sae.same_space else x) @ sae.W_enc.T + sae.b_enc
+    scaled = (pre * norms).relu()
+    match sae.condition.architecture:
+        case "topk" | "topk_transcoder":
+            return scaled * (scaled >= scaled.topk(K, dim=1).values[:, -1:]), torch.zeros(())
+        case "batchtopk":
+            return scaled * (scaled >= scaled.flatten().topk(K * len(x)).values[-1]), torch.zeros(())
+        case "standard":
+            return scaled, scaled
+        case "jumprelu":
+            # arXiv 2407.14435, equations 11 and 12: the threshold has a gradient only within half a bandwidth
+            theta = sae.get_parameter("threshold")
+            width, fixed = sae.option("bandwidth"), theta.detach()
+            near = ((pre - fixed).abs() < width / 2) * (theta - fixed) / width
+            gate = (pre > fixed).float()
+            return (pre * gate - fixed * near) * norms, gate - near
+        case _:
+            raise AssertionError
+
+
+def dense_loss(sae: TrainableSae, x: Tensor, target: Tensor, dead: Tensor) -> Tensor:
+    rows = normalize(sae.W_dec, dim=1)
+    latents, penalised = dense_latents(sae, x)
+    reconstruction = latents @ rows + sae.b_dec
+    loss = (reconstruction - target).square().sum(1).mean()
+    own = sae.condition.hyperparameters
+    if "aux_loss_coefficient" not in own:
+        return loss + own.get("l1_coefficient", own.get("l0_coefficient", 0.0)) * penalised.sum(1).mean()
+    if not dead.any():
+        return loss
+    # arXiv 2406.04093, A.2: the strongest d / 2 dead latents decode the error
+    count, room = int(dead.sum()), target.shape[1] // 2
+    pre = ((x - sae.b_dec if sae.same_space else x) @ sae.W_enc.T + sae.b_enc) * sae.W_dec.norm(dim=1)
+    strongest = pre.masked_fill(~dead, -torch.inf).topk(min(count, room), dim=1)
+    attempt = torch.zeros_like(pre).scatter(1, strongest.indices, strongest.values) @ rows
+    revival = (attempt - (target - reconstruction).detach()).square().sum(1).mean()
+    return loss + own["aux_loss_coefficient"] * min(1.0, count / room) * revival
+
+
+def gradients(sae: TrainableSae, loss: Tensor) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, list(sae.parameters()), allow_unused=True)
+    return {name: g for (name, _), g in zip(sae.named_parameters(), found, strict=True) if g is not None}
+
+
+def close(found: Tensor, expected: Tensor, relative: float = 1e-4) -> None:
+    """Equal to within a share of the largest entry."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=relative * float(expected.detach().abs().max()))
+
+
+CASES = [(name, dead) for name in ARCHITECTURES for dead in (0, 3, 30) if dead == 0 or "topk" in name]
+
+
+@pytest.mark.parametrize(("architecture", "dead"), CASES)
+def test_loss_and_gradients_equal_the_dense_formula(architecture: str, dead: int) -> None:
+    sae, x = scrambled(architecture), batch()
+    target = target_of(sae, x)
+    found = sae.loss(x, target, state(dead)).total
+    expected = dense_loss(sae, x, target, state(dead).dead)
+    close(found, expected)
+    ours, theirs = gradients(sae, found), gradients(sae, expected)
+    assert ours.keys() == theirs.keys() == {name for name, _ in sae.named_parameters()}
+    for name, gradient in theirs.items():
+        assert gradient.abs().max() > 0
+        close(ours[name], gradient)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_latents_that_fired_are_those_that_are_active_in_some_row(architecture: str) -> None:
+    sae, x = scrambled(architecture), batch()
+    sae.b_enc.data[:5] = -100.0  # these cannot
+    fired = sae.loss(x, target_of(sae, x), state()).fired
+    expected = (dense_latents(sae, x)[0] > 0).any(0)
+    assert torch.equal(fired, expected)
+    assert not fired[:5].any()
+    assert fired.any()
+
+
+def test_a_batch_without_any_positive_pre_activation_has_a_loss() -> None:
+    for architecture in ARCHITECTURES:
+        sae, x = scrambled(architecture), batch()
+        sae.b_enc.data[:] = -100.0
+        loss = sae.loss(x, target_of(sae, x), state())
+        close(loss.total, (target_of(sae, x) - sae.b_dec).square().sum(1).mean())
+        assert not loss.fired.any()
+        loss.total.backward()  # type: ignore[no-untyped-call]
+
+
+# --- loss and gradients against SAELens --------------------------------------------------------
+
+
+def of_saelens(sae: TrainableSae) -> Any:
+    """SAELens' training class with the same weights."""
+    shape = {"d_in": D_IN, "d_sae": D_SAE, "apply_b_dec_to_input": True}
+    match sae.condition.architecture:
+        case "topk":
+            other: Any = TopKTrainingSAE(TopKTrainingSAEConfig(k=K, aux_loss_coefficient=0.7, **shape))
+        case "batchtopk":
+            other = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(k=K, aux_loss_coefficient=0.7, **shape))
+        case "standard":
+            other = StandardTrainingSAE(StandardTrainingSAEConfig(**shape))
+        case _:
+            other = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(jumprelu_bandwidth=0.05, **shape))
+    for name, parameter in sae.named_parameters():
+        other.get_parameter(name).data = parameter.detach().clone().T if name == "W_enc" else parameter.detach().clone()
+    return other
+
+
+@pytest.mark.parametrize(("architecture", "dead"), [case for case in CASES if case[0] in SAES])
+def test_loss_and_gradients_equal_those_of_saelens(architecture: str, dead: int) -> None:
+    own: dict[str, dict[str, float]] = {
+        "topk": {"aux_loss_coefficient": 0.7},
+        "batchtopk": {"aux_loss_coefficient": 0.7},
+        "standard": {"l1_coefficient": 0.5, "l1_warm_up_fraction": 1.0},
+        "jumprelu": {"l0_coefficient": 0.5, "l0_warm_up_fraction": 1.0},
+    }
+    sae, x = scrambled(architecture, **own[architecture]), batch()
+    other = of_saelens(sae)
+    now = TrainState(step=5, steps=10, dead=torch.arange(D_SAE) < dead)  # half of the warm-up, so half of 0.5
+    step = TrainStepInput(x, {"l1": 0.25, "l0": 0.25}, now.dead, n_training_steps=5, is_logging_step=False)
+    output = other.training_forward_pass(step)
+    loss = sae.loss(x, x, now)
+    close(loss.total, output.loss)
+    assert torch.equal(loss.fired, (output.feature_acts > 0).any(0))
+    output.loss.backward()
+    for name, gradient in gradients(sae, loss.total).items():
+        theirs = other.get_parameter(name).grad
+        close(gradient, theirs.T if name == "W_enc" else theirs)
+
+
+@pytest.mark.parametrize(("fraction", "steps"), [(0.1, 100), (1.0, 7), (0.0, 10), (0.01, 10)])
+def test_the_coefficient_warms_up_as_in_saelens(fraction: float, steps: int) -> None:
+    scheduler = CoefficientScheduler(warm_up_steps=int(fraction * steps), final_value=1.0)
+    for step in range(steps):
+        assert state(step=step).warm_up(0) == 1.0
+        assert TrainState(step, steps, torch.zeros(1)).warm_up(fraction) == pytest.approx(scheduler.current_value)
+        scheduler.step()
+
+
+# --- from training to inference ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_exported_sae_reconstructs_raw_activations_as_training_did_scaled_ones(
+    architecture: str, tmp_path: Path
+) -> None:
+    sae, raw = scrambled(architecture), 40 * batch()
+    scale_in, scale_out = (0.02, 0.07) if architecture == "topk_transcoder" else (0.02, 0.02)
+    norms = sae.W_dec.detach().norm(dim=1)
+    with torch.no_grad():
+        latents = dense_latents(sae, raw * scale_in)[0]
+        if architecture == "batchtopk":  # at inference there is no batch: a threshold takes its place
+            sae.get_buffer("threshold").fill_(0.9)
+            scaled = (((raw * scale_in - sae.b_dec) @ sae.W_enc.T + sae.b_enc) * norms).relu()
+            latents = scaled * (scaled > 0.9)
+        expected = (latents @ normalize(sae.W_dec, dim=1) + sae.b_dec) / scale_out
+    exported = sae.export(scale_in, scale_out, metadata={"hook_name": "blocks.0.hook_resid_post"})
+    with torch.no_grad():
+        close(exported.encode(raw), latents / scale_out, 1e-5)
+        close(exported.decode(exported.encode(raw)), expected, 1e-5)
+    torch.testing.assert_close(exported.W_dec.norm(dim=1), torch.ones(D_SAE))
+
+    exported.save_model(tmp_path)
+    for loaded in (SAE.load_from_disk(tmp_path, device="cpu"), load_sae(tmp_path)):
+        assert type(loaded) is type(exported)
+        assert loaded.cfg.metadata.hook_name == "blocks.0.hook_resid_post"
+        with torch.no_grad():
+            assert torch.equal(loaded.encode(raw), exported.encode(raw))
+            assert torch.equal(loaded.decode(loaded.encode(raw)), exported.decode(exported.encode(raw)))
+
+
+@pytest.mark.parametrize("architecture", ["topk", "topk_transcoder"])
+def test_at_most_k_latents_are_active_at_inference(architecture: str) -> None:
+    exported = scrambled(architecture).export(1.0, 1.0, metadata={})
+    with torch.no_grad():
+        assert (exported.encode(batch()) != 0).sum(1).max() <= K
+
+
+def test_a_transcoder_is_exported_without_subtracting_its_bias_though_both_spaces_are_equally_wide() -> None:
+    # MLP input and output have the model's width, both, and are other spaces all the same
+    sae = new_sae(condition("topk_transcoder"), D_IN, D_IN, torch.Generator().manual_seed(0))
+    sae.b_dec.data += 1.0
+    assert not torch.equal(sae.W_enc, sae.W_dec)
+    x, exported = batch(), sae.export(1.0, 1.0, metadata={})
+    with torch.no_grad():
+        error = (exported.decode(exported.encode(x)) - batch(seed=2)).square().sum(1).mean()
+    close(error, sae.loss(x, batch(seed=2), state()).total.detach(), 1e-5)
+
+
+@pytest.mark.parametrize("steps", [16, 150])
+def test_the_threshold_of_batchtopk_gives_about_k_latents_a_row_after_a_short_training(steps: int) -> None:
+    rows = bank_of(sparse_rows(dictionary(24, D_IN), 4096, active=4))
+    short = condition("batchtopk", learning_rate=3e-3, training_samples=steps * 256)
+    [trained] = train_bank([Member(short, 0)], rows)
+    assert measure(trained.sae, rows).l0 == pytest.approx(K, rel=0.15)
+
+
+# --- the registry ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_starts_with_unit_decoder_rows_of_its_seed(architecture: str) -> None:
+    made = [new_sae(condition(architecture), D_IN, D_OUT if "transcoder" in architecture else D_IN,
+                    torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]  # fmt: skip
+    assert isinstance(made[0], TrainableSae)
+    torch.testing.assert_close(made[0].W_dec.norm(dim=1), torch.ones(D_SAE))
+    torch.testing.assert_close(made[0].W_enc.norm(dim=1), torch.ones(D_SAE))
+    assert torch.equal(made[0].W_enc, made[0].W_dec) == made[0].same_space
+    assert torch.equal(made[0].W_dec, made[1].W_dec)
+    assert not torch.equal(made[0].W_dec, made[2].W_dec)
+
+
+TOY = """
+from dataclasses import dataclass
+
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.registry import register_sae_class
+
+from husai_lib.architectures import standard
+
+
+@dataclass
+class ToyConfig(StandardSAEConfig):
+    @classmethod
+    def architecture(cls):
+        return "toy"
+
+
+class Toy(StandardSAE):
+    pass
+
+
+register_sae_class("toy", Toy, ToyConfig)
+
+
+class Sae(standard.Sae):
+    def to_saelens(self):
+        return Toy, {}, {}
+"""
+
+
+def test_an_architecture_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "husai_lib.architectures.toy"
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.setattr(architectures, "__path__", [*architectures.__path__, str(tmp_path)])
+    monkeypatch.setattr(cache, "source_of", lambda module: TOY if module == name else source_of(module))
+    monkeypatch.setitem(ARCHITECTURES, "toy", {"l1_coefficient": 1.0, "l1_warm_up_fraction": 0.1})
+    importlib.invalidate_caches()
+    try:
+        rows = bank_of(sparse_rows(dictionary(24, D_IN), 1024, active=4))
+        [trained] = train_bank([Member(condition("toy", training_samples=512), 0)], rows)
+        # another process finds the class by the name in cfg.json, though nothing has imported its module yet
+        del sys.modules[name], SAE_CLASS_REGISTRY["toy"]
+        assert type(trained.sae).__name__ == "Toy"
+    finally:
+        sys.modules.pop(name, None)
+        SAE_CLASS_REGISTRY.pop("toy", None)

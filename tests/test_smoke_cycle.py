@@ -1,0 +1,105 @@
+"""The real smoke cycle, end to end: the same bytes whatever happens on the way, the committed numbers, a report."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from refresh_notebooks import REPOSITORY, cpu_kind
+
+from husai_lib.audit import verify_run
+from husai_lib.evidence import find_run, find_runs
+
+KILLS = int(os.environ.get("HUSAI_TEST_KILLS", "3"))
+SMOKE = str(REPOSITORY / "params" / "smoke.yaml")
+TOLERANCE = 0.1  # of a standardised number on another processor; on the same one the bytes must agree
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).with_name("husai")), "run", SMOKE, *arguments]
+    return subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    evidence = tmp_path_factory.mktemp("evidence")
+    process = start("--evidence", str(evidence))
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    return find_run(evidence, "smoke")
+
+
+@pytest.mark.timeout(600)
+def test_the_cycle_ends_with_a_verdict_that_verifies(finished):
+    assert finished.manifest()["pass_all"] is False
+    assert verify_run(finished) == []
+
+
+@pytest.mark.timeout(600)
+def test_numbers_are_the_committed_ones(finished):
+    committed = json.loads((find_run(REPOSITORY / "evidence", "smoke").path / "results.json").read_text())
+    new = json.loads((finished.path / "results.json").read_text())
+    if (REPOSITORY / "tests" / "notebook_outputs_cpu.txt").read_text().strip() == cpu_kind():
+        assert new == committed
+    for row, known in zip(new["frontier"]["members"], committed["frontier"]["members"], strict=True):
+        assert (row["condition"], row["seed"]) == (known["condition"], known["seed"])
+        for number in ("explained_variance", "saebench_delta", "cebench_interpretability"):
+            assert row[number] == pytest.approx(known[number], abs=TOLERANCE)
+
+
+@pytest.mark.timeout(900)
+def test_killed_and_resumed_it_writes_the_same_bytes(finished, tmp_path):
+    moments = random.Random(0)
+    fresh = {"HUSAI_CACHE": str(tmp_path / "cache")}
+    evidence = tmp_path / "evidence"
+    killed = 0
+    while True:
+        process = start("--evidence", str(evidence), "--resume", **fresh)
+        try:
+            output, _ = process.communicate(timeout=moments.uniform(2, 25) if killed < KILLS else 500)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += 1
+            time.sleep(0.5)
+    assert process.returncode == 0, output
+    assert killed == KILLS, "the run ended before it was killed often enough"
+    (run,) = [run for run in find_runs(evidence) if run.is_complete]
+    assert (run.path / "results.json").read_bytes() == (finished.path / "results.json").read_bytes()
+    assert verify_run(run) == []
+
+
+def test_committed_evidence_verifies():
+    runs = find_runs(REPOSITORY / "evidence")
+    assert {run.path.parent.name for run in runs} >= {"smoke", "quickstart"}
+    for run in runs:
+        assert verify_run(run) == [], run.name
+
+
+def test_committed_evidence_carries_no_weights():
+    heavy = [p for p in (REPOSITORY / "evidence").rglob("*") if p.suffix in {".safetensors", ".npy", ".pt"}]
+    assert heavy == []
+
+
+def test_front_page_is_that_of_the_committed_evidence():
+    from husai_lib.site import index_markdown
+    from husai_lib.webpages import notebook_page
+
+    newest = [run for run in find_runs(REPOSITORY / "evidence") if run.is_complete][-1]
+    pages = [notebook_page(path, newest.name) for path in sorted(newest.path.glob("notebooks/*.ipynb"))]
+    assert index_markdown(newest, pages) == (REPOSITORY / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "evidence").glob("*/*/notebooks/*.ipynb")), ids=lambda p: p.stem)
+def test_executed_notebooks_name_no_machine(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert str(REPOSITORY) not in text
+    assert "/tmp/" not in text

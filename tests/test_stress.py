@@ -1,0 +1,220 @@
+"""Stress controls compare the candidate's own weights, rows and seeds with a lesser thing's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from small_saes import HOOK, bank, cache, condition, random_sae, random_saes, trained
+
+from husai_lib import stress
+from husai_lib.activations import text_bank
+from husai_lib.errors import DataError, IntegrityError
+from husai_lib.files import read_json, sha256_file, write_json
+from husai_lib.language_model import open_model
+from husai_lib.matching import pwmcc, pwmcc_difference, random_decoders
+from husai_lib.params import ActivationParams, ModelParams, TextParams
+from husai_lib.probing import ProbeScore, ProbeTask
+from husai_lib.stress import (
+    candidate_saes,
+    decoder_pairs,
+    ood_control,
+    ood_rows,
+    pwmcc_control,
+    random_model_bank,
+    transcoder_of,
+)
+from husai_lib.texts import ProbingSet, drawn_texts
+from husai_lib.training import TrainedSae
+
+assert cache  # the fixture that every test of this module uses
+
+TINY = "random:package:husai_lib/data/tiny_gpt_neox"
+TEXTS = TextParams(
+    training=["117_us_state_FL"], held_out=["95_toxic_is"], probing=["41_truthqa_tf"], ood=["87_glue_cola"]
+)
+READ = ActivationParams(hook_name=HOOK, training_rows=300, held_out_rows=1, context_tokens=16)
+
+
+def tasks(*names: str) -> list[ProbeTask]:
+    labels = np.array([0, 1])
+    return [ProbeTask(ProbingSet(name, ("a", "b"), labels, ("0", "1")), bank(np.zeros((2, 2)))) for name in names]
+
+
+def scores(*pairs: tuple[float, float]) -> list[ProbeScore]:
+    return [ProbeScore(2, 0.5, inside, shifted) for inside, shifted in pairs]
+
+
+# Two tasks, three seeds, AUCs in and out of domain.
+# Raw activation: a loses 0.9 -> 0.8, b 0.8 -> 0.7, so 0.1 each.
+LLM = scores((0.9, 0.8), (0.8, 0.7))
+SEEDS = {
+    4: scores((0.85, 0.65), (0.8, 0.6)),  # loses 0.20 and 0.20: drops 0.10 and 0.10, mean 0.10
+    5: scores((0.85, 0.75), (0.8, 0.5)),  # loses 0.10 and 0.30: drops 0.00 and 0.20, mean 0.10
+    6: scores((0.90, 0.85), (0.7, 0.65)),  # loses 0.05 and 0.05: drops -0.05 and -0.05, mean -0.05
+}
+
+
+def test_the_drop_is_what_the_sae_loses_beyond_the_raw_activation() -> None:
+    rows = ood_rows(list(SEEDS), tasks("a", "b"), list(SEEDS.values()), LLM)
+    assert [(row.task, row.seed) for row in rows] == [(task, seed) for seed in SEEDS for task in "ab"]
+    assert [row.drop for row in rows] == pytest.approx([0.1, 0.1, 0.0, 0.2, -0.05, -0.05])
+    first = rows[0]
+    assert (first.in_domain_auc, first.in_domain_llm_auc, first.shifted_auc, first.shifted_llm_auc) == (
+        0.85, 0.9, 0.65, 0.8,
+    )  # fmt: skip
+    assert first.best_k == 2
+
+
+def test_the_ood_control_is_the_mean_drop_with_a_t_interval_over_seeds() -> None:
+    row = ood_control(ood_rows(list(SEEDS), tasks("a", "b"), list(SEEDS.values()), LLM))
+    by_seed = [0.10, 0.10, -0.05]
+    low, high = stats.t.interval(0.95, 2, np.mean(by_seed), stats.sem(by_seed))
+    assert (row.delta, row.delta_low, row.delta_high) == pytest.approx((0.05, low, high))
+    # deltas in domain: -.05 0 -.05 0 0 -.1; shifted: -.15 -.1 -.05 -.2 .05 -.05
+    assert (row.candidate, row.control_value) == pytest.approx((-0.2 / 6, -0.5 / 6))
+    assert row.delta == pytest.approx(row.candidate - row.control_value)
+    assert (row.control, row.note) == ("ood", "")
+
+
+def test_an_ood_control_of_one_seed_has_no_bound_and_says_so() -> None:
+    row = ood_control(ood_rows([4], tasks("a", "b"), [SEEDS[4]], LLM))
+    assert (row.delta_low, row.delta_high, row.note) == (None, None, "too few seeds for an interval")
+
+
+def test_a_score_without_its_shifted_set_is_no_ood_row() -> None:
+    with pytest.raises(AssertionError):
+        ood_rows([4], tasks("a"), [[ProbeScore(2, 0.5, 0.5)]], LLM[:1])
+
+
+def alike(seeds: int, shared: float, start: int = 0) -> np.ndarray:
+    """PW-MCC of the pairs of decoders that share a part of their rows."""
+    common, *own = random_decoders((20, 8), range(start, start + seeds + 1))
+    return stress.pairwise_pwmcc([shared * common + (1 - shared) * decoder for decoder in own])
+
+
+@pytest.mark.parametrize(("control", "sign"), [("random_model", 1), ("random_decoder", 1), ("transcoder", -1)])
+def test_a_control_is_subtracted_from_the_candidate_and_the_candidate_from_the_transcoder(
+    control: str, sign: int
+) -> None:
+    candidate, other = alike(4, 0.8), alike(4, 0.2, start=100)
+    row = pwmcc_control(control, candidate, other)
+    assert (row.control, row.metric, row.note) == (control, "pwmcc", "")
+    assert row.candidate > row.control_value  # type: ignore[operator]
+    assert row.delta == pytest.approx(sign * (row.candidate - row.control_value))  # type: ignore[operator]
+    expected = pwmcc_difference(candidate, other) if sign > 0 else pwmcc_difference(other, candidate)
+    assert (row.delta, row.delta_low, row.delta_high) == (expected.mean, expected.low, expected.high)
+
+
+def test_a_control_of_two_seeds_has_no_bound_and_says_so() -> None:
+    row = pwmcc_control("random_model", alike(2, 0.8), alike(2, 0.2))
+    assert (row.delta_low, row.delta_high, row.note) == (None, None, "too few seeds for an interval")
+
+
+def test_a_control_over_other_seeds_is_refused() -> None:
+    with pytest.raises(DataError, match="same seeds"):
+        pwmcc_control("random_model", alike(4, 0.8), alike(3, 0.2))
+
+
+def test_pairs_are_those_of_the_decoders() -> None:
+    saes = random_saes([0, 1])
+    assert decoder_pairs(saes)[0, 1] == pytest.approx(pwmcc([sae.sae.W_dec.detach() for sae in saes]))
+
+
+def record(saes: list[TrainedSae]) -> Any:
+    """A frontier record that lists these SAEs."""
+    rows = [
+        SimpleNamespace(condition=sae.member.condition.name, seed=sae.member.seed, key=sae.entry.key,
+                        weights_sha256=sae.weights_sha256)
+        for sae in saes
+    ]  # fmt: skip
+    conditions = {sae.member.condition.name: sae.member.condition.model_dump() for sae in saes}
+    data = {"parameters": {"conditions": list(conditions.values())}}
+    return SimpleNamespace(data=data, table=lambda name: {"members": rows}[name])
+
+
+def selected(sae: TrainedSae) -> dict[str, Any]:
+    return {
+        "source": "frontier", "condition": sae.member.condition.name, "seed": sae.member.seed,
+        "key": sae.entry.key, "weights_sha256": sae.weights_sha256,
+    }  # fmt: skip
+
+
+def test_the_candidate_is_every_seed_of_the_selected_condition() -> None:
+    topk, other = random_saes([3, 1, 2], condition("topk")), random_saes([3, 1, 2], condition("other", k=9), start=50)
+    found = candidate_saes(record([*topk, *other]), selected(other[1]))
+    assert [sae.member for sae in found] == [sae.member for sae in other]
+    assert [sae.weights_sha256 for sae in found] == [sae.weights_sha256 for sae in other]
+    assert candidate_saes(record([*topk, *other]), None) == []
+
+
+def test_a_candidate_that_this_run_did_not_train_is_refused() -> None:
+    saes = random_saes([0, 1])
+    elsewhere = trained(random_sae(77), of=condition("elsewhere"))
+    for chosen in (selected(elsewhere), selected(elsewhere) | {"condition": "topk"}):
+        with pytest.raises(DataError, match="no such weights in the record of frontier"):
+            candidate_saes(record(saes), chosen)
+
+
+def test_weights_that_are_not_those_of_the_record_are_refused_by_hash(cache: Path) -> None:
+    saes = random_saes([10, 11])
+    claimed = record([saes[0], replace(saes[0], entry=replace(saes[1].entry, key=saes[0].entry.key))])
+    with pytest.raises(IntegrityError, match="not those of its record"):
+        candidate_saes(claimed, selected(saes[0]))
+    weights = saes[1].entry.path / "sae_weights.safetensors"
+    weights.write_bytes((saes[0].entry.path / "sae_weights.safetensors").read_bytes())
+    with pytest.raises(IntegrityError, match="damaged"):
+        candidate_saes(record(saes), selected(saes[0]))
+    # Even where the entry vouches for the other weights, the record does not.
+    entry = read_json(weights.parent / "entry.json")
+    entry["files"]["sae_weights.safetensors"] = sha256_file(weights)
+    write_json(weights.parent / "entry.json", entry)
+    with pytest.raises(IntegrityError, match="not those of its record"):
+        candidate_saes(record(saes), selected(saes[0]))
+
+
+def test_the_control_of_a_random_model_has_the_same_rows_of_another_seed() -> None:
+    model = ModelParams(name=TINY, prepend_bos=True, seed=3)
+    drawn = drawn_texts(TEXTS.training, READ.seed)
+    own, other = (
+        text_bank(open_model(params), drawn, READ, [HOOK], READ.training_rows)
+        for params in (model, model.model_copy(update={"seed": 4}))
+    )
+    control = random_model_bank(model, TEXTS, READ)
+    np.testing.assert_array_equal(control.rows, other.rows)
+    np.testing.assert_array_equal(control.offsets, own.offsets)  # the same positions of the same texts
+    assert control.sources("training") == own.sources("training")
+    assert control.rows.shape == own.rows.shape == (300, 32)
+    assert not np.isclose(control.rows, own.rows).any(1).all()
+
+
+def test_the_control_of_a_trained_model_is_the_same_architecture_with_random_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ModelParams(name="package:husai_lib/data/tiny_gpt_neox", prepend_bos=True)
+    asked: list[ModelParams] = []
+
+    def opened(params: ModelParams, device: str) -> Any:
+        asked.append(params)
+        return open_model(params, device)
+
+    monkeypatch.setattr(stress, "open_model", opened)
+    control = random_model_bank(model, TEXTS, READ)
+    assert asked[0] == model.model_copy(update={"name": TINY, "seed": 1})
+    same = random_model_bank(ModelParams(name=TINY, prepend_bos=True, seed=0), TEXTS, READ)
+    assert same.sha256 == control.sha256
+
+
+def test_the_transcoder_keeps_width_sparsity_and_training() -> None:
+    of = condition("standard", architecture="standard", d_sae=48, k=6, training_samples=2048, batch_size=256,
+                   learning_rate=0.002, hyperparameters={"l1_coefficient": 3.0})  # fmt: skip
+    found = transcoder_of(of)
+    assert found.architecture == "topk_transcoder"
+    same = ("d_sae", "k", "training_samples", "batch_size", "learning_rate")
+    assert [getattr(found, name) for name in same] == [48, 6, 2048, 256, 0.002]
+    assert set(found.hyperparameters) == {"aux_loss_coefficient"}
