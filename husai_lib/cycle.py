@@ -47,6 +47,10 @@ STEPS = (
 )
 
 
+MODEL_WORK = {"activations": 9, "stress": 4}
+"""Reading the language model takes about as long as training so many SAEs; the frontier trains each twice."""
+
+
 @dataclass(frozen=True)
 class PlannedStep:
     """A step with the parameters of one cycle."""
@@ -78,7 +82,8 @@ def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOK
         names = trained.get(step.name, [])
         what = "controls" if step.name == "stress" else "members"
         makes = f"{len(names) * seeds} {what}: {', '.join(names)} at {seeds} seeds" if names else ""
-        planned.append(PlannedStep(step, given, makes, 1 + len(names) * seeds, reason))
+        work = MODEL_WORK.get(step.name, 1) + len(names) * seeds * (2 if step.name == "frontier" else 1)
+        planned.append(PlannedStep(step, given, makes, work, reason))
     return planned
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,15 @@ class Watch:
     """Every step of the cycle with a rough share of its work; 0 where the step is kept."""
     done: float = 0.0
     """The work of the steps that are done."""
-    started: float = field(default_factory=time.monotonic)
+    taken: float = 0.0
+    """Seconds they took."""
+    began: float = 0.0
+    """When the present step began."""
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Watch one step while the block runs it."""
-        started, ended = time.monotonic(), threading.Event()
+        self.began, ended = time.monotonic(), threading.Event()
         thread = threading.Thread(target=self._follow, args=(name, ended), daemon=True)
         (self.run / "progress.json").unlink(missing_ok=True)
         thread.start()
@@ -92,8 +95,9 @@ class Watch:
             ended.set()
             thread.join()
             (self.run / "progress.json").unlink(missing_ok=True)
-        self.done += self.work[name]
-        self.console.print(f"step {name}: done in {time.monotonic() - started:.0f} s")
+        seconds = time.monotonic() - self.began
+        self.done, self.taken = self.done + self.work[name], self.taken + seconds
+        self.console.print(f"step {name}: done in {seconds:.0f} s")
 
     def _follow(self, name: str, ended: threading.Event) -> None:
         told = time.monotonic()
@@ -105,17 +109,19 @@ class Watch:
                     self.console.print(self.state(name))
 
     def state(self, name: str) -> str:
-        """Which step of how many, how far it is and how long the cycle will still take; no time below 5 %."""
-        text, share = f"step {list(self.work).index(name) + 1}/{len(self.work)} {name}", self.done
+        """Which step of how many, how far it is and, after the first step, how long the cycle will still take.
+
+        The time follows from what the finished steps took: a step has several phases, so its own count says little.
+        """
+        text = f"step {list(self.work).index(name) + 1}/{len(self.work)} {name}"
         try:
             told = read_json(self.run / "progress.json")
         except errors.EvidenceError:  # not there yet, or gone
             told = {}
         if told.get("step") == name and told["total"]:
             text += f": {told['done']}/{told['total']} {told['what']}"
-            share += self.work[name] * told["done"] / told["total"]
-        share /= sum(self.work.values())
-        if share < 0.05:
+        if not self.done:
             return text
-        minutes = (time.monotonic() - self.started) * (1 - share) / share / 60
-        return f"{text}, {minutes:.1f} min left in the cycle"
+        expected = self.taken / self.done * (sum(self.work.values()) - self.done)
+        left = max(0.0, expected - (time.monotonic() - self.began))
+        return f"{text}, about {left / 60:.1f} min left in the cycle"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
-from sae_lens.training.sae_trainer import SAETrainer
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import r2_score
 from synthetic_banks import bank_of, dictionary, sparse_rows
@@ -336,7 +335,7 @@ def test_the_baseline_starts_from_weights_of_its_seed_and_sees_the_batches_of_ou
     seen: list[torch.Tensor] = []
     starts: list[torch.Tensor] = []
 
-    class Recorded(SAETrainer):  # type: ignore[misc]
+    class Recorded(training.sae_trainer.SAETrainer):  # type: ignore[misc]
         def __init__(self, cfg: Any, sae: Any, data: Any) -> None:
             super().__init__(cfg, sae, data)
             starts.append(sae.W_dec.detach().clone())
@@ -345,7 +344,7 @@ def test_the_baseline_starts_from_weights_of_its_seed_and_sees_the_batches_of_ou
             seen.append(batch)
             return super().step(batch)
 
-    monkeypatch.setattr(training, "SAETrainer", Recorded)
+    monkeypatch.setattr(training.sae_trainer, "SAETrainer", Recorded)
     train_baseline(RECIPE, SAELENS, [0, 1], rows)
     assert not torch.equal(*starts)
     expected = [torch.from_numpy(rows.rows[i]) for seed in (0, 1) for i in batches(len(rows.rows), SAELENS, seed)]
