@@ -260,8 +260,9 @@ def short_cycle(patch: pytest.MonkeyPatch, folder: Path, **bodies: str) -> Path:
 
 
 def start_husai(notebooks: Path, *arguments: Any) -> subprocess.Popen[str]:
-    """A process that runs a command on the short cycle."""
+    """A process that runs a command on the short cycle; it hears Ctrl-C even where the tests run in the background."""
     script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import sys; from pathlib import Path; import stand_ins; from husai_lib import cli, cycle;"
         "cycle.STEPS = stand_ins.STEPS; cli.NOTEBOOKS = Path(sys.argv[1]); cli.main(sys.argv[2:])"
     )
