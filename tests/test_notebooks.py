@@ -31,12 +31,15 @@ def parameters(path: Path) -> dict[str, object]:
 
 @pytest.mark.timeout(900)
 def test_committed_outputs_are_what_the_notebooks_print(tmp_path):
+    # Another instruction set rounds differently and training amplifies the last digit: there nbval runs the notebooks
+    # without comparing, and test_smoke_cycle compares the numbers within a tolerance.
     same_cpu = (REPOSITORY / "tests" / "notebook_outputs_cpu.txt").read_text().strip() == cpu_kind()
-    rules = REPOSITORY / "tests" / ("nbval_sanitize.cfg" if same_cpu else "nbval_sanitize_other_cpu.cfg")
+    rules = REPOSITORY / "tests" / "nbval_sanitize.cfg"
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-o", "addopts=", "-o", "timeout=600", "-p", "no:cacheprovider",
-            "--nbval", "--nbval-current-env", "--nbval-cell-timeout", "300", "--nbval-sanitize-with", str(rules),
+            "--nbval" if same_cpu else "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300",
+            "--nbval-sanitize-with", str(rules),
             *map(str, NOTEBOOKS),
         ],
         cwd=REPOSITORY, env=os.environ | {"HUSAI_SCRATCH": str(tmp_path)}, capture_output=True, text=True, check=False,
