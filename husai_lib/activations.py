@@ -7,7 +7,7 @@ come from one forward pass and have the same rows in the same order.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,10 @@ from husai_lib.language_model import LanguageModel, Tokens
 from husai_lib.params import ActivationParams
 from husai_lib.randomness import torch_generator
 from husai_lib.records import BankRow, SourceRow
+from husai_lib.tasks import Progress
 from husai_lib.texts import ProbingSet, Text
 
 CHUNK = 8192
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,15 @@ class Bank:
         """The rows in order, `[<= size, d_in]` at a time."""
         for start in range(0, len(self.rows), size):
             yield torch.from_numpy(np.array(self.rows[start : start + size]))
+
+    def mean(self) -> torch.Tensor:
+        """The mean row, `[d_in]` float64."""
+        return sum((chunk.double().sum(0) for chunk in self.chunks()), torch.zeros(1)) / len(self.rows)
+
+    def scale(self) -> float:
+        """The factor that gives rows a mean norm of sqrt(d_in): SAELens' `expected_average_only_in`."""
+        total = sum(float(chunk.norm(dim=1).double().sum()) for chunk in self.chunks())
+        return float(self.rows.shape[1] ** 0.5 * len(self.rows) / total)
 
     def row(self, bank: str) -> BankRow:
         """The bank as a row of a record."""
@@ -165,11 +174,10 @@ def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:
 
     def make(folder: Path) -> None:
         n, d_in = bank.rows.shape
-        total, outer = torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_in, d_in, dtype=torch.float64)
+        mean, outer = bank.mean(), torch.zeros(d_in, d_in, dtype=torch.float64)
         for chunk in bank.chunks():
             rows = chunk.double()
-            total, outer = total + rows.sum(0), outer + rows.T @ rows
-        mean = total / n
+            outer += rows.T @ rows
         values, vectors = torch.linalg.eigh(outer / n - torch.outer(mean, mean))
         root = (vectors * values.clamp(min=0).sqrt()).float()
         generator = torch_generator(seed, "gaussian activations")

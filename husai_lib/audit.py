@@ -19,6 +19,7 @@ from husai_lib.files import canonical_json, read_json
 from husai_lib.gates import evaluate_members
 from husai_lib.intervals import mean_interval
 from husai_lib.params import GateParams, SelectionParams
+from husai_lib.records import MATCHED_WITHIN
 from husai_lib.selection import candidates_from, select
 
 NOT_HERE = "not in the cache of this machine"
@@ -42,11 +43,6 @@ class Audit:
     """Weights and activations that are not in the cache of this machine and cannot be checked."""
     problems: list[str] = field(default_factory=list)
     """One sentence each."""
-
-
-def verify_run(run: Run) -> list[str]:
-    """Everything wrong with a complete run, one sentence each; empty where it verifies."""
-    return audit_run(run).problems
 
 
 def audit_run(run: Run) -> Audit:
@@ -135,7 +131,7 @@ def _recomputed(step: str, table: str, row: Any, rows: Rows) -> dict[str, Any]:
         return {
             "saebench_auc": _mean(probe.test_auc for probe in probes),
             "saebench_delta": _mean(probe.delta for probe in probes),
-            "l0_matched": round(abs(row.l0 / row.k - 1), 9) <= 0.1,
+            "l0_matched": round(abs(row.l0 / row.k - 1), 9) <= MATCHED_WITHIN,
             "cebench_ceiling": (row.d_sae - 1) / math.sqrt(row.d_sae),
             "cebench_delta": row.cebench_interpretability - base[0].cebench_interpretability if base else None,
         }

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from husai_lib.errors import EvidenceError, IntegrityError
-from husai_lib.files import canonical_json, explained, read_json, sha256_file, sha256_text, write_json
+from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
 
 CACHED = {"banks": "banks", "members": "saes"}
 """Tables of records whose `key` column names cache entries, and the kind of these."""
 NUMERICAL_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "transformer-lens", "sae-lens",
                       "sae-probes")  # fmt: skip
-_FOLDER = Path(__file__).resolve().parent.parent
 _PARSING = threading.Lock()
 
 
@@ -45,7 +44,7 @@ class Entry:
 
 def cache_folder() -> Path:
     """Where entries lie: `$HUSAI_CACHE`, else `.cache/husai` beside the library."""
-    return Path(os.environ.get("HUSAI_CACHE") or _FOLDER / ".cache" / "husai")
+    return Path(os.environ.get("HUSAI_CACHE") or REPOSITORY / ".cache" / "husai")
 
 
 def key_of(module: str, inputs: dict[str, Any]) -> str:
@@ -117,7 +116,7 @@ def code_hash(module: str) -> str:
 
 def source_of(module: str) -> str | None:
     """The source text of a module or package of this library; None for any other name."""
-    base = _FOLDER / module.replace(".", "/")
+    base = REPOSITORY / module.replace(".", "/")
     files = (base.with_suffix(".py"), base / "__init__.py")
     return next((path.read_text(encoding="utf-8") for path in files if path.exists()), None)
 

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from husai_lib.cache import cache_folder
-from husai_lib.cycle import NOTEBOOKS, check_ready, plan, resumable_run, run_cycle
+from husai_lib.cycle import NOTEBOOKS, cached_already, check_ready, plan, resumable_run, run_cycle
 from husai_lib.errors import GateError, HusaiError, IntegrityError
 from husai_lib.evidence import Run, find_run, find_runs
-from husai_lib.params import REPOSITORY, CycleParams, load_cycle
+from husai_lib.files import REPOSITORY
+from husai_lib.params import CycleParams, load_cycle
 
 INTERRUPTED = 130
 SHOWN = {"gates": "gate", "candidates": "selection", "groups": "frontier"}
@@ -44,7 +45,10 @@ Assign = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter, as sae.k=16; repeatable.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the cycle's newest run; finished steps are kept.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would run; write nothing.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show each step, what it makes, what is cached and why it runs; write nothing."),
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto prefers a GPU.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Evaluations at the same time; default: one a core.")]
 Strict = Annotated[bool, typer.Option("--fail-on-gate-fail", help="Exit with code 3 where a required gate fails.")]
@@ -60,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     except HusaiError as error:
         code, message = error.exit_code, str(error)
     except typer.TyperException as error:
-        code, message = 2, f"{error.format_message()} ('husai --help' tells how to use it)"
+        told = error.format_message()  # empty where the help was shown instead
+        code, message = 2, f"{told} ('husai --help' tells how to use it)" if told else ""
     except OSError as error:
         code, message = 1, f"{error.filename or 'input or output'}: {error.strerror or error}"
     if message:
@@ -84,7 +89,7 @@ def run(
     cycle = load_cycle(params, assignments or [])
     if dry_run:
         check_ready(evidence, NOTEBOOKS)
-        _show_plan(cycle, resumable_run(cycle, evidence) if resume else None)
+        _show_plan(cycle, evidence, resumable_run(cycle, evidence) if resume else None)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that kernels are shut down, as at Ctrl-C
     os.environ |= {"HUSAI_CACHE": str(cache_folder().absolute()), "HUSAI_DEVICE": device}  # kernels inherit it
@@ -97,10 +102,12 @@ def run(
         raise GateError(f"{finished.name} does not pass its gates: {manifest['verdict']}")
 
 
-def _show_plan(cycle: CycleParams, resumed: Run | None) -> None:
+def _show_plan(cycle: CycleParams, evidence: Path, resumed: Run | None) -> None:
     typer.echo(f"{f'resuming {resumed.name}' if resumed else 'new run'}; nothing was written")
     for step in plan(cycle, resumed, NOTEBOOKS):
-        typer.echo(f"{step.step.name:11}  {step.step.notebook:20}  {step.makes:64}  {step.reason or 'kept'}")
+        held = cached_already(step, cycle.cycle, evidence)
+        names = f"{step.step.name:11}  {step.step.notebook:20}  {step.makes:64}"
+        typer.echo(f"{names}  {held:15}  {step.reason or 'kept'}".rstrip())
 
 
 @app.command()

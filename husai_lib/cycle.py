@@ -17,8 +17,8 @@ from rich.console import Console
 from husai_lib.cache import CACHED, cache_folder
 from husai_lib.errors import EvidenceError, HusaiError, ParameterError, StepError
 from husai_lib.evidence import Run, find_runs, new_run, step_key
-from husai_lib.files import canonical_json, explained, read_json, sha256_file, sha256_text, write_json
-from husai_lib.params import REPOSITORY, CycleParams
+from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
+from husai_lib.params import CycleParams
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 NEEDED_BYTES = 2 * 10**9
@@ -105,10 +105,27 @@ def _reasons_to_run(step: CycleStep, given: dict[str, Any], run: Run, kept: set[
     for earlier, sha256 in record["inputs"].items():
         if earlier not in kept or run.record(earlier).sha256 != sha256:
             yield f"it rests on step {earlier}, which runs again"
-    for table, kind in CACHED.items():
-        for row in record["tables"].get(table, []):
-            if not (cache_folder() / kind / row["key"] / "entry.json").exists():
-                yield f"{kind} it made are no longer in the cache"
+    if not all(_cached_entries(record)):
+        yield "what it made is no longer in the cache"
+
+
+def _cached_entries(record: dict[str, Any]) -> list[bool]:
+    """Of every bank and SAE that a record names, whether the cache still has it."""
+    rows = [(kind, row["key"]) for table, kind in CACHED.items() for row in record["tables"].get(table, [])]
+    return [(cache_folder() / kind / key / "entry.json").exists() for kind, key in rows]
+
+
+def cached_already(planned: PlannedStep, cycle: str, evidence: Path) -> str:
+    """What the cache holds of a step that runs: banks and SAEs of the newest run with the same parameters and code."""
+    for run in reversed([run for run in find_runs(evidence) if run.path.parent.name == cycle]):
+        try:
+            entry = run.journal.get(planned.step.name, {"key": ""})
+            if entry["key"] == step_key(planned.step.name, planned.parameters):
+                found = _cached_entries(run.record(planned.step.name).data)
+                return f"{sum(found)} of {len(found)} cached" if found else ""
+        except EvidenceError:  # a damaged run tells nothing; `ls` and `verify` say that it is damaged
+            continue
+    return ""
 
 
 def resumable_run(params: CycleParams, evidence: Path) -> Run | None:

@@ -24,12 +24,20 @@ from typing import Any
 
 from husai_lib.cache import cache_folder, versions
 from husai_lib.errors import EvidenceError, IntegrityError
-from husai_lib.files import canonical_json, explained, read_json, sha256_file, sha256_text, write_json, write_text
-from husai_lib.params import REPOSITORY, check, check_sections
+from husai_lib.files import (
+    REPOSITORY,
+    canonical_json,
+    explained,
+    read_json,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_text,
+)
+from husai_lib.params import check, check_sections
 from husai_lib.records import TABLES, Row
 from husai_lib.version import __version__
 
-__all__ = ["REPOSITORY", "Record", "Run", "Step", "find_run", "find_runs", "new_run", "open_step", "step_key"]
 TRANSIENT = {"manifest.json", "progress.json"}
 """Files of a run that its manifest does not list."""
 

@@ -20,8 +20,7 @@ from papermill.exceptions import PapermillException, PapermillExecutionError
 from rich.console import Console
 
 from husai_lib import errors
-from husai_lib.files import read_json
-from husai_lib.params import REPOSITORY
+from husai_lib.files import REPOSITORY, read_json
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 15.0

@@ -13,6 +13,9 @@ from typing import Any
 
 from husai_lib.errors import EvidenceError, IntegrityError
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+"""The root of the checkout; all paths of the project start here."""
+
 
 def canonical_json(data: Any) -> str:
     """`data` as the one JSON text this project writes for it: sorted keys, no NaN, a final newline."""

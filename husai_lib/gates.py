@@ -14,9 +14,8 @@ from typing import Any, Literal
 from husai_lib.errors import DataError
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.params import GateParams
-from husai_lib.records import ControlRow, GateRow, MemberRow
+from husai_lib.records import MATCHED_WITHIN, ControlRow, GateRow, MemberRow
 
-MATCHED_WITHIN = 0.10
 CONTROLS = {
     "random_model": ("min_random_model_delta", "require_random_model"),
     "random_decoder": ("min_random_model_delta", "require_random_model"),

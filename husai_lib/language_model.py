@@ -15,9 +15,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from husai_lib.cache import cached
+from husai_lib.catalogue import local_path
 from husai_lib.errors import ModelError
 from husai_lib.files import sha256_file
-from husai_lib.params import ModelParams, local_path
+from husai_lib.params import ModelParams
 
 Tokens = list[int]
 MODEL_FILES = {".json", ".safetensors", ".txt", ".model"}

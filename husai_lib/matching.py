@@ -56,7 +56,6 @@ class PairTable:
 class Stability:
     """How alike the seeds of one condition are: means over pairs of the statistics of `PairTable`."""
 
-    n_seeds: int
     pwmcc: Interval
     """With the interval of the leave-one-seed-out jackknife; without bounds for two seeds."""
     pwmcc_max: float
@@ -129,7 +128,6 @@ def group_stability(decoders: Sequence[Array], encoders: Sequence[Array]) -> Sta
     """How alike at least two seeds are, with the uncertainty of PW-MCC over seeds."""
     pairs = pair_statistics(decoders, encoders)
     return Stability(
-        n_seeds=len(decoders),
         pwmcc=jackknife_interval(lambda seeds: mean_over_pairs(pairs.pwmcc, seeds), len(decoders)),
         pwmcc_max=mean_over_pairs(pairs.pwmcc_max),
         encoder_mcc=mean_over_pairs(pairs.encoder_mcc),

@@ -5,21 +5,19 @@ Everything here is checked without torch, so a mistake is reported within a seco
 
 from __future__ import annotations
 
-import csv
 import difflib
-import importlib.util
 import math
 import re
 import reprlib
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import zstandard
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from husai_lib.catalogue import data_set_names, layer_count, local_path, shifted_data_set_names
 from husai_lib.errors import ParameterError
+from husai_lib.files import REPOSITORY
 from husai_lib.strict_yaml import override, parse_yaml
 
 # One line an architecture: its module is `husai_lib.architectures.<name>`, and these are the
@@ -33,77 +31,8 @@ ARCHITECTURES: dict[str, dict[str, float]] = {
 }
 NAME = r"^[a-z][a-z0-9_]*$"
 HOOK = r"^blocks\.\d+\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|mlp\.hook_in)$"
-HEADER_BYTES = 2**26  # of a GGUF file; where its metadata ends depends on the vocabulary
-REPOSITORY = Path(__file__).resolve().parent.parent
 P = TypeVar("P", bound=BaseModel)
 T = TypeVar("T")
-
-# ---------------------------------------------------------------------------------------------
-# What can be named
-# ---------------------------------------------------------------------------------------------
-
-
-def local_path(source: str) -> Path | None:
-    """Where a model's source lies on this machine, if its name says that it does; else it is a hub name."""
-    if source.startswith("package:"):
-        return package_path(source)
-    if source.endswith(".gguf") or source.startswith((".", "/", "~")):
-        return REPOSITORY / Path(source).expanduser()
-    return None
-
-
-def layer_count(path: Path) -> int | None:
-    """The number of layers of a GGUF file or a Hugging Face folder; None for any other.
-
-    A GGUF header is searched for its key: the reader of the package gguf takes seconds.
-    """
-    try:
-        if path.is_dir():
-            text = (path / "config.json").read_text(encoding="utf-8")
-            found = re.search(r'"(?:num_hidden_layers|n_layers?|num_layers)": *(\d+)', text)
-            return int(found[1]) if found else None
-        with path.open("rb") as file:
-            header = file.read(HEADER_BYTES)
-        number = re.search(rb"\.block_count\x04\0\0\0(.{4})", header, re.DOTALL)  # 4: the type is uint32
-        return int.from_bytes(number[1], "little") if number and header.startswith(b"GGUF") else None
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def package_path(source: str) -> Path:
-    """The file or folder that `package:<package>/<path>` names; ValueError if it is not installed."""
-    package, _, inner = source.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"package {package!r} is not installed; 'make setup' installs the one of the quickstart")
-    return Path(spec.submodule_search_locations[0]) / inner
-
-
-@cache
-def probe_data_folder() -> Path:
-    """The folder of sae-probes that holds its data sets, found without importing the package."""
-    return package_path("package:sae_probes/data")
-
-
-@cache
-def data_set_names() -> tuple[str, ...]:
-    """The binary probing data sets that sae-probes ships, such as `100_news_fake`."""
-    # The folder also holds continuous and multi-class targets; its index tells them apart.
-    with zstandard.open(probe_data_folder() / "probing_datasets_MASTER.csv.zst", "rt", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    binary = {Path(row["Dataset save name"]).stem for row in rows if row["Data type"] == "Binary Classification"}
-    return tuple(name for name in _names_in("cleaned_data", ".csv.zst") if name in binary)
-
-
-@cache
-def shifted_data_set_names() -> tuple[str, ...]:
-    """The data sets for which sae-probes also ships a shifted set."""
-    return _names_in("OOD data", "_OOD.csv.zst")
-
-
-def _names_in(folder: str, ending: str) -> tuple[str, ...]:
-    return tuple(sorted(p.name.removesuffix(ending) for p in (probe_data_folder() / folder).glob(f"*{ending}")))
-
 
 # ---------------------------------------------------------------------------------------------
 # What a value must be

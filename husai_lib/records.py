@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from husai_lib.params import Section
 
+MATCHED_WITHIN = 0.10
+"""Widths and L0s are matched within this share: an SAE's L0 with its target k, the baseline's with the candidate's."""
+
 
 class Row(Section):
     """One row of a table."""
@@ -68,6 +71,8 @@ class MemberRow(Row):
     cebench_independence: float
     cebench_interpretability: float
     """CE-Bench scores in standard deviations over the latents."""
+    cebench_calibrated_contrastive: float | None
+    """Contrastive in standard deviations of its permutation null; independence has no such form."""
     cebench_calibrated: float | None
     """Interpretability in standard deviations of its permutation null."""
     cebench_delta: float | None

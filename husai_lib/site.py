@@ -18,8 +18,8 @@ from nbconvert.filters import strip_ansi
 
 from husai_lib import tables
 from husai_lib.errors import EvidenceError, HusaiError
-from husai_lib.evidence import REPOSITORY, Run, find_run, find_runs
-from husai_lib.files import explain_os_error, write_text
+from husai_lib.evidence import Run, find_run, find_runs
+from husai_lib.files import REPOSITORY, explain_os_error, write_text
 from husai_lib.webpages import DATA, TEMPLATES, Page, markdown_to_html, notebook_page, passive_notebook, read_notebook
 
 

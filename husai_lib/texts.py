@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from husai_lib.catalogue import probe_data_folder
 from husai_lib.errors import DataError
-from husai_lib.params import REPOSITORY, TextParams, probe_data_folder
+from husai_lib.files import REPOSITORY
+from husai_lib.params import TextParams
 from husai_lib.randomness import numpy_generator
 
 OFFLINE_STORIES = Path(__file__).parent / "data" / "contrastive_stories.jsonl"

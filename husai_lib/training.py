@@ -23,7 +23,6 @@ from sae_lens import (
 )
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training import sae_trainer
-from torch import Tensor
 from tqdm import tqdm
 
 from husai_lib.activations import Bank
@@ -67,15 +66,6 @@ class TrainedSae:
         return load_sae(self.entry.path)
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """How well an SAE reconstructs held-out rows, and how sparsely."""
-
-    explained_variance: float
-    l0: float
-    dead_fraction: float
-
-
 def members(conditions: Sequence[Condition], seeds: Sequence[int]) -> list[Member]:
     """Every condition at every seed."""
     return [Member(condition, seed) for condition in conditions for seed in seeds]
@@ -90,7 +80,7 @@ def train_bank(
     trained again. A member ends with the same weights alone or in a bank, whatever the number of jobs.
     Raises DataError if training diverges.
     """
-    scales = _scale(rows), _scale(target or rows)
+    scales = rows.scale(), (target or rows).scale()
     function = functools.partial(_trained, rows=rows, target=target, scales=scales)
     return run_tasks(function, bank_members, "members trained", progress)
 
@@ -121,7 +111,7 @@ def _train(member: Member, rows: Bank, target: Bank | None, scales: tuple[float,
     outputs = target or rows
     generator = torch_generator(member.seed, f"initial weights {condition.architecture}")
     sae = new_sae(condition, rows.rows.shape[1], outputs.rows.shape[1], generator)
-    sae.b_dec.data = _mean(outputs) * scales[1]
+    sae.b_dec.data = outputs.mean().float() * scales[1]
     sae = sae.to(to)
     optimiser = torch.optim.Adam(sae.parameters(), lr=condition.learning_rate, fused=True)
     steps = condition.training_samples // condition.batch_size
@@ -210,7 +200,7 @@ def _saelens_fit(member: Member, params: BaselineParams, rows: Bank) -> Any:
         logger=LoggingConfig(log_to_wandb=False),
     )
     trainer = sae_trainer.SAETrainer(config, sae, data)
-    trainer.activation_scaler.scaling_factor = _scale(rows)  # of all rows; its own estimate would use up batches
+    trainer.activation_scaler.scaling_factor = rows.scale()  # of all rows; its own estimate would use up batches
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return trainer.fit()
@@ -230,39 +220,6 @@ def open_trained(member: Member, key: str, weights_sha256: str) -> TrainedSae:
         who = f"{member.condition.name} at seed {member.seed}"
         raise IntegrityError(f"the weights of {who} are not those of its record; run the cycle again")
     return trained
-
-
-@torch.inference_mode()
-def measure(sae: Any, held_out: Bank, target: Bank | None = None) -> Reconstruction:
-    """Reconstruction of held-out rows by the SAE's own encoder and decoder, a chunk at a time.
-
-    Explained variance is `1 - sum |y - y^|^2 / sum |y - mean y|^2`; L0 the mean count of non-zero
-    latents a row; a latent is dead if it never fires on these rows.
-    """
-    outputs = target or held_out
-    mean = _mean(outputs)
-    error = variance = active = 0.0
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
-    for x, y in zip(held_out.chunks(2048), outputs.chunks(2048), strict=True):
-        latents = sae.encode(x)
-        error += float((sae.decode(latents) - y).double().square().sum())
-        variance += float((y - mean).double().square().sum())
-        active += float((latents != 0).sum())
-        fired |= (latents != 0).any(0)
-    return Reconstruction(1 - error / variance, active / len(held_out.rows), 1 - float(fired.double().mean()))
-
-
-def _mean(bank: Bank) -> Tensor:
-    total = torch.zeros(bank.rows.shape[1], dtype=torch.float64)
-    for chunk in bank.chunks():
-        total += chunk.double().sum(0)
-    return (total / len(bank.rows)).float()
-
-
-def _scale(bank: Bank) -> float:
-    """The factor that gives rows a mean norm of sqrt(d), as SAELens' `expected_average_only_in` does."""
-    total = sum(float(chunk.norm(dim=1).double().sum()) for chunk in bank.chunks())
-    return float(bank.rows.shape[1] ** 0.5 * len(bank.rows) / total)
 
 
 def _seeded(seed: int, build: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from husai_lib.params import REPOSITORY, ModelParams
+from husai_lib.files import REPOSITORY
+from husai_lib.params import ModelParams
 
 if TYPE_CHECKING:
     from husai_lib.language_model import LanguageModel

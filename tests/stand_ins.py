@@ -22,9 +22,9 @@ from husai_lib import cli, cycle, tables
 from husai_lib.cache import Entry, cached
 from husai_lib.cycle import CycleStep, notebook_code
 from husai_lib.evidence import Run, Step, new_run, open_step
-from husai_lib.files import sha256_file, write_json
+from husai_lib.files import REPOSITORY, sha256_file, write_json
 from husai_lib.gates import evaluate_members
-from husai_lib.params import REPOSITORY, CycleParams, load_cycle
+from husai_lib.params import CycleParams, load_cycle
 from husai_lib.records import BankRow, ControlRow, GroupRow, MemberRow, OodRow, ProbeRow
 from husai_lib.selection import candidates_from, select
 
@@ -195,7 +195,7 @@ def _member(condition: str, seed: int, delta: float, baseline: MemberRow | None)
         condition=condition, architecture="topk", seed=seed, d_sae=64, k=8, explained_variance=0.8 + delta,
         l0=8.0, l0_matched=True, dead_fraction=0.1, saebench_auc=fmean(p.test_auc for p in probes),
         saebench_delta=fmean(p.delta for p in probes), cebench_contrastive=3.0, cebench_independence=3.0,
-        cebench_interpretability=score, cebench_calibrated=1.5,
+        cebench_interpretability=score, cebench_calibrated=1.5, cebench_calibrated_contrastive=1.25,
         cebench_delta=score - baseline.cebench_interpretability if baseline else None,
         cebench_ceiling=63 / math.sqrt(64), key=entry.key, weights_sha256=entry.files["sae_weights.safetensors"],
     )  # fmt: skip

@@ -23,7 +23,8 @@ def member(condition: str = "topk", seed: int = 0, **changes: Any) -> MemberRow:
         "explained_variance": 0.71349 + 0.01 * seed, "l0": 8.0 + 0.1 * seed, "l0_matched": True,
         "dead_fraction": 0.03125, "saebench_auc": 0.812, "saebench_delta": -0.0421 + 0.004 * seed,
         "cebench_contrastive": 4.5, "cebench_independence": 3.25, "cebench_interpretability": 5.75,
-        "cebench_calibrated": 1.5, "cebench_delta": 0.25 + 0.125 * seed, "cebench_ceiling": 7.875,
+        "cebench_calibrated": 1.5, "cebench_calibrated_contrastive": 1.25,
+        "cebench_delta": 0.25 + 0.125 * seed, "cebench_ceiling": 7.875,
         "key": "ab" * 32, "weights_sha256": "cd" * 32,
     }  # fmt: skip
     return MemberRow(**values | changes)

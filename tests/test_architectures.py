@@ -31,8 +31,9 @@ from husai_lib import architectures, cache
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.architectures.base import TrainState
 from husai_lib.cache import source_of
+from husai_lib.evaluation import measure
 from husai_lib.params import ARCHITECTURES, Condition
-from husai_lib.training import Member, load_sae, measure, train_bank
+from husai_lib.training import Member, load_sae, train_bank
 
 D_IN, D_OUT, D_SAE, K, N = 16, 12, 48, 6, 40
 SAES = [name for name in ARCHITECTURES if name != "topk_transcoder"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stand_ins import complete, notebook, synthetic_run
 
-from husai_lib.audit import audit_run, verify_run
+from husai_lib.audit import audit_run
 from husai_lib.errors import EvidenceError
 from husai_lib.evidence import Run
 from husai_lib.files import read_json, sha256_file, write_json
@@ -87,9 +87,9 @@ def test_a_flipped_bit_is_found_wherever_it_is(run: Run, name: str) -> None:
         damaged = bytearray(original)
         damaged[place] ^= 1 << bit
         path.write_bytes(bytes(damaged))
-        assert verify_run(run), f"bit {bit} of byte {place} of {name}"
+        assert audit_run(run).problems, f"bit {bit} of byte {place} of {name}"
     path.write_bytes(original)
-    assert verify_run(run) == []
+    assert audit_run(run).problems == []
 
 
 def test_a_flipped_bit_in_weights_or_activations_is_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_a_flipped_bit_in_weights_or_activations_is_found(run: Run, monkeypatch:
     for path in stored:
         original = path.read_bytes()
         path.write_bytes(original[:-1] + bytes([original[-1] ^ 4]))
-        assert len(verify_run(run)) == 1
+        assert len(audit_run(run).problems) == 1
         path.write_bytes(original)
 
 
@@ -111,21 +111,21 @@ def test_other_weights_under_the_same_key_are_found(run: Run) -> None:
     content = read_json(entry)
     content["files"]["sae_weights.safetensors"] = sha256_file(weights)
     write_json(entry, content)
-    assert any("SHA-256 in the cache of" in problem for problem in verify_run(run))
+    assert any("SHA-256 in the cache of" in problem for problem in audit_run(run).problems)
 
 
 def test_a_missing_or_added_file_is_found(run: Run) -> None:
     (run.path / "records" / "extra.json").write_text("{}\n")
-    assert any("extra.json" in problem for problem in verify_run(run))
+    assert any("extra.json" in problem for problem in audit_run(run).problems)
     (run.path / "records" / "extra.json").unlink()
     (run.path / "figures" / "stress.png").unlink()
-    assert any("figures/stress.png is 'missing'" in problem for problem in verify_run(run))
+    assert any("figures/stress.png is 'missing'" in problem for problem in audit_run(run).problems)
 
 
 def test_an_unfinished_run_cannot_be_audited(run: Run) -> None:
     (run.path / "manifest.json").unlink()
     with pytest.raises(EvidenceError, match="unfinished"):
-        verify_run(run)
+        audit_run(run)
 
 
 def row_of(record: dict[str, Any], table: str, **where: Any) -> dict[str, Any]:
@@ -175,14 +175,14 @@ def test_a_number_that_does_not_follow_is_found_though_all_hashes_agree(
         row[column] = value
 
     rewrite(run, step, change)
-    problems = verify_run(run)
+    problems = audit_run(run).problems
     assert problems
     assert not any("SHA-256" in problem for problem in problems)
 
 
 def test_the_forger_of_these_tests_leaves_no_other_trace(run: Run) -> None:
     rewrite(run, "frontier", lambda record: None)
-    assert verify_run(run) == []
+    assert audit_run(run).problems == []
 
 
 def test_a_difference_within_rounding_is_none(run: Run) -> None:
@@ -190,17 +190,17 @@ def test_a_difference_within_rounding_is_none(run: Run) -> None:
         row_of(record, "members", condition="topk", seed=1)["saebench_delta"] += 1e-12
 
     rewrite(run, "frontier", change)
-    assert verify_run(run) == []
+    assert audit_run(run).problems == []
 
 
 def test_pass_all_that_does_not_follow_is_found(run: Run) -> None:
     rewrite(run, "gate", lambda record: record["summary"].update(pass_all=True))
-    assert any(problem.startswith("record gate: pass_all is True") for problem in verify_run(run))
+    assert any(problem.startswith("record gate: pass_all is True") for problem in audit_run(run).problems)
 
 
 def test_another_representative_than_the_median_seed_is_found(run: Run) -> None:
     rewrite(run, "selection", lambda record: record["summary"]["selected"].update(seed=2))
-    assert any(problem.startswith("record selection: selected") for problem in verify_run(run))
+    assert any(problem.startswith("record selection: selected") for problem in audit_run(run).problems)
 
 
 def test_controls_of_another_group_are_found(run: Run) -> None:
@@ -209,13 +209,13 @@ def test_controls_of_another_group_are_found(run: Run) -> None:
             row["candidate"], row["control_value"] = row["candidate"] - 0.2, row["control_value"] - 0.2
 
     rewrite(run, "stress", change)
-    problems = [problem for problem in verify_run(run) if problem.startswith("candidate of stress/controls")]
+    problems = [problem for problem in audit_run(run).problems if problem.startswith("candidate of stress/controls")]
     assert len(problems) == 3
 
 
 def test_a_record_of_other_parameters_is_found(run: Run) -> None:
     rewrite(run, "gate", lambda record: record["parameters"]["gates"].update(max_ood_drop=0.5))
-    assert any("record gate: section gates" in problem for problem in verify_run(run))
+    assert any("record gate: section gates" in problem for problem in audit_run(run).problems)
 
 
 def test_a_table_in_a_notebook_that_is_not_the_records_is_found(run: Run) -> None:
@@ -224,6 +224,6 @@ def test_a_table_in_a_notebook_that_is_not_the_records_is_found(run: Run) -> Non
     assert "0.600" in shown
     notebook(path, "run = ''", "show()", outputs=[shown.replace("0.600", "0.700")])
     forge_hashes(run)
-    [problem] = verify_run(run)
+    [problem] = audit_run(run).problems
     assert "03_frontier.ipynb" in problem
     assert "0.700" in problem

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from stand_ins import SMOKE, husai, short_cycle, synthetic_run
 
+from husai_lib import cycle
 from husai_lib.evidence import Run
 
 COMMANDS = {
@@ -94,6 +96,26 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch
     assert "12 members: topk, standard, batchtopk, jumprelu at 3 seeds" in line
     assert "new run" in line
     assert not (tmp_path / "evidence").exists()
+
+
+def test_a_dry_run_says_what_of_the_newest_run_is_still_in_the_cache(
+    evidence: Path, made: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = made.record("frontier").data["parameters"]
+    step = next(step for step in cycle.STEPS if step.name == "frontier")
+    planned = cycle.PlannedStep(step, given, "", 1, "new run")
+    assert cycle.cached_already(planned, made.path.parent.name, evidence) == "6 of 6 cached"
+    assert cycle.cached_already(planned, "another", evidence) == ""
+    changed = replace(planned, parameters=given | {"seeds": [7]})
+    assert cycle.cached_already(changed, made.path.parent.name, evidence) == ""
+    monkeypatch.setenv("HUSAI_CACHE", str(evidence / "empty cache"))
+    assert cycle.cached_already(planned, made.path.parent.name, evidence) == "0 of 6 cached"
+
+
+def test_the_bare_command_shows_its_help_and_complains_of_nothing() -> None:
+    said = husai()
+    assert (said.code, said.err) == (2, "")
+    assert "COMMAND [ARGS]" in said.out
 
 
 def test_a_dry_run_of_a_complete_run_says_that_nothing_would_run(

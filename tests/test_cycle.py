@@ -15,12 +15,12 @@ from rich.console import Console
 from stand_ins import BODIES, SMOKE, STEPS, notebook, short_cycle, smoke_data, write_notebooks, write_params
 
 from husai_lib import cycle, evidence, execution
-from husai_lib.audit import verify_run
+from husai_lib.audit import audit_run
 from husai_lib.cycle import notebook_code, only_run_of, plan, run_cycle
 from husai_lib.errors import DataError, EvidenceError, ParameterError, StepError
 from husai_lib.evidence import Run, find_runs, new_run
-from husai_lib.files import read_json, sha256_file, write_json, write_text
-from husai_lib.params import REPOSITORY, load_cycle
+from husai_lib.files import REPOSITORY, read_json, sha256_file, write_json, write_text
+from husai_lib.params import load_cycle
 
 PARAMS = load_cycle(SMOKE)
 
@@ -88,7 +88,7 @@ def test_a_run_leaves_parameters_records_notebooks_and_a_manifest_and_nothing_el
         + [f"notebooks/{stem}" for stem in stems]
     )
     assert read_json(run.path / "parameters.json") == PARAMS.model_dump(mode="json")
-    assert verify_run(run) == []
+    assert audit_run(run).problems == []
 
 
 def test_the_manifest_says_what_the_run_was_and_concluded(done: tuple[Path, Run, list[str]]) -> None:
@@ -201,7 +201,7 @@ def test_a_failed_step_is_run_again_and_finished_ones_are_kept(notebooks: Path, 
     assert run_cycle(PARAMS, tmp_path / "evidence", notebooks, resume=True, console=console).path == run.path
     assert kept == {name: sha256_file(run.path / name) for name in kept}
     assert not (run.path / "notebooks" / "03_frontier.unfinished.ipynb").exists()
-    assert verify_run(run) == []
+    assert audit_run(run).problems == []
     assert said(console)[:3] == [
         f"resuming {run.name}",
         "step 1/3 activations: kept",
@@ -249,7 +249,7 @@ RESTS = "it rests on step {}, which runs again"
     ("damage", "expected"),
     [
         (change_notebook, ["", "its notebook changed", RESTS.format("frontier")]),
-        (lose_weights, ["banks it made are no longer in the cache", RESTS.format("activations"),
+        (lose_weights, ["what it made is no longer in the cache", RESTS.format("activations"),
                         RESTS.format("frontier")]),
         (edit_record, ["", "records/frontier.json is missing or changed", RESTS.format("frontier")]),
         (lose_notebook, ["", "notebooks/03_frontier.ipynb is missing or changed", RESTS.format("frontier")]),

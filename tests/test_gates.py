@@ -56,6 +56,7 @@ def saebench_member(seed, saebench=0.1, cebench=0.5, **changed):
     values = floats | {
         "condition": "topk", "architecture": "topk", "seed": seed, "d_sae": 1024, "k": 32, "l0": 32.0,
         "l0_matched": True, "saebench_delta": saebench, "cebench_delta": cebench, "cebench_calibrated": None,
+        "cebench_calibrated_contrastive": None,
         "key": "", "weights_sha256": "", "cebench_interpretability": 7.0, "cebench_ceiling": 1023 / 32,
     }  # fmt: skip
     return MemberRow(**(values | changed))

@@ -16,9 +16,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from husai_lib.activations import text_bank
+from husai_lib.catalogue import package_path
 from husai_lib.errors import ModelError
 from husai_lib.language_model import LanguageModel, open_model
-from husai_lib.params import ActivationParams, ModelParams, package_path
+from husai_lib.params import ActivationParams, ModelParams
 from husai_lib.texts import Text
 
 TINY = "random:package:husai_lib/data/tiny_gpt_neox"

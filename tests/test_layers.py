@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from husai_lib.params import ARCHITECTURES, REPOSITORY
+from husai_lib.files import REPOSITORY
+from husai_lib.params import ARCHITECTURES
 
 LAYERS = {
     1: "errors version",
-    2: "params strict_yaml files cache records evidence intervals",
+    2: "files catalogue params strict_yaml cache records evidence intervals",
     3: "selection gates audit figures tables",
     4: "language_model texts activations architectures matching tasks randomness",
-    5: "training probing contrastive frontier stress",
+    5: "training probing contrastive evaluation stress",
     6: "execution cycle cli site webpages",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

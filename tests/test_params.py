@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from stand_ins import SMOKE, smoke_data, write_params
 
+from husai_lib.catalogue import data_set_names, layer_count, package_path, shifted_data_set_names
 from husai_lib.errors import ParameterError
+from husai_lib.files import REPOSITORY
 from husai_lib.params import (
     ARCHITECTURES,
-    REPOSITORY,
     ActivationParams,
     Condition,
     CycleParams,
@@ -25,11 +26,7 @@ from husai_lib.params import (
     ModelParams,
     check,
     check_sections,
-    data_set_names,
-    layer_count,
     load_cycle,
-    package_path,
-    shifted_data_set_names,
 )
 from husai_lib.strict_yaml import override, parse_yaml
 

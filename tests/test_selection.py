@@ -293,6 +293,7 @@ def test_members_of_a_record_become_candidates():
     floats = {name: 0.5 for name, field in MemberRow.model_fields.items() if field.annotation is float}
     row = MemberRow(
         condition="topk", architecture="topk", seed=3, d_sae=64, k=8, l0_matched=True, cebench_calibrated=None,
+        cebench_calibrated_contrastive=None,
         cebench_delta=None, key="k", weights_sha256="w", **floats,
     )  # fmt: skip
     expected = Candidate("frontier", "topk", "topk", 3, 0.5, None, 0.5, True, "k", "w", {"model": "m"})

@@ -14,7 +14,8 @@ from synthetic_rows import ATTACK, PIXEL, write_notebook, write_run
 
 from husai_lib import site
 from husai_lib.errors import EvidenceError, HusaiError, IntegrityError
-from husai_lib.evidence import REPOSITORY, Run, find_run
+from husai_lib.evidence import Run, find_run
+from husai_lib.files import REPOSITORY
 from husai_lib.webpages import markdown_to_html, notebook_page, sanitize
 
 HTTP = ("http:", "https:", "//", "javascript:")

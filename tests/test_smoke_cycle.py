@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from refresh_notebooks import REPOSITORY, cpu_kind
 
-from husai_lib.audit import verify_run
+from husai_lib.audit import audit_run
 from husai_lib.evidence import find_run, find_runs
 
 KILLS = int(os.environ.get("HUSAI_TEST_KILLS", "3"))
@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
 @pytest.mark.timeout(600)
 def test_the_cycle_ends_with_a_verdict_that_verifies(finished):
     assert finished.manifest()["pass_all"] is False
-    assert verify_run(finished) == []
+    assert audit_run(finished).problems == []
 
 
 @pytest.mark.timeout(600)
@@ -74,14 +74,14 @@ def test_killed_and_resumed_it_writes_the_same_bytes(finished, tmp_path):
     assert killed == KILLS, "the run ended before it was killed often enough"
     (run,) = [run for run in find_runs(evidence) if run.is_complete]
     assert (run.path / "results.json").read_bytes() == (finished.path / "results.json").read_bytes()
-    assert verify_run(run) == []
+    assert audit_run(run).problems == []
 
 
 def test_committed_evidence_verifies():
     runs = find_runs(REPOSITORY / "evidence")
     assert {run.path.parent.name for run in runs} >= {"smoke", "quickstart"}
     for run in runs:
-        assert verify_run(run) == [], run.name
+        assert audit_run(run).problems == [], run.name
 
 
 def test_committed_evidence_carries_no_weights():

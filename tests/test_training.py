@@ -17,13 +17,13 @@ from husai_lib import training
 from husai_lib.activations import Bank
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.errors import DataError, IntegrityError
+from husai_lib.evaluation import measure
 from husai_lib.params import ARCHITECTURES, BaselineParams, Condition, SaeParams
 from husai_lib.training import (
     Member,
     TrainedSae,
     batches,
     load_sae,
-    measure,
     members,
     open_trained,
     train_bank,
@@ -209,7 +209,7 @@ def test_training_explains_held_out_rows_and_finds_the_features_they_consist_of(
     rows: Bank, held_out: Bank, architecture: str
 ) -> None:
     [trained] = train_bank([Member(condition(architecture), 0)], rows)
-    before, after = measure(untrained(architecture, training._scale(rows)), held_out), measure(trained.sae, held_out)
+    before, after = measure(untrained(architecture, rows.scale()), held_out), measure(trained.sae, held_out)
     assert after.explained_variance > 0.9
     assert after.explained_variance > before.explained_variance + 0.3
     random = [recovered(dictionary(D_SAE, D_IN, seed)) for seed in range(10, 20)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,6 +204,23 @@ def sparse_autoencode(sae: TrainableSae, x: Tensor, pre: Tensor, active: Active)
     values = relu(selected * norms[active.column])
     decoded: Tensor = _SparseDecode.apply(values, sae.W_dec / norms[:, None], active)  # type: ignore[no-untyped-call]
     return decoded + sae.b_dec, values
+
+
+def sparse_loss(
+    sae: TrainableSae, x: Tensor, target: Tensor, state: TrainState, choose: Callable[[Tensor], Active]
+) -> tuple[Loss, Tensor]:
+    """Squared error plus `aux_loss_coefficient` times the revival loss, and the values of the active latents.
+
+    `choose` picks the active ones by their scores `[n, d_sae]`: pre-activations times decoder norm.
+    """
+    with torch.no_grad():
+        pre = sae.pre_activations(x)
+        active = choose(pre * sae.W_dec.norm(dim=1))
+    reconstruction, values = sparse_autoencode(sae, x, pre, active)
+    fired = torch.zeros_like(state.dead).index_fill_(0, active.column[values > 0], True)
+    revival = revival_loss(sae, x, target - reconstruction, state.dead)
+    total = squared_error(reconstruction, target) + sae.option("aux_loss_coefficient") * revival
+    return Loss(total, fired), values.detach()
 
 
 def revival_loss(sae: TrainableSae, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:

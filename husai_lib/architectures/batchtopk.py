@@ -9,15 +9,7 @@ import torch
 from sae_lens import JumpReLUSAE
 from torch import Tensor
 
-from husai_lib.architectures.base import (
-    Active,
-    Loss,
-    TrainableSae,
-    TrainState,
-    revival_loss,
-    sparse_autoencode,
-    squared_error,
-)
+from husai_lib.architectures.base import Active, Loss, TrainableSae, TrainState, sparse_loss
 from husai_lib.params import Condition
 
 
@@ -32,18 +24,13 @@ class Sae(TrainableSae):
 
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus the revival loss; the inference threshold follows the smallest active value."""
-        with torch.no_grad():
-            pre = self.pre_activations(x)
-            active = largest_of_batch((pre * self.W_dec.norm(dim=1)).relu(), self.condition.k)
-        reconstruction, values = sparse_autoencode(self, x, pre, active)
-        with torch.no_grad():
-            # SAELens' slow average would lag behind the SAE, or near its start at 0, when a short training ends
-            rate = max(self.option("topk_threshold_lr"), min(1.0, 10 / state.steps))
-            if len(values):
-                self.threshold.lerp_(values.min().double(), rate)
-        fired = torch.zeros_like(state.dead).index_fill_(0, active.column, True)
-        revival = revival_loss(self, x, target - reconstruction, state.dead)
-        return Loss(squared_error(reconstruction, target) + self.option("aux_loss_coefficient") * revival, fired)
+        k = self.condition.k
+        loss, values = sparse_loss(self, x, target, state, lambda scores: largest_of_batch(scores.relu(), k))
+        # SAELens' slow average would lag behind the SAE, or near its start at 0, when a short training ends
+        rate = max(self.option("topk_threshold_lr"), min(1.0, 10 / state.steps))
+        if len(values):
+            self.threshold.lerp_(values.min().double(), rate)
+        return loss
 
     def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
         """A SAELens `jumprelu` SAE whose latents share one threshold."""

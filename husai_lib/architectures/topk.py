@@ -9,15 +9,7 @@ import torch
 from sae_lens import TopKSAE
 from torch import Tensor
 
-from husai_lib.architectures.base import (
-    Active,
-    Loss,
-    TrainableSae,
-    TrainState,
-    revival_loss,
-    sparse_autoencode,
-    squared_error,
-)
+from husai_lib.architectures.base import Active, Loss, TrainableSae, TrainState, sparse_loss
 
 
 class Sae(TrainableSae):
@@ -25,13 +17,7 @@ class Sae(TrainableSae):
 
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus the revival loss of dead latents."""
-        with torch.no_grad():
-            pre = self.pre_activations(x)
-            active = largest_of_each_row(pre * self.W_dec.norm(dim=1), self.condition.k)
-        reconstruction, values = sparse_autoencode(self, x, pre, active)
-        fired = torch.zeros_like(state.dead).index_fill_(0, active.column[values > 0], True)
-        revival = revival_loss(self, x, target - reconstruction, state.dead)
-        return Loss(squared_error(reconstruction, target) + self.option("aux_loss_coefficient") * revival, fired)
+        return sparse_loss(self, x, target, state, lambda scores: largest_of_each_row(scores, self.condition.k))[0]
 
     def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
         """A SAELens `topk` SAE with unit decoder rows."""

@@ -1,22 +1,31 @@
-"""Measure trained SAEs: reconstruction, both benchmarks, stability; rows of a record out."""
+"""Evaluation of trained SAEs: reconstruction, both benchmarks, stability; rows of a record out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
+
+import torch
 
 from husai_lib.activations import Bank
 from husai_lib.contrastive import ceiling, contrastive_scores
 from husai_lib.matching import group_stability, mean_over_pairs, pairwise_pwmcc, random_decoders
 from husai_lib.params import ContrastiveParams, ProbingParams
 from husai_lib.probing import ProbeTask, llm_scores, probe_rows, sae_scores
-from husai_lib.records import GroupRow, MemberRow, ProbeRow
+from husai_lib.records import MATCHED_WITHIN, GroupRow, MemberRow, ProbeRow
 from husai_lib.tasks import Progress
-from husai_lib.training import TrainedSae, measure
+from husai_lib.training import TrainedSae
 
-MATCHED_WITHIN = 0.10
-"""L0 is matched within this share of the target k."""
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How well an SAE reconstructs held-out rows, and how sparsely."""
+
+    explained_variance: float
+    l0: float
+    dead_fraction: float
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,26 @@ class Benches:
     tasks: Sequence[ProbeTask]
     probing: ProbingParams
     contrastive: ContrastiveParams
+
+
+@torch.inference_mode()
+def measure(sae: Any, held_out: Bank, target: Bank | None = None) -> Reconstruction:
+    """Reconstruction of held-out rows by the SAE's own encoder and decoder, a chunk at a time.
+
+    Explained variance is `1 - sum |y - y^|^2 / sum |y - mean y|^2`; L0 the mean count of non-zero
+    latents a row; a latent is dead if it never fires on these rows.
+    """
+    outputs = target or held_out
+    mean = outputs.mean().float()
+    error = variance = active = 0.0
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
+    for x, y in zip(held_out.chunks(2048), outputs.chunks(2048), strict=True):
+        latents = sae.encode(x)
+        error += float((sae.decode(latents) - y).double().square().sum())
+        variance += float((y - mean).double().square().sum())
+        active += float((latents != 0).sum())
+        fired |= (latents != 0).any(0)
+    return Reconstruction(1 - error / variance, active / len(held_out.rows), 1 - float(fired.double().mean()))
 
 
 def member_rows(
@@ -70,6 +99,7 @@ def member_rows(
                 cebench_contrastive=story.contrastive,
                 cebench_independence=story.independence,
                 cebench_interpretability=story.interpretability,
+                cebench_calibrated_contrastive=story.calibrated_contrastive,
                 cebench_calibrated=story.calibrated_interpretability,
                 cebench_delta=None if reference is None else story.interpretability - reference,
                 cebench_ceiling=ceiling(condition.d_sae),

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from small_saes import bank, cache, condition, random_sae, random_saes, trained
 
-from husai_lib import frontier
+from husai_lib import evaluation
 from husai_lib.contrastive import ContrastiveScore, contrastive_scores
-from husai_lib.frontier import Benches, by_condition, group_row, member_rows
+from husai_lib.evaluation import Benches, Reconstruction, by_condition, group_row, measure, member_rows
 from husai_lib.matching import pwmcc, random_decoders
 from husai_lib.params import ContrastiveParams, ProbingParams
 from husai_lib.probing import ProbeScore, ProbeTask, llm_scores, sae_scores
 from husai_lib.records import MemberRow
 from husai_lib.texts import ProbingSet
-from husai_lib.training import Reconstruction, TrainedSae, measure
+from husai_lib.training import TrainedSae
 
 assert cache  # the fixture that every test of this module uses
 
@@ -47,10 +47,10 @@ class Measured:
         self.interpretability = {sae.weights_sha256: score for sae, score in zip(saes, stories, strict=True)}
         self.l0 = values.get("l0", 8.0)
         self.calibrated = values.get("calibrated", 2.0)
-        patch.setattr(frontier, "llm_scores", lambda tasks, *_: [ProbeScore(32, 0.9, 0.8) for _ in tasks])
-        patch.setattr(frontier, "sae_scores", lambda saes, *_: [[ProbeScore(1, 0.9, 0.7)] * 3 for _ in saes])
-        patch.setattr(frontier, "contrastive_scores", lambda saes, *_: [self.story(sae) for sae in saes])
-        patch.setattr(frontier, "measure", lambda *_: Reconstruction(0.5, self.l0, 0.25))
+        patch.setattr(evaluation, "llm_scores", lambda tasks, *_: [ProbeScore(32, 0.9, 0.8) for _ in tasks])
+        patch.setattr(evaluation, "sae_scores", lambda saes, *_: [[ProbeScore(1, 0.9, 0.7)] * 3 for _ in saes])
+        patch.setattr(evaluation, "contrastive_scores", lambda saes, *_: [self.story(sae) for sae in saes])
+        patch.setattr(evaluation, "measure", lambda *_: Reconstruction(0.5, self.l0, 0.25))
 
     def story(self, sae: TrainedSae) -> ContrastiveScore:
         value = self.interpretability[sae.weights_sha256]
@@ -61,7 +61,8 @@ def baseline_row(seed: int, score: float, d_sae: int = 64, k: int = 8) -> Member
     return MemberRow(
         condition="baseline", architecture="topk", seed=seed, d_sae=d_sae, k=k, explained_variance=0.5, l0=8.0,
         l0_matched=True, dead_fraction=0.0, saebench_auc=0.5, saebench_delta=0.0, cebench_contrastive=1.0,
-        cebench_independence=1.0, cebench_interpretability=score, cebench_calibrated=0.0, cebench_delta=None,
+        cebench_independence=1.0, cebench_interpretability=score, cebench_calibrated=0.0,
+        cebench_calibrated_contrastive=0.0, cebench_delta=None,
         cebench_ceiling=7.875, key="0" * 64, weights_sha256="1" * 64,
     )  # fmt: skip
 
@@ -87,6 +88,7 @@ def test_every_number_of_a_member_is_that_of_its_own_measurement() -> None:
         )  # fmt: skip
         assert row.cebench_interpretability == story.interpretability
         assert row.cebench_calibrated == story.calibrated_interpretability
+        assert row.cebench_calibrated_contrastive == story.calibrated_contrastive
         assert row.cebench_delta == pytest.approx(story.interpretability - (1.5 + i))
         assert row.cebench_ceiling == 63 / 8
         assert (row.key, row.weights_sha256, row.note) == (sae.entry.key, sae.weights_sha256, "")
