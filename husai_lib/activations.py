@@ -6,6 +6,7 @@ come from one forward pass and have the same rows in the same order.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from husai_lib.tasks import Progress
 from husai_lib.texts import ProbingSet, Text
 
 CHUNK = 8192
+HELD_BYTES = 160e6
+"""Banks up to this size are held in memory while SAEs are trained on them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Bank:
     hook_name: str
 
     @cached_property
-    def rows(self) -> np.ndarray:
+    def rows(self) -> np.memmap:
         """`[n, d_in]` float32, memory-mapped, read-only."""
         return _mapped(self.entry.path, self.hook_name)
 
@@ -65,8 +68,37 @@ class Bank:
 
     def chunks(self, size: int = CHUNK) -> Iterator[torch.Tensor]:
         """The rows in order, `[<= size, d_in]` at a time."""
+        d_in = self.rows.shape[1]
         for start in range(0, len(self.rows), size):
-            yield torch.from_numpy(np.array(self.rows[start : start + size]))
+            count, offset = min(size, len(self.rows) - start) * d_in, start * d_in * 4
+            rows = np.fromfile(self._file, np.float32, count, offset=self.rows.offset + offset)
+            yield torch.from_numpy(rows.reshape(-1, d_in))
+
+    def take(self, index: np.ndarray) -> torch.Tensor:
+        """The rows `index [n]`, `[n, d_in]`.
+
+        A large bank is read row by row: the pages of a memory map that random reads touch stay in memory.
+        """
+        if self.rows.nbytes <= HELD_BYTES:
+            return torch.from_numpy(self._held[index])
+        out = np.empty((len(index), self.rows.shape[1]), np.float32)
+        width, views = out.shape[1] * 4, memoryview(out.data).cast("B")
+        with self._file.open("rb", buffering=0) as file:
+            for i, row in enumerate(index.tolist()):
+                os.preadv(file.fileno(), [views[i * width : (i + 1) * width]], self.rows.offset + row * width)
+        return torch.from_numpy(out)
+
+    def on(self, device: str) -> torch.Tensor:
+        """All rows on a device."""
+        return torch.cat([chunk.to(device) for chunk in self.chunks()])
+
+    @property
+    def _file(self) -> Path:
+        return self.entry.path / f"{self.hook_name}.npy"
+
+    @cached_property
+    def _held(self) -> np.ndarray:
+        return torch.cat(list(self.chunks())).numpy()
 
     def mean(self) -> torch.Tensor:
         """The mean row, `[d_in]` float64."""
@@ -259,8 +291,8 @@ def _extract(
     np.save(folder / "offsets.npy", offsets)
 
 
-def _mapped(folder: Path, hook_name: str) -> np.ndarray:
-    rows: np.ndarray = np.load(folder / f"{hook_name}.npy", mmap_mode="r")
+def _mapped(folder: Path, hook_name: str) -> np.memmap:
+    rows: np.memmap = np.load(folder / f"{hook_name}.npy", mmap_mode="r")
     return rows
 
 

@@ -80,6 +80,14 @@ def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path]
     return open_entry(kind, key)
 
 
+def is_cached(kind: str, module: str, inputs: dict[str, Any]) -> bool:
+    """Whether there is a sound entry for `inputs`."""
+    try:
+        return bool(open_entry(kind, key_of(module, inputs)))
+    except EvidenceError:
+        return False
+
+
 def open_entry(kind: str, key: str) -> Entry:
     """An existing entry, every file checked against its hash.
 

@@ -52,7 +52,8 @@ def measure(sae: Any, held_out: Bank, target: Bank | None = None) -> Reconstruct
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     for x, y in zip(held_out.chunks(2048), outputs.chunks(2048), strict=True):
         latents = sae.encode(x)
-        error += float((sae.decode(latents) - y).double().square().sum())
+        reconstruction = sae(x) if hasattr(sae, "W_skip") else sae.decode(latents)
+        error += float((reconstruction - y).double().square().sum())
         variance += float((y - mean).double().square().sum())
         active += float((latents != 0).sum())
         fired |= (latents != 0).any(0)

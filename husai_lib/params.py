@@ -20,15 +20,6 @@ from husai_lib.errors import ParameterError
 from husai_lib.files import REPOSITORY
 from husai_lib.strict_yaml import override, parse_yaml
 
-# One line an architecture: its module is `husai_lib.architectures.<name>`, and these are the
-# hyperparameters it has beside the shared ones of `SaeParams`, with their defaults.
-ARCHITECTURES: dict[str, dict[str, float]] = {
-    "topk": {"aux_loss_coefficient": 1.0},
-    "standard": {"l1_coefficient": 1.0, "l1_warm_up_fraction": 0.1},
-    "batchtopk": {"aux_loss_coefficient": 1.0, "topk_threshold_lr": 0.01},
-    "jumprelu": {"l0_coefficient": 1.0, "l0_warm_up_fraction": 0.1, "bandwidth": 0.05, "init_threshold": 0.01},
-    "topk_transcoder": {"aux_loss_coefficient": 1.0},
-}
 NAME = r"^[a-z][a-z0-9_]*$"
 HOOK = r"^blocks\.\d+\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|mlp\.hook_in)$"
 P = TypeVar("P", bound=BaseModel)
@@ -77,6 +68,9 @@ DataSet = Annotated[str, AfterValidator(lambda name: one_of(name, data_set_names
 ShiftedSet = Annotated[str, AfterValidator(lambda name: one_of(name, shifted_data_set_names(), "shifted data set"))]
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Section(BaseModel):
     """A part of the parameters: frozen, strict about types, closed to unknown keys and NaN."""
 
@@ -88,6 +82,24 @@ class Section(BaseModel):
         for key in data if isinstance(data, dict) else ():
             one_of(key, cls.model_fields, "key")
         return data
+
+
+def _options(**fields: Any) -> type[Section]:
+    """The hyperparameters that are an architecture's own."""
+    return create_model("Hyperparameters", __base__=Section, **fields)
+
+
+# One line an architecture: its module is `husai_lib.architectures.<name>`, whose docstring says what these
+# hyperparameters mean that it has beside the shared ones of `SaeParams`: name=(type, default).
+ARCHITECTURES: dict[str, type[Section]] = {
+    "topk": _options(aux_loss_coefficient=(Weight, 1.0)),
+    "standard": _options(l1_coefficient=(Weight, 1.0), l1_warm_up_fraction=(Share, 0.1),
+                         aux_loss_coefficient=(Weight, 0.0)),
+    "batchtopk": _options(aux_loss_coefficient=(Weight, 1.0), topk_threshold_lr=(Share, 0.01)),
+    "jumprelu": _options(l0_coefficient=(Weight, 1.0), l0_warm_up_fraction=(Share, 0.1), bandwidth=(Rate, 0.05),
+                         init_threshold=(Weight, 0.01), aux_loss_coefficient=(Weight, 0.0)),
+    "topk_transcoder": _options(aux_loss_coefficient=(Weight, 1.0), skip=(bool, False)),
+}  # fmt: skip
 
 
 class ModelParams(Section):
@@ -169,6 +181,13 @@ class SaeParams(Section):
     """Rows a step."""
     learning_rate: Rate = 1e-3
     """Adam's step size, decayed linearly to zero over the last fifth of the steps."""
+    match_l0: Literal["k"] | None = None
+    """`k` tunes the L1 or L0 coefficient during training, from the value given, until L0 is about k; architectures
+    without such a coefficient have an L0 of k as they are."""
+    aligned: bool = False
+    """Keep the inner product of each latent's encoder and decoder direction at 1 (arXiv 2605.18629)."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of matrix products in training: `tf32` on a GPU, `bfloat16` by autocast; weights stay float32."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -186,7 +205,7 @@ class Condition(SaeParams):
     """What tables and figures call it; unique in a cycle, the architecture's name unless given."""
     architecture: str
     """A name of the registry."""
-    hyperparameters: dict[str, Weight]
+    hyperparameters: dict[str, Any]
     """What the architecture has beside the shared hyperparameters; files write them flat, beside the others."""
 
     @model_validator(mode="before")
@@ -197,9 +216,15 @@ class Condition(SaeParams):
         name, fields = one_of(str(data.get("architecture")), ARCHITECTURES, "architecture"), cls.model_fields
         own = {key: value for key, value in data.items() if key not in fields} | data.get("hyperparameters", {})
         for key in own:
-            one_of(key, [*ARCHITECTURES[name], *(() if key in fields else fields)], f"{name} key")
+            one_of(key, [*ARCHITECTURES[name].model_fields, *(() if key in fields else fields)], f"{name} key")
         given = {key: value for key, value in data.items() if key in fields}
-        return {"name": name, **given, "hyperparameters": ARCHITECTURES[name] | own}
+        return {"name": name, **given, "hyperparameters": ARCHITECTURES[name].model_validate(own).model_dump()}
+
+    @model_validator(mode="after")
+    def _can_be_aligned(self) -> Condition:
+        if self.aligned and self.architecture == "topk_transcoder":
+            raise ValueError("aligned: a transcoder's encoder and decoder lie in different spaces; leave it out")
+        return self
 
 
 class BaselineParams(Section):
@@ -394,6 +419,8 @@ def _sentence(mistake: Any) -> str:
     match mistake["type"], mistake["input"]:
         case "missing", _:
             return f"{key} is missing; add it"
+        case "value_error", _ if isinstance(mistake["ctx"]["error"], ValidationError):  # of hyperparameters
+            return f"{key}.{_sentence(mistake['ctx']['error'].errors()[0])}"
         case "value_error", _:
             return f"{key}: {mistake['ctx']['error']}".removeprefix(": ")
         case "float_type", str(text) if re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text):

@@ -17,6 +17,6 @@ def numpy_generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng(_state(seed, purpose))
 
 
-def torch_generator(seed: int, purpose: str) -> torch.Generator:
-    """A torch generator on the CPU for one purpose; draws are the same whatever the device."""
-    return torch.Generator().manual_seed(_state(seed, purpose))
+def torch_generator(seed: int, purpose: str, device: str = "cpu") -> torch.Generator:
+    """A torch generator for one purpose; those on the CPU draw the same whatever device computes."""
+    return torch.Generator(device).manual_seed(_state(seed, purpose))

@@ -12,12 +12,13 @@ from husai_lib.evidence import Record
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.language_model import open_model
 from husai_lib.matching import Pairs, mean_over_pairs, pairwise_pwmcc, pwmcc_difference
-from husai_lib.params import ARCHITECTURES, ActivationParams, Condition, ModelParams, TextParams
+from husai_lib.params import ActivationParams, Condition, ModelParams, TextParams
 from husai_lib.probing import ProbeScore, ProbeTask
 from husai_lib.records import ControlRow, OodRow
+from husai_lib.stack import Member
 from husai_lib.tasks import Progress, device
 from husai_lib.texts import drawn_texts
-from husai_lib.training import Member, TrainedSae, open_trained
+from husai_lib.training import TrainedSae, open_trained
 
 
 def candidate_saes(frontier: Record, selected: dict[str, Any] | None) -> list[TrainedSae]:
@@ -51,9 +52,9 @@ def random_model_bank(
 
 def transcoder_of(condition: Condition) -> Condition:
     """A TopK transcoder with the width, k and training of a condition."""
-    shared = condition.model_dump(exclude={"name", "architecture", "hyperparameters"})
+    shared = condition.model_dump(exclude={"name", "architecture", "hyperparameters", "match_l0", "aligned"})
     name = "topk_transcoder"
-    return Condition(**shared, name="transcoder", architecture=name, hyperparameters=ARCHITECTURES[name])
+    return Condition(**shared, name="transcoder", architecture=name, hyperparameters={})
 
 
 def decoder_pairs(saes: Sequence[TrainedSae]) -> Pairs:

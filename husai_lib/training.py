@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,16 @@ from sae_lens.training import sae_trainer
 from tqdm import tqdm
 
 from husai_lib.activations import Bank
-from husai_lib.architectures import TrainableSae, new_sae
-from husai_lib.architectures.base import TrainState
-from husai_lib.cache import Entry, cached, code_hash, open_entry
+from husai_lib.architectures import TrainableSae
+from husai_lib.cache import Entry, cache_folder, cached, code_hash, is_cached, key_of, open_entry
 from husai_lib.errors import DataError, IntegrityError
+from husai_lib.files import canonical_json, sha256_text
 from husai_lib.params import ARCHITECTURES, BaselineParams, Condition, SaeParams
-from husai_lib.randomness import numpy_generator, torch_generator
+from husai_lib.stack import Data, Member, Stack, batches, stacks_of
 from husai_lib.tasks import Progress, device, run_tasks
 
 sae_trainer.tqdm = functools.partial(tqdm, disable=True)  # its bar would stay in the report; steps tell their progress
 GLOBAL_GENERATOR = threading.Lock()
-GRADIENT_NORM = 1.0
-"""Gradients are clipped to this norm, as SAELens' trainer does."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One SAE to train: a condition at a seed."""
-
-    condition: Condition
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -77,71 +68,55 @@ def train_bank(
     """Train the members on the same rows, each with initial weights and data order of its own seed.
 
     With `target` the SAEs map `rows` to `target` (transcoders). A member that is in the cache is not
-    trained again. A member ends with the same weights alone or in a bank, whatever the number of jobs.
-    Raises DataError if training diverges.
+    trained again, and one whose training was killed goes on from its last checkpoint. A member ends with the
+    same metrics alone or in a bank; on a CPU with the same weights. Raises DataError if training diverges.
     """
-    scales = rows.scale(), (target or rows).scale()
-    function = functools.partial(_trained, rows=rows, target=target, scales=scales)
-    return run_tasks(function, bank_members, "members trained", progress)
+    data = Data.of(rows, target)
+    rows.take(np.arange(1))  # held in memory before several threads ask for it
+    stacks = stacks_of(bank_members, rows.rows.shape[1], data.target.rows.shape[1], device())
+    tasks = [[bank_members[i] for i in stack] for stack in stacks]
+    trained = run_tasks(functools.partial(_trained, data=data), tasks, "members trained", progress)
+    saes = dict(zip(itertools.chain(*stacks), itertools.chain(*trained), strict=True))
+    return [saes[i] for i in range(len(bank_members))]
 
 
-def _trained(member: Member, rows: Bank, target: Bank | None, scales: tuple[float, float]) -> TrainedSae:
+def _trained(stack: Sequence[Member], data: Data) -> list[TrainedSae]:
+    """The members of a stack, those trained together that are not in the cache."""
+    inputs = [_inputs(member, data) for member in stack]
+    missing = [i for i, given in enumerate(inputs) if not is_cached("saes", __name__, given)]
+    saes = dict(zip(missing, _train([stack[i] for i in missing], data), strict=True)) if missing else {}
+    hook_out = data.target.hook_name if data.target is not data.rows else None
+
+    def make(folder: Path, i: int) -> None:
+        metadata = {"hook_name": data.rows.hook_name, "hook_name_out": hook_out, "seed": stack[i].seed}
+        saes[i].export(data.scale_in, data.scale_out, metadata).save_model(folder)
+
+    entries = [cached("saes", __name__, given, functools.partial(make, i=i)) for i, given in enumerate(inputs)]
+    return [TrainedSae(member, entry) for member, entry in zip(stack, entries, strict=True)]
+
+
+def _train(stack: Sequence[Member], data: Data) -> list[TrainableSae]:
+    key = sha256_text(canonical_json([key_of(__name__, _inputs(member, data)) for member in stack]))
+    checkpoint = cache_folder() / "checkpoints" / f"{key}.safetensors"
+    saes = Stack(stack, data, device()).train(checkpoint)
+    checkpoint.unlink(missing_ok=True)
+    for member, sae in zip(stack, saes, strict=True):
+        if not all(torch.isfinite(p.norm()) for p in sae.parameters()):
+            who = f"{member.condition.name} at seed {member.seed}"
+            raise DataError(f"training of {who} diverged; lower its learning_rate")
+    return saes
+
+
+def _inputs(member: Member, data: Data) -> dict[str, Any]:
     architecture = member.condition.architecture
-    inputs = {
+    return {
         "condition": member.condition.model_dump(exclude={"name"}),
         "seed": member.seed,
-        "rows": [rows.hook_name, rows.sha256],
-        "target": target and [target.hook_name, target.sha256],
+        "rows": [data.rows.hook_name, data.rows.sha256],
+        "target": [data.target.hook_name, data.target.sha256],
         "architecture_code": code_hash(f"husai_lib.architectures.{architecture}"),
         "device": device(),
     }
-
-    def make(folder: Path) -> None:
-        sae = _train(member, rows, target, scales)
-        hook_out = target.hook_name if target else None
-        metadata = {"hook_name": rows.hook_name, "hook_name_out": hook_out, "seed": member.seed}
-        sae.export(*scales, metadata=metadata).save_model(folder)
-
-    return TrainedSae(member, cached("saes", __name__, inputs, make))
-
-
-def _train(member: Member, rows: Bank, target: Bank | None, scales: tuple[float, float]) -> TrainableSae:
-    """The training loop: Adam, step size decayed linearly to zero over the last fifth of the steps."""
-    condition, to = member.condition, device()
-    outputs = target or rows
-    generator = torch_generator(member.seed, f"initial weights {condition.architecture}")
-    sae = new_sae(condition, rows.rows.shape[1], outputs.rows.shape[1], generator)
-    sae.b_dec.data = outputs.mean().float() * scales[1]
-    sae = sae.to(to)
-    optimiser = torch.optim.Adam(sae.parameters(), lr=condition.learning_rate, fused=True)
-    steps = condition.training_samples // condition.batch_size
-    unfired = torch.zeros(condition.d_sae, device=to)
-    for step, index in enumerate(batches(len(rows.rows), condition, member.seed)):
-        for group in optimiser.param_groups:
-            group["lr"] = condition.learning_rate * min(1.0, (steps - step) / max(1, steps // 5))
-        x = torch.from_numpy(rows.rows[index]).to(to) * scales[0]
-        wanted = torch.from_numpy(target.rows[index]).to(to) * scales[1] if target else x
-        loss = sae.loss(x, wanted, TrainState(step, steps, unfired > sae.dead_after * steps))
-        optimiser.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), GRADIENT_NORM)
-        optimiser.step()
-        sae.after_step()
-        unfired = torch.where(loss.fired, 0.0, unfired + 1)
-    if not all(torch.isfinite(p.norm()) for p in sae.parameters()):
-        raise DataError(f"training of {condition.name} at seed {member.seed} diverged; lower its learning_rate")
-    return sae
-
-
-def batches(n_rows: int, condition: SaeParams, seed: int) -> Iterator[np.ndarray]:
-    """Row indices of each step: epoch after epoch, each in a new random order of this seed's own."""
-    generator = numpy_generator(seed, "data order")
-    pending = np.empty(0, dtype=np.int64)
-    for _ in range(condition.training_samples // condition.batch_size):
-        while len(pending) < condition.batch_size:
-            pending = np.concatenate([pending, generator.permutation(n_rows)])
-        yield pending[: condition.batch_size]
-        pending = pending[condition.batch_size :]
 
 
 def train_baseline(
@@ -190,7 +165,7 @@ def _saelens_fit(member: Member, params: BaselineParams, rows: Bank) -> Any:
         case "standard":
             config = StandardTrainingSAEConfig(l1_coefficient=params.l1_coefficient, **fields)
     sae = _seeded(member.seed, lambda: TrainingSAE.from_dict(config.to_dict()))
-    data = (torch.from_numpy(rows.rows[index]) for index in batches(len(rows.rows), condition, member.seed))
+    data = (rows.take(index) for index in batches(len(rows.rows), condition, member.seed))
     config = SAETrainerConfig(
         total_training_samples=condition.training_samples // condition.batch_size * condition.batch_size,
         train_batch_size_samples=condition.batch_size,

@@ -15,7 +15,8 @@ from husai_lib.activations import Bank
 from husai_lib.cache import cached
 from husai_lib.files import write_json
 from husai_lib.params import Condition
-from husai_lib.training import Member, TrainedSae
+from husai_lib.stack import Member
+from husai_lib.training import TrainedSae
 
 HOOK = "blocks.0.hook_resid_post"
 D_IN = 32

@@ -19,7 +19,7 @@ LAYERS = {
     2: "files catalogue params strict_yaml cache records evidence intervals",
     3: "selection gates audit figures tables",
     4: "language_model texts activations architectures matching tasks randomness",
-    5: "training probing contrastive evaluation stress",
+    5: "stack training probing contrastive evaluation stress",
     6: "execution cycle cli site webpages",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -45,7 +45,8 @@ def test_a_condition_takes_what_it_does_not_say_from_sae_and_its_architecture(tm
     [condition] = load_cycle(write_params(tmp_path / "p.yaml", data)).conditions
     assert condition.model_dump() == SHARED | {
         "k": 4, "name": "sparse", "architecture": "standard",
-        "hyperparameters": {"l1_coefficient": 2.0, "l1_warm_up_fraction": 0.1},
+        "hyperparameters": {"l1_coefficient": 2.0, "l1_warm_up_fraction": 0.1, "aux_loss_coefficient": 0.0},
+        "match_l0": None, "aligned": False, "precision": "float32",
     }  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def test_whole_conditions_are_checked_as_short_ones_are() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_defaults_of_every_architecture_are_valid(name: str) -> None:
-    Condition(**SHARED, name=name, architecture=name, hyperparameters=ARCHITECTURES[name])
+    Condition(**SHARED, name=name, architecture=name, hyperparameters={})
 
 
 def test_the_layer_is_that_of_the_hook() -> None:

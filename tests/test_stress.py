@@ -217,4 +217,4 @@ def test_the_transcoder_keeps_width_sparsity_and_training() -> None:
     assert found.architecture == "topk_transcoder"
     same = ("d_sae", "k", "training_samples", "batch_size", "learning_rate")
     assert [getattr(found, name) for name in same] == [48, 6, 2048, 256, 0.002]
-    assert set(found.hyperparameters) == {"aux_loss_coefficient"}
+    assert found.hyperparameters == {"aux_loss_coefficient": 1.0, "skip": False}

@@ -13,16 +13,15 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import r2_score
 from synthetic_banks import bank_of, dictionary, sparse_rows
 
-from husai_lib import training
+from husai_lib import stack, training
 from husai_lib.activations import Bank
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evaluation import measure
 from husai_lib.params import ARCHITECTURES, BaselineParams, Condition, SaeParams
+from husai_lib.stack import Member, batches
 from husai_lib.training import (
-    Member,
     TrainedSae,
-    batches,
     load_sae,
     members,
     open_trained,
@@ -61,8 +60,9 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def condition(architecture: str = "topk", **changes: Any) -> Condition:
-    own = ARCHITECTURES[architecture] | {"l0_coefficient": 0.5}
-    hyperparameters = {key: changes.pop(key, own[key]) for key in ARCHITECTURES[architecture]}
+    known = ARCHITECTURES[architecture]().model_dump()
+    own = known | {"l0_coefficient": 0.5}
+    hyperparameters = {key: changes.pop(key, own[key]) for key in known}
     name = changes.pop("name", architecture)
     return Condition(name=name, architecture=architecture, hyperparameters=hyperparameters, **SHARED | changes)
 
@@ -253,7 +253,7 @@ def test_the_revival_loss_brings_dead_latents_back(
         sae.b_enc.data[: int(0.3 * D_SAE)] = -4.0  # so low that none of them is among the largest
         return sae
 
-    monkeypatch.setattr(training, "new_sae", with_dead_latents)
+    monkeypatch.setattr(stack, "new_sae", with_dead_latents)
     monkeypatch.setattr(TrainableSae, "dead_after", 0.1)
     dead = {}
     for coefficient in (0.0, 1.0):

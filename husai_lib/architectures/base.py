@@ -1,52 +1,61 @@
-"""What all architectures share: parameters, their start, sparse decoding, dead latents, export."""
+"""What all architectures share: parameters and their start, latents, dead latents, export to SAELens.
+
+A formula here is that of one member and works in two ways: on a CPU with sparse latents, one member at a time,
+and dense under `torch.func.vmap` for a stack of members. So it never looks at a tensor's values to decide.
+"""
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag, normalize, relu
+from torch.nn.functional import normalize, relu
 
+from husai_lib.architectures.latents import DenseLatents, Latents, Selection, SparseLatents
+from husai_lib.architectures.sparse import (
+    SCORED_TOGETHER,
+    pre_activations_at,
+)
 from husai_lib.params import Condition
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
-
-@dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """Where training stands, as a loss may need it."""
 
     step: int
     steps: int
-    dead: Tensor
-    """`[d_sae]` bool: latents that did not fire for a while."""
+    dead: Tensor | None
+    """`[d_sae]` bool: latents that did not fire for a while; None where no latent of the stack is dead."""
+    noise: Tensor | None = None
+    """`[n, d_in]` standard normal, where the architecture asks for it by `wants_noise`."""
 
-    def warm_up(self, fraction: float) -> float:
+    def warm_up(self, fraction: Tensor) -> Tensor:
         """0 to 1, linearly over the first `fraction` of the steps (SAELens' coefficient schedule)."""
-        warm_steps = int(fraction * self.steps)
-        return min(1.0, self.step / warm_steps) if warm_steps else 1.0
+        return torch.nan_to_num(self.step / (fraction * self.steps).round(), nan=1.0).clamp(max=1.0)
 
 
-@dataclass
-class Loss:
-    """A training loss, `[]`, and which latents fired in the batch, `[d_sae]` bool."""
+class Loss(NamedTuple):
+    """What a batch of rows gives."""
 
     total: Tensor
-    fired: Tensor
+    """`[]`: what is minimised."""
+    firing: Tensor
+    """`[d_sae]`: in how many rows each latent fired."""
+    buffers: dict[str, Tensor]
+    """New values of buffers that follow the data, such as a running threshold."""
 
 
 class TrainableSae(nn.Module, ABC):
     """An SAE in training. `W_enc` is kept as `[d_sae, d_in]` (SAELens: transposed), so that its sparse
     gradient is made of whole rows.
 
-    Decoder rows start as random unit vectors, encoder rows as their copies (science: tied start).
+    Decoder rows start as random unit vectors, encoder rows as their copies (science: tied start). Numbers among the
+    hyperparameters that are not whole are buffers, so the members of a stack may differ in them.
     """
 
     same_space = True
@@ -54,21 +63,34 @@ class TrainableSae(nn.Module, ABC):
     subtracted from the input."""
     dead_after = 0.1
     """A latent that did not fire for this share of all steps counts as dead in training."""
+    sparsity_coefficient: str | None = None
+    """The hyperparameter that `match_l0` tunes; None where k says how many latents are active."""
+    wants_noise = False
+    """Whether the loss needs `TrainState.noise`."""
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
         super().__init__()
         self.condition = condition
         self.d_in, self.d_out = d_in, d_out
+        self.sparse = True
+        """Whether latents are computed sparsely; training clears it for stacks and on a GPU."""
         rows = normalize(torch.randn(condition.d_sae, d_out, generator=generator), dim=1)
         self.W_dec = nn.Parameter(rows)
         own = None if self.same_space else normalize(torch.randn(condition.d_sae, d_in, generator=generator), dim=1)
         self.W_enc = nn.Parameter(rows.clone() if own is None else own)
         self.b_enc = nn.Parameter(torch.zeros(condition.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
+        for name, value in condition.hyperparameters.items():
+            if isinstance(value, float):
+                self.register_buffer(name, torch.tensor(value))
 
-    def option(self, name: str) -> float:
-        """A hyperparameter that is this architecture's own."""
-        return self.condition.hyperparameters[name]
+    def option(self, name: str) -> Any:
+        """A hyperparameter that is this architecture's own: a tensor `[]` where it is not a whole number."""
+        return self.get_buffer(name) if name in self._buffers else self.condition.hyperparameters[name]
+
+    def forward(self, method: str, *arguments: Any) -> Any:
+        """Call a method by its name; `torch.func.functional_call` knows no other than this one."""
+        return getattr(self, method)(*arguments)
 
     @abstractmethod
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
@@ -78,43 +100,89 @@ class TrainableSae(nn.Module, ABC):
         """
 
     @abstractmethod
-    def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """The SAELens inference class, the fields of its config beyond the widths, and its threshold if any.
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents `[n, d_sae]` at inference, before scaling to unit decoder rows."""
 
-        The threshold is in units of the scaled activations, for unit decoder rows; `export` does the rest.
+    @abstractmethod
+    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
+        """The SAELens inference class, the fields of its config beyond the widths, and its tensors beyond the usual.
+
+        Training saw `scale_in * x` and `scale_out * target`; the class will see neither, and unit decoder rows.
         """
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Reconstruction `[n, d_out]`."""
+        return latents @ self.W_dec + self.b_dec
+
     def centred(self, x: Tensor) -> Tensor:
-        """`x` minus the decoder bias, if that lies in the same space."""
-        return x - self.b_dec if self.same_space else x
+        """`x` minus the decoder bias, without a gradient to it: `pre_activations` gives it more cheaply."""
+        return x - self.b_dec.detach() if self.same_space else x
 
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """`[n, d_sae]` before the activation function."""
-        return self.centred(x) @ self.W_enc.T + self.b_enc
+    def pre_activations(self, x: Tensor, of: Tensor | slice = slice(None)) -> Tensor:
+        """`(x - b_dec) @ W_enc.T + b_enc` of some latents, `[n, d_sae]`; a zero term has the gradient of b_dec."""
+        W_enc, b_enc = self.W_enc[of], self.b_enc[of]
+        zero = W_enc.detach() @ (self.b_dec - self.b_dec.detach()) if self.same_space else 0.0
+        return self.centred(x) @ W_enc.T + (b_enc - zero)
 
-    def after_step(self) -> None:
-        """Projection of the parameters after an optimiser step; none by default."""
+    def latents(self, x: Tensor, selection: Selection, allowed: Tensor | None = None) -> Latents:
+        """The selected latents, cut off at zero; `allowed [n, d_sae]` bool restricts the choice."""
+        if not self.sparse:
+            pre = self.pre_activations(x)
+            scores = (pre * self.W_dec.norm(dim=1)).detach()
+            if allowed is not None:
+                scores = scores.masked_fill(~allowed, -torch.inf)
+            return DenseLatents(relu(pre) * selection.dense(scores))
+        inputs = self.centred(x)
+        with torch.no_grad():
+            norms = self.W_dec.norm(dim=1)
+            active = selection.sparse(self._scores(inputs, norms, allowed))
+            values = active.scores / norms[active.column]
+        bias = self.b_dec if self.same_space else self.b_enc.new_zeros(self.d_in)
+        pre = pre_activations_at(active, values, inputs, bias, self.W_enc, self.b_enc)
+        return SparseLatents(active, relu(pre), len(self.W_enc))
+
+    def _scores(self, inputs: Tensor, norms: Tensor, allowed: Tensor | None) -> Iterator[Tensor]:
+        W_enc, b_enc = (self.W_enc * norms[:, None]).T, self.b_enc * norms
+        for start in range(0, len(inputs), SCORED_TOGETHER):
+            some = slice(start, start + SCORED_TOGETHER)
+            scores = (inputs[some] @ W_enc).float().add_(b_enc)
+            yield scores if allowed is None else scores.masked_fill_(~allowed[some], -torch.inf)
+
+    def projected(self) -> dict[str, Tensor]:
+        """Parameters that an optimiser step must not leave where it put them, with their new values."""
+        if not self.condition.aligned:
+            return {}
+        short = 1 - (self.W_enc * self.W_dec).sum(1, keepdim=True)  # arXiv 2605.18629: encoder . decoder = 1
+        return {"W_enc": self.W_enc + short * self.W_dec / self.W_dec.square().sum(1, keepdim=True)}
+
+    def start_bias(self, mean: Tensor) -> Tensor:
+        """What `b_dec` starts as, given the mean target `[d_out]`."""
+        return mean
+
+    def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 -- architectures look at it
+        """Parameters of a start with about k active latents a row, for `match_l0`; the usual start if empty."""
+        return {}
 
     @torch.no_grad()
     def export(self, scale_in: float, scale_out: float, metadata: dict[str, Any]) -> Any:
         """The trained SAE as a SAELens SAE for unscaled activations, with unit decoder rows.
 
-        Training saw `scale_in * x` and `scale_out * target`. All activation functions here are
-        positively homogeneous, so scales and decoder norms fold into encoder, biases and threshold.
+        All activation functions here are positively homogeneous, so scales and decoder norms fold into encoder,
+        biases and thresholds.
         """
-        sae_class, fields, tensors = self.to_saelens()
+        sae_class, fields, tensors = self.to_saelens(scale_in, scale_out)
         norms = self.W_dec.norm(dim=1).clamp(min=1e-8)
         state = {
-            "W_enc": (self.W_enc * norms[:, None] * (scale_in / scale_out)).T.contiguous(),
-            "b_enc": self.b_enc * norms / scale_out,
+            "W_enc": (self.W_enc * norms[:, None] * (scale_in / scale_out)).T,
             "W_dec": self.W_dec / norms[:, None],
+            "b_enc": self.b_enc * norms / scale_out,
             "b_dec": self.b_dec / scale_out,
-            **{name: tensor / scale_out for name, tensor in tensors.items()},
+            **tensors,
         }
         config_class = next(config for known, config in SAE_CLASS_REGISTRY.values() if known is sae_class)
         config = config_class(d_in=self.d_in, d_sae=self.condition.d_sae, metadata=SAEMetadata(**metadata), **fields)
         sae = sae_class(config)
-        sae.load_state_dict({name: tensor.float().cpu().contiguous() for name, tensor in state.items()})
+        sae.load_state_dict({name: state[name].float().cpu().contiguous() for name in sae.state_dict()})
         return sae.eval()
 
 
@@ -123,120 +191,23 @@ def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     return (reconstruction - target).square().sum(-1).mean()
 
 
-@dataclass
-class Active:
-    """Which latents are active: entry i is latent `column[i]` of row `row[i]`; rows ascend."""
+def revival_loss(sae: TrainableSae, x: Tensor, error: Tensor, dead: Tensor | None) -> Tensor:
+    """`aux_loss_coefficient` times the squared error of the dead latents' attempt at the reconstruction error.
 
-    row: Tensor
-    column: Tensor
-    offsets: Tensor
-    """`[n]`: where each row's entries start."""
-
-    @classmethod
-    def of_mask(cls, mask: Tensor) -> Active:
-        """The true entries of `mask [n, d_sae]`."""
-        row, column = mask.nonzero(as_tuple=True)
-        counts = torch.bincount(row, minlength=len(mask))
-        return cls(row, column, counts.cumsum(0) - counts)
-
-
-class _SelectedPreActivations(torch.autograd.Function):
-    """Pre-activations at the active entries; the backward pass touches only those entries."""
-
-    @staticmethod
-    def forward(ctx: Any, sae: TrainableSae, x: Tensor, pre: Tensor, active: Active, *_: Tensor) -> Tensor:
-        ctx.save_for_backward(sae.centred(x), sae.W_enc)
-        ctx.active, ctx.same_space = active, sae.same_space
-        return pre[active.row, active.column]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        centred, W_enc = ctx.saved_tensors
-        (grad,) = grads
-        grad_W_enc = _transposed_product(ctx.active, grad, centred, len(W_enc))
-        grad_b_enc = grad.new_zeros(len(W_enc)).index_add_(0, ctx.active.column, grad)
-        grad_b_dec = -(grad_b_enc @ W_enc) if ctx.same_space else None
-        return None, None, None, None, grad_W_enc, grad_b_enc, grad_b_dec
-
-
-class _SparseDecode(torch.autograd.Function):
-    """`latents @ W_dec` for latents given by their active entries."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, W_dec: Tensor, active: Active) -> Tensor:
-        ctx.save_for_backward(values, W_dec)
-        ctx.active = active
-        return _weighted_rows(W_dec, values, active)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        values, W_dec = ctx.saved_tensors
-        (grad,) = grads
-        with torch.enable_grad():  # embedding_bag knows the gradient of its weights
-            weights = values.detach().requires_grad_()
-            (grad_values,) = torch.autograd.grad(_weighted_rows(W_dec.detach(), weights, ctx.active), weights, grad)
-        return grad_values, _transposed_product(ctx.active, values, grad, len(W_dec)), None
-
-
-def _weighted_rows(W_dec: Tensor, values: Tensor, active: Active) -> Tensor:
-    return embedding_bag(active.column, W_dec, active.offsets, mode="sum", per_sample_weights=values)
-
-
-def _transposed_product(active: Active, values: Tensor, dense: Tensor, d_sae: int) -> Tensor:
-    """`latents.T @ dense`, `[d_sae, d]`, for latents `[n, d_sae]` given by their active entries."""
-    order = active.column.argsort(stable=True)
-    counts = torch.bincount(active.column, minlength=d_sae)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    latents_T = torch.sparse_csr_tensor(
-        starts, active.row[order], values[order], (d_sae, len(dense)), check_invariants=False
-    )
-    return latents_T @ dense
-
-
-def sparse_autoencode(sae: TrainableSae, x: Tensor, pre: Tensor, active: Active) -> tuple[Tensor, Tensor]:
-    """Reconstruction `[n, d_out]` and latent values at the active entries, decoder rows taken as unit.
-
-    `pre` are the pre-activations without gradient. Latents are scaled by their decoder row's norm, as
-    SAELens' `rescale_acts_by_decoder_norm` has it, so norms are free and need no projection.
+    The strongest `d_out / 2` dead latents of each row decode the detached error, which pulls them towards what is
+    not explained; scaled down while few are dead (arXiv 2406.04093, A.2; as in SAELens).
     """
-    norms = sae.W_dec.norm(dim=1)
-    selected = _SelectedPreActivations.apply(sae, x, pre, active, sae.W_enc, sae.b_enc, sae.b_dec)  # type: ignore[no-untyped-call]
-    values = relu(selected * norms[active.column])
-    decoded: Tensor = _SparseDecode.apply(values, sae.W_dec / norms[:, None], active)  # type: ignore[no-untyped-call]
-    return decoded + sae.b_dec, values
-
-
-def sparse_loss(
-    sae: TrainableSae, x: Tensor, target: Tensor, state: TrainState, choose: Callable[[Tensor], Active]
-) -> tuple[Loss, Tensor]:
-    """Squared error plus `aux_loss_coefficient` times the revival loss, and the values of the active latents.
-
-    `choose` picks the active ones by their scores `[n, d_sae]`: pre-activations times decoder norm.
-    """
-    with torch.no_grad():
-        pre = sae.pre_activations(x)
-        active = choose(pre * sae.W_dec.norm(dim=1))
-    reconstruction, values = sparse_autoencode(sae, x, pre, active)
-    fired = torch.zeros_like(state.dead).index_fill_(0, active.column[values > 0], True)
-    revival = revival_loss(sae, x, target - reconstruction, state.dead)
-    total = squared_error(reconstruction, target) + sae.option("aux_loss_coefficient") * revival
-    return Loss(total, fired), values.detach()
-
-
-def revival_loss(sae: TrainableSae, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
-    """Squared error of the dead latents' attempt at the reconstruction error (arXiv 2406.04093, A.2).
-
-    The strongest `d_in / 2` dead latents of each row decode the detached error, which pulls them
-    towards what is not explained; scaled down while few are dead. As in SAELens.
-    """
-    count = int(dead.sum())
-    if count == 0:
+    if dead is None or not sae.condition.hyperparameters["aux_loss_coefficient"]:
         return error.new_zeros(())
     k_aux = sae.d_out // 2
-    scale = min(count / k_aux, 1.0)
-    norms = sae.W_dec[dead].norm(dim=1)
-    pre = (sae.centred(x) @ sae.W_enc[dead].T + sae.b_enc[dead]) * norms
-    top = pre.topk(min(k_aux, count), dim=1, sorted=False)
-    latents = torch.zeros_like(pre).scatter(1, top.indices, top.values)
-    attempt = latents @ (sae.W_dec[dead] / norms[:, None])
-    return scale * squared_error(attempt, error.detach())
+    of = dead if sae.sparse else slice(None)  # on a CPU only the dead ones need be looked at
+    W_dec = sae.W_dec[of]
+    norms = W_dec.norm(dim=1)
+    pre = sae.pre_activations(x, of) * norms
+    top = pre.masked_fill(~dead[of], -torch.inf).topk(min(k_aux, len(W_dec)), dim=1, sorted=False)
+    chosen = torch.where(top.values == -torch.inf, 0.0, top.values)
+    attempt = torch.zeros_like(pre).scatter(1, top.indices, chosen)
+    scale = (dead.sum() / k_aux).clamp(max=1.0)
+    revived = squared_error(attempt @ (W_dec / norms[:, None]), error.detach())
+    weight: Tensor = sae.option("aux_loss_coefficient") * scale
+    return weight * revived

@@ -1,15 +1,27 @@
-"""BatchTopK: the k x n largest pre-activations of a batch of n rows (arXiv 2412.06410)."""
+"""BatchTopK: the `k * n` largest pre-activations of a batch of n rows (arXiv 2412.06410).
+
+Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead latents), `topk_threshold_lr` (how fast
+the inference threshold follows the smallest active latent; never slower than over the last tenth of the steps).
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from sae_lens import JumpReLUSAE
 from torch import Tensor
+from torch.nn.functional import relu
+from typing_extensions import override
 
-from husai_lib.architectures.base import Active, Loss, TrainableSae, TrainState, sparse_loss
+from husai_lib.architectures.base import (
+    Loss,
+    TrainableSae,
+    TrainState,
+    revival_loss,
+    squared_error,
+)
+from husai_lib.architectures.latents import LargestOfBatch, Latents
 from husai_lib.params import Condition
 
 
@@ -22,27 +34,31 @@ class Sae(TrainableSae):
         super().__init__(condition, d_in, d_out, generator)
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
 
+    @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error plus the revival loss; the inference threshold follows the smallest active value."""
-        k = self.condition.k
-        loss, values = sparse_loss(self, x, target, state, lambda scores: largest_of_batch(scores.relu(), k))
+        """Squared error plus the revival loss; the inference threshold follows the smallest active latent."""
+        latents = self.latents(x, LargestOfBatch(self.condition.k))
+        reconstruction = latents.decode(self.W_dec) + self.b_dec
+        revival = revival_loss(self, x, target - reconstruction, state.dead)
+        total = squared_error(reconstruction, target) + revival
+        return Loss(total, latents.firing(), {"threshold": self.followed(latents, state)})
+
+    def followed(self, latents: Latents, state: TrainState) -> Tensor:
+        """`[]`: the threshold, moved towards the smallest active latent of this batch."""
         # SAELens' slow average would lag behind the SAE, or near its start at 0, when a short training ends
-        rate = max(self.option("topk_threshold_lr"), min(1.0, 10 / state.steps))
-        if len(values):
-            self.threshold.lerp_(values.min().double(), rate)
-        return loss
+        rate: Tensor = self.option("topk_threshold_lr").double().clamp(min=min(1.0, 10 / state.steps))
+        smallest = latents.smallest(self.W_dec.detach().norm(dim=1)).double()
+        followed = self.threshold.lerp(smallest, rate)
+        return torch.where(smallest < torch.inf, followed, self.threshold)
 
-    def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        """Pre-activations above the threshold: at inference a row's latents do not depend on other rows."""
+        pre = self.pre_activations(x)
+        passed: Tensor = pre * self.W_dec.norm(dim=1) > self.threshold
+        return relu(pre) * passed
+
+    @override
+    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
         """A SAELens `jumprelu` SAE whose latents share one threshold."""
-        return JumpReLUSAE, {}, {"threshold": self.threshold.float().expand(self.condition.d_sae).clone()}
-
-
-def largest_of_batch(scores: Tensor, k: int) -> Active:
-    """The `k * n` largest positive entries of `scores [n, d_sae]`."""
-    count = k * len(scores)
-    if scores.device.type == "cpu":
-        flat = scores.numpy().reshape(-1)
-        smallest = float(np.partition(flat, len(flat) - count)[len(flat) - count])
-    else:
-        smallest = float(scores.flatten().topk(count, sorted=False).values.min())
-    return Active.of_mask((scores >= smallest) & (scores > 0))
+        return JumpReLUSAE, {}, {"threshold": (self.threshold / scale_out).expand(self.condition.d_sae)}

@@ -1,4 +1,9 @@
-"""JumpReLU: latents pass above a learnt threshold; the penalty counts those that do (arXiv 2407.14435)."""
+"""JumpReLU: latents pass above a learnt threshold; the penalty counts those that do (arXiv 2407.14435).
+
+Hyperparameters: `l0_coefficient`, `l0_warm_up_fraction` (share of the steps over which the penalty grows to its full
+size), `bandwidth` (width of the straight-through estimator's kernel), `init_threshold`, `aux_loss_coefficient`
+(weight of the loss that revives dead latents; SAELens' recipe has none).
+"""
 
 from __future__ import annotations
 
@@ -6,33 +11,56 @@ from typing import Any
 
 import torch
 from sae_lens import JumpReLUSAE
-from sae_lens.saes.jumprelu_sae import JumpReLU, Step
 from torch import Tensor, nn
+from typing_extensions import override
 
-from husai_lib.architectures.base import Loss, TrainableSae, TrainState, squared_error
+from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared_error
 from husai_lib.params import Condition
 
 
 class Sae(TrainableSae):
-    """As SAELens' `JumpReLUTrainingSAE` in mode `step`, with its straight-through estimators."""
+    """As SAELens' `JumpReLUTrainingSAE` in mode `step`: the threshold's gradient comes from a rectangular kernel."""
+
+    sparsity_coefficient = "l0_coefficient"
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
         super().__init__(condition, d_in, d_out, generator)
-        self.threshold = nn.Parameter(torch.full((condition.d_sae,), self.option("init_threshold")))
+        start = condition.hyperparameters["init_threshold"]
+        self.threshold = nn.Parameter(torch.full((condition.d_sae,), start))
 
+    @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus `l0_coefficient` times the mean L0, warmed up linearly."""
-        pre, bandwidth = self.pre_activations(x), self.option("bandwidth")
-        latents = JumpReLU.apply(pre, self.threshold, bandwidth, False)
-        l0 = Step.apply(pre, self.threshold, bandwidth, False).sum(-1).mean()
-        reconstruction = latents @ self.W_dec + self.b_dec
+        pre, fixed = self.pre_activations(x), self.threshold.detach()
+        passed = pre > fixed
+        # zero in value; its gradient is that of the kernel, equations 11 and 12 of the paper
+        width = self.option("bandwidth")
+        moved = ((pre - fixed).abs() < width / 2) * ((self.threshold - fixed) / width)
+        latents = pre * passed - fixed * moved
+        l0 = (passed.float() - moved).sum(-1).mean()
+        reconstruction = self.decode(latents)
         coefficient = self.option("l0_coefficient") * state.warm_up(self.option("l0_warm_up_fraction"))
-        return Loss(squared_error(reconstruction, target) + coefficient * l0, (latents.detach() > 0).any(0))
+        revival = revival_loss(self, x, target - reconstruction, state.dead)
+        return Loss(squared_error(reconstruction, target) + coefficient * l0 + revival, passed.sum(0), {})
 
-    def after_step(self) -> None:
-        """Keep thresholds non-negative; below zero the gate would pass negative pre-activations."""
-        self.threshold.data.clamp_(min=0.0)
+    @override
+    def projected(self) -> dict[str, Tensor]:
+        """Thresholds stay non-negative; below zero the gate would pass negative pre-activations."""
+        return super().projected() | {"threshold": self.threshold.clamp(min=0.0)}
 
-    def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
+    @override
+    def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
+        """One threshold for all latents, passed by k pre-activations a row of `x`: Adam could not bring it there."""
+        largest = self.pre_activations(x).topk(self.condition.k + 1, dim=1).values[:, -1]
+        return {"threshold": torch.ones_like(self.threshold) * largest.mean()}
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        """Pre-activations above their latent's threshold."""
+        pre = self.pre_activations(x)
+        return pre * (pre > self.threshold)
+
+    @override
+    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
         """A SAELens `jumprelu` SAE with a threshold for each latent."""
-        return JumpReLUSAE, {}, {"threshold": self.threshold.detach() * self.W_dec.detach().norm(dim=1)}
+        return JumpReLUSAE, {}, {"threshold": self.threshold * self.W_dec.norm(dim=1) / scale_out}

@@ -1,4 +1,8 @@
-"""Standard: ReLU with an L1 penalty on latents (arXiv 2309.08600)."""
+"""Standard: ReLU with an L1 penalty on latents (arXiv 2309.08600).
+
+Hyperparameters: `l1_coefficient`, `l1_warm_up_fraction` (share of the steps over which the penalty grows to its full
+size), `aux_loss_coefficient` (weight of the loss that revives dead latents; SAELens' recipe has none).
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,33 @@ from typing import Any
 from sae_lens import StandardSAE
 from torch import Tensor
 from torch.nn.functional import relu
+from typing_extensions import override
 
-from husai_lib.architectures.base import Loss, TrainableSae, TrainState, squared_error
+from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared_error
 
 
 class Sae(TrainableSae):
     """As SAELens' `StandardTrainingSAE`: latents are weighted by their decoder row's norm in the penalty."""
 
+    sparsity_coefficient = "l1_coefficient"
+
+    @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus `l1_coefficient` times the weighted L1 norm, warmed up linearly."""
-        latents = relu(self.pre_activations(x))
-        reconstruction = latents @ self.W_dec + self.b_dec
+        latents = self.encode(x)
+        reconstruction = self.decode(latents)
         penalty = (latents * self.W_dec.norm(dim=1)).sum(-1).mean()
         coefficient = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))
-        return Loss(squared_error(reconstruction, target) + coefficient * penalty, (latents.detach() > 0).any(0))
+        revival = revival_loss(self, x, target - reconstruction, state.dead)
+        total = squared_error(reconstruction, target) + coefficient * penalty + revival
+        return Loss(total, (latents.detach() > 0).sum(0), {})
 
-    def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A SAELens `standard` SAE with unit decoder rows."""
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        """Positive pre-activations."""
+        return relu(self.pre_activations(x))
+
+    @override
+    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
+        """A SAELens `standard` SAE."""
         return StandardSAE, {}, {}

@@ -1,35 +1,45 @@
-"""TopK: the k largest pre-activations of each row (arXiv 2406.04093)."""
+"""TopK: the k largest pre-activations of each row (arXiv 2406.04093).
+
+Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead latents).
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from sae_lens import TopKSAE
 from torch import Tensor
+from torch.nn.functional import relu
+from typing_extensions import override
 
-from husai_lib.architectures.base import Active, Loss, TrainableSae, TrainState, sparse_loss
+from husai_lib.architectures.base import (
+    Loss,
+    TrainableSae,
+    TrainState,
+    revival_loss,
+    squared_error,
+)
+from husai_lib.architectures.latents import LargestOfEachRow
 
 
 class Sae(TrainableSae):
-    """As SAELens' `TopKTrainingSAE`, with sparse decoding and sparse gradients."""
+    """As SAELens' `TopKTrainingSAE`."""
 
+    @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus the revival loss of dead latents."""
-        return sparse_loss(self, x, target, state, lambda scores: largest_of_each_row(scores, self.condition.k))[0]
+        latents = self.latents(x, LargestOfEachRow(self.condition.k))
+        reconstruction = latents.decode(self.W_dec) + self.b_dec
+        revival = revival_loss(self, x, target - reconstruction, state.dead)
+        return Loss(squared_error(reconstruction, target) + revival, latents.firing(), {})
 
-    def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A SAELens `topk` SAE with unit decoder rows."""
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        """The k largest pre-activations of each row, if positive."""
+        pre = self.pre_activations(x)
+        return relu(pre) * LargestOfEachRow(self.condition.k).dense(pre * self.W_dec.norm(dim=1))
+
+    @override
+    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
+        """A SAELens `topk` SAE."""
         return TopKSAE, {"k": self.condition.k}, {}
-
-
-def largest_of_each_row(scores: Tensor, k: int) -> Active:
-    """The k largest entries of each row of `scores [n, d_sae]`."""
-    n = len(scores)
-    if scores.device.type == "cpu":  # numpy selects several times faster than torch.topk on a CPU
-        column = torch.from_numpy(np.argpartition(scores.numpy(), -k, axis=1)[:, -k:].copy())
-    else:
-        column = scores.topk(k, dim=1, sorted=False).indices
-    row = torch.arange(n, device=scores.device).repeat_interleave(k)
-    return Active(row, column.reshape(-1), torch.arange(0, n * k, k, device=scores.device))

@@ -1,4 +1,8 @@
-"""TopK transcoder: MLP input to MLP output through k latents (arXiv 2501.18823)."""
+"""TopK transcoder: MLP input to MLP output through k latents, with optional skip (arXiv 2501.18823).
+
+Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead latents), `skip` (whether a linear map of
+the input is added to the output).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sae_lens import Transcoder, TranscoderConfig
+import torch
+from sae_lens import SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig
 from sae_lens.registry import register_sae_class
 from sae_lens.saes.topk_sae import TopK
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
 from husai_lib.architectures import topk
+from husai_lib.architectures.base import Loss, TrainState
+from husai_lib.params import Condition
 
 
 @dataclass
@@ -35,7 +43,26 @@ class TopKTranscoder(Transcoder):  # type: ignore[misc]
         return top
 
 
+@dataclass
+class TopKSkipTranscoderConfig(SkipTranscoderConfig):  # type: ignore[misc]
+    """SAELens' skip transcoder config with the number of active latents."""
+
+    k: int = 32
+
+    @classmethod
+    def architecture(cls) -> str:
+        """The name in SAELens' registry and in `cfg.json`."""
+        return "topk_skip_transcoder"
+
+
+class TopKSkipTranscoder(SkipTranscoder):  # type: ignore[misc]
+    """SAELens' skip transcoder with a TopK activation function."""
+
+    get_activation_fn = TopKTranscoder.get_activation_fn
+
+
 register_sae_class("topk_transcoder", TopKTranscoder, TopKTranscoderConfig)
+register_sae_class("topk_skip_transcoder", TopKSkipTranscoder, TopKSkipTranscoderConfig)
 
 
 class Sae(topk.Sae):
@@ -43,6 +70,20 @@ class Sae(topk.Sae):
 
     same_space = False
 
-    def to_saelens(self) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A SAELens `topk_transcoder` with unit decoder rows."""
-        return TopKTranscoder, {"k": self.condition.k, "d_out": self.d_out, "apply_b_dec_to_input": False}, {}
+    def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
+        super().__init__(condition, d_in, d_out, generator)
+        if condition.hyperparameters["skip"]:
+            self.W_skip = nn.Parameter(torch.zeros(d_out, d_in))
+
+    @override
+    def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
+        """That of TopK; the skip connection takes its share of the target first."""
+        return super().loss(x, target - x @ self.W_skip.T if self.option("skip") else target, state)
+
+    @override
+    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
+        """A SAELens `topk_transcoder`, or `topk_skip_transcoder`."""
+        fields = {"k": self.condition.k, "d_out": self.d_out, "apply_b_dec_to_input": False}
+        if not self.option("skip"):
+            return TopKTranscoder, fields, {}
+        return TopKSkipTranscoder, fields, {"W_skip": self.W_skip * (scale_in / scale_out)}
