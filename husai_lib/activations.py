@@ -35,7 +35,7 @@ HELD_BYTES = 160e6
 
 @dataclass(frozen=True)
 class Bank:
-    """Activations at one hook: a view of a cache entry."""
+    """Activations at one hook, or side by side at several joined by `+`: a view of a cache entry."""
 
     entry: Entry
     hook_name: str
@@ -264,18 +264,20 @@ def _extract(
 ) -> None:
     """Write `<hook>.npy` with the positions `spans[i]` of every text i, in the order of the texts.
 
-    Texts run sorted by length, so that a batch holds little padding, and only as many blocks as needed.
+    A joined hook has the activations of its parts side by side. Texts run sorted by length, so that a batch holds
+    little padding, and only as many blocks as needed.
     """
     lengths = np.array([max(0, end - start) for start, end in spans])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    points = [_capture_point(hook) for hook in hooks]
-    stop = max(layer for _, layer in points)
+    points = {hook: [_capture_point(part) for part in hook.split("+")] for hook in hooks}
+    names = [name for parts in points.values() for name, _ in parts]
+    stop = max(layer for parts in points.values() for _, layer in parts)
     outputs: dict[str, np.memmap] = {}
     done = 0
     for batch in _length_sorted([len(ids) for ids in tokens], batch_tokens):
-        captured = _forward(model, [tokens[i] for i in batch], [name for name, _ in points], stop)
-        for hook, (name, _) in zip(hooks, points, strict=True):
-            values = captured[name].float().cpu().numpy()
+        captured = _forward(model, [tokens[i] for i in batch], names, stop)
+        for hook, parts in points.items():
+            values = torch.cat([captured[name].float() for name, _ in parts], dim=-1).cpu().numpy()
             if not np.isfinite(values).all():
                 raise DataError(f"activation {hook} has a value that is not finite; set model.dtype: float32")
             if hook not in outputs:

@@ -44,13 +44,15 @@ def measure(sae: Any, held_out: Bank, target: Bank | None = None) -> Reconstruct
     """Reconstruction of held-out rows by the SAE's own encoder and decoder, a chunk at a time.
 
     Explained variance is `1 - sum |y - y^|^2 / sum |y - mean y|^2`; L0 the mean count of non-zero
-    latents a row; a latent is dead if it never fires on these rows.
+    latents a row; a latent is dead if it never fires on these rows. A SAELens class that reconstructs a part of
+    a row says which by `target_of`.
     """
-    outputs = target or held_out
-    mean = outputs.mean().float()
+    outputs, target_of = target or held_out, getattr(sae, "target_of", lambda rows: rows)
+    total = sum((target_of(rows).double().sum(0) for rows in outputs.chunks(2048)), torch.zeros(1))
+    mean = (total / len(outputs.rows)).float()
     error = variance = active = 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
-    for x, y in zip(held_out.chunks(2048), outputs.chunks(2048), strict=True):
+    for x, y in zip(held_out.chunks(2048), map(target_of, outputs.chunks(2048)), strict=True):
         latents = sae.encode(x)
         reconstruction = sae(x) if hasattr(sae, "W_skip") else sae.decode(latents)
         error += float((reconstruction - y).double().square().sum())

@@ -7,8 +7,10 @@ here touches pyplot: a figure depends on its rows only.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,10 +18,12 @@ from matplotlib.ticker import LogLocator
 
 from husai_lib import gates
 from husai_lib.intervals import mean_interval
-from husai_lib.records import CandidateRow, ControlRow, GroupRow, MemberRow, OodRow
+from husai_lib.records import MATCHED_WITHIN, CandidateRow, ControlRow, GroupRow, MemberRow, OodRow
 
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
-          ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"))  # fmt: skip
+          ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"), ("#0072B2", "*"), ("#D55E00", "<"),
+          ("#009E73", "p"), ("#CC79A7", ">"), ("#E69F00", "d"), ("#56B4E9", "H"))  # fmt: skip
+"""Colour and marker; a colour that comes again has a marker unlike its first."""
 GREY = "#595959"
 
 
@@ -45,13 +49,24 @@ class Dot(NamedTuple):
 
 
 def frontier(members: Sequence[MemberRow]) -> ReportFigure:
-    """Explained variance against L0, a point for each SAE; vertical lines mark the target k."""
-    figure, (axes,) = _panels(6.4, 4.2)
-    for condition, (color, marker) in _styles(row.condition for row in members).items():
-        rows = [row for row in members if row.condition == condition]
+    """Explained variance against L0, a point for each SAE; a dashed line marks the target k, a band what matches it.
+
+    SAEs whose L0 is not matched are hollow. The legend lists conditions by their mean explained variance, best first.
+    """
+    figure, (axes,) = _panels(8.0, 4.4)
+    styles = _styles(row.condition for row in members)
+    means = {name: fmean(row.explained_variance for row in members if row.condition == name) for name in styles}
+    for condition, matched in itertools.product(sorted(means, key=means.__getitem__, reverse=True), (False, True)):
+        color, marker = styles[condition]
+        rows = [row for row in members if (row.condition, row.l0_matched) == (condition, matched)]
         points = [row.l0 for row in rows], [row.explained_variance for row in rows]
-        axes.scatter(*points, label=condition, color=color, marker=marker, s=38, alpha=0.85)
+        face = color if matched else "none"
+        look: dict[str, Any] = {"edgecolors": color, "facecolors": face, "alpha": 0.85, "zorder": 3}
+        if rows:
+            axes.scatter(*points, label=condition, marker=marker, s=56, **look)
     for k in sorted({row.k for row in members}):
+        within = k * (1 - MATCHED_WITHIN), k * (1 + MATCHED_WITHIN)
+        axes.axvspan(*within, color="#f0f0f0", zorder=0, label=f"within {100 * MATCHED_WITHIN:g} % of k (else hollow)")
         axes.axvline(k, color=GREY, linestyle="--", linewidth=1)
         at = ("data", "axes fraction")
         axes.annotate(f"target k = {k}", (k, 1.01), xycoords=at, ha="center", color=GREY, fontsize=9)
@@ -63,7 +78,7 @@ def frontier(members: Sequence[MemberRow]) -> ReportFigure:
         axes.minorticks_off()
     axes.set_xlabel("L0 (mean active latents a held-out row)")
     axes.set_ylabel("Explained variance (held out)")
-    _legend(figure, axes)
+    _legend(figure, axes, beside=True)
     return figure
 
 
@@ -197,11 +212,12 @@ def _styles(conditions: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: STYLES[i % len(STYLES)] for i, name in enumerate(sorted(set(conditions)))}
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """One entry for each label above the panels; conditions are names from outside, drawn literally."""
+def _legend(figure: Figure, axes: Axes, *, beside: bool = False) -> None:
+    """One entry for each label, above the panels or beside them; conditions are names from outside, drawn literally."""
     handles, labels = axes.get_legend_handles_labels()
     if entries := dict(zip(labels, handles, strict=True)):
-        look = {"ncols": 2 if len(entries) == 4 else 3, "frameon": False, "fontsize": 9}
-        legend = figure.legend(entries.values(), entries, loc="outside upper center", **look)
+        look = {"ncols": 1 if beside else 2 if len(entries) == 4 else 3, "frameon": False, "fontsize": 9}
+        loc: Any = "outside right upper" if beside else "outside upper center"
+        legend = figure.legend(entries.values(), entries, loc=loc, **look)
         for text in legend.get_texts():
             text.set_parse_math(False)

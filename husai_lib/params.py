@@ -21,7 +21,8 @@ from husai_lib.files import REPOSITORY
 from husai_lib.strict_yaml import override, parse_yaml
 
 NAME = r"^[a-z][a-z0-9_]*$"
-HOOK = r"^blocks\.\d+\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|mlp\.hook_in)$"
+POINT = r"blocks\.\d+\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|mlp\.hook_in)"
+HOOK = rf"^{POINT}(\+{POINT})*$"
 P = TypeVar("P", bound=BaseModel)
 T = TypeVar("T")
 
@@ -58,6 +59,20 @@ def _stories(name: str) -> str:
     return name
 
 
+def _nested(shares: list[float]) -> list[float]:
+    if shares != sorted(set(shares)) or shares[-1:] != [1.0]:
+        raise ValueError(f"widths must ascend to 1.0, but they are {shares}")
+    return shares
+
+
+def _ascending(hook_name: str) -> str:
+    points = [point.split(".", 2) for point in hook_name.split("+")]
+    layers = [int(layer) for _, layer, _ in points]
+    if len({kind for _, _, kind in points}) > 1 or layers != sorted(set(layers)):
+        raise ValueError(f"{hook_name!r} must join hooks of one kind, their layers ascending")
+    return hook_name
+
+
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -69,6 +84,9 @@ ShiftedSet = Annotated[str, AfterValidator(lambda name: one_of(name, shifted_dat
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+RouteMode = Literal["expert_topk", "global_mask"]
+Kinds = Annotated[list[Literal["topk", "standard"]], Field(min_length=2)]
+Widths = Annotated[list[Annotated[float, Field(gt=0, le=1)]], AfterValidator(_nested)]
 
 
 class Section(BaseModel):
@@ -98,6 +116,18 @@ ARCHITECTURES: dict[str, type[Section]] = {
     "batchtopk": _options(aux_loss_coefficient=(Weight, 1.0), topk_threshold_lr=(Share, 0.01)),
     "jumprelu": _options(l0_coefficient=(Weight, 1.0), l0_warm_up_fraction=(Share, 0.1), bandwidth=(Rate, 0.05),
                          init_threshold=(Weight, 0.01), aux_loss_coefficient=(Weight, 0.0)),
+    "matryoshka_batchtopk": _options(widths=(Widths, [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0]),
+                                     aux_loss_coefficient=(Weight, 1.0), topk_threshold_lr=(Share, 0.01)),
+    "gated": _options(l1_coefficient=(Weight, 1.0), l1_warm_up_fraction=(Share, 0.1),
+                      aux_loss_coefficient=(Weight, 0.0)),
+    "hierarchical_topk": _options(aux_loss_coefficient=(Weight, 1.0)),
+    "routed_topk": _options(num_experts=(Positive, 4), route_mode=(RouteMode, "expert_topk"),
+                            route_balance=(Weight, 0.1), route_entropy=(Weight, 0.0), robust_noise_std=(Weight, 0.0),
+                            route_consistency=(Weight, 0.0), decoder_diversity=(Weight, 0.0),
+                            aux_loss_coefficient=(Weight, 1.0)),
+    "route_sae": _options(layers=(Positive, 2), aux_loss_coefficient=(Weight, 1.0)),
+    "layerwise": _options(layers=(Kinds, ["topk", "standard"]), l1_coefficient=(Weight, 1.0),
+                          l1_warm_up_fraction=(Share, 0.1), aux_loss_coefficient=(Weight, 1.0)),
     "topk_transcoder": _options(aux_loss_coefficient=(Weight, 1.0), skip=(bool, False)),
 }  # fmt: skip
 
@@ -142,8 +172,9 @@ class TextParams(Section):
 class ActivationParams(Section):
     """Which activations are read, and how many."""
 
-    hook_name: str = Field(pattern=HOOK)
-    """TransformerLens name of the activation, such as `blocks.2.hook_resid_post`."""
+    hook_name: Annotated[str, Field(pattern=HOOK), AfterValidator(_ascending)]
+    """TransformerLens name of the activation, such as `blocks.2.hook_resid_post`. Names of several layers joined by
+    `+` give rows that hold their activations side by side."""
     training_rows: Positive
     """Token positions to train on, drawn over all training texts in proportion."""
     held_out_rows: Positive
@@ -164,8 +195,8 @@ class ActivationParams(Section):
 
     @property
     def layer(self) -> int:
-        """The block the hook is in."""
-        return int(self.hook_name.split(".")[1])
+        """The block the hook is in; the last one of a joined hook."""
+        return int(self.hook_name.split("+")[-1].split(".")[1])
 
 
 class SaeParams(Section):
@@ -219,6 +250,26 @@ class Condition(SaeParams):
             one_of(key, [*ARCHITECTURES[name].model_fields, *(() if key in fields else fields)], f"{name} key")
         given = {key: value for key, value in data.items() if key in fields}
         return {"name": name, **given, "hyperparameters": ARCHITECTURES[name].model_validate(own).model_dump()}
+
+    @model_validator(mode="after")
+    def _blocks_are_equal(self) -> Condition:
+        own, divided = self.hyperparameters, ["d_sae"]
+        match self.architecture:
+            case "routed_topk":
+                blocks, what = own["num_experts"], f"num_experts = {own['num_experts']}"
+            case "layerwise":
+                blocks, what = len(own["layers"]), f"the {len(own['layers'])} layers"
+                divided.append("k")
+            case _:
+                return self
+        for key in divided:
+            if (value := getattr(self, key)) % blocks:
+                nearest = max(1, value // blocks) * blocks
+                raise ValueError(f"{key} = {value} cannot be shared equally by {what}; {nearest} can")
+        if own.get("route_mode") == "expert_topk" and self.k > self.d_sae // blocks:
+            width = f"d_sae / num_experts = {self.d_sae // blocks}"
+            raise ValueError(f"k = {self.k} exceeds {width}, the latents of a block; lower num_experts")
+        return self
 
     @model_validator(mode="after")
     def _can_be_aligned(self) -> Condition:
@@ -367,6 +418,14 @@ class CycleParams(Sections):
         _distinct([condition.name for condition in self.conditions], "condition")
         if "topk_transcoder" in [condition.architecture for condition in self.conditions]:
             raise ValueError("a transcoder is no condition but a control, switched on by stress.transcoder")
+        joined = self.activations.hook_name.count("+") + 1
+        for condition in self.conditions:
+            layers = condition.hyperparameters.get("layers", joined)
+            if (asked := layers if isinstance(layers, int) else len(layers)) != joined:
+                raise ValueError(
+                    f"condition {condition.name!r} reads {asked} layers but activations.hook_name names {joined}; "
+                    "join as many hooks by '+'"
+                )
         if self.selection.min_seeds > len(self.seeds):
             raise ValueError(f"selection.min_seeds = {self.selection.min_seeds}, but there are {len(self.seeds)} seeds")
         path = local_path(self.model.name.removeprefix("random:"))

@@ -37,8 +37,8 @@ CHECKPOINT_SECONDS = 45.0
 INDICES_TOGETHER = 64
 """Steps whose row indices go to the device at once."""
 DEAD_EVERY = 8
-"""Steps between looks whether any latent is dead; looking makes a GPU wait."""
-L0_INTEGRAL, L0_PROPORTIONAL = 0.03, 0.5
+"""Steps between looks at which members have dead latents to revive; looking makes a GPU wait."""
+L0_INTEGRAL, L0_PROPORTIONAL = 0.05, 1.0
 """Gains of the controller of `match_l0`, a step: on the log of the coefficient, by the log of L0 / k."""
 
 
@@ -89,6 +89,7 @@ class Stack:
         groups = [{"params": views, "lr": 0.0} for views in self.views]
         self.optimiser = torch.optim.Adam(groups, fused=True)
         self.unfired = torch.zeros(len(members), self.condition.d_sae, device=device)
+        self.reviving = torch.zeros(len(members), 1, dtype=torch.bool, device=device)
         self.some_dead = False
         self.tuned = self.saes[0].sparsity_coefficient if self.condition.match_l0 else None
         self.log_coefficient = self._all(self.buffers[self.tuned]).log() if self.tuned else torch.zeros(1)
@@ -119,8 +120,9 @@ class Stack:
             group["lr"] = member.condition.learning_rate * decay
         dead = self.unfired > self.saes[0].dead_after * self.steps
         if self.done % DEAD_EVERY == 0:
-            self.some_dead = bool(dead.any())
-        state = TrainState(self.done, self.steps, dead if self.some_dead else None, self._noise(x))
+            self.reviving = dead.any(1, keepdim=True)
+            self.some_dead = bool(self.reviving.any())
+        state = TrainState(self.done, self.steps, dead & self.reviving if self.some_dead else None, self._noise(x))
         with self._precision():
             loss: Loss = self._call("loss", x, target, state)
         loss.total.sum().backward()  # type: ignore[no-untyped-call]
@@ -187,9 +189,10 @@ class Stack:
     def _tune(self, l0: Tensor) -> None:
         """Move the sparsity coefficient so that L0 nears k: a proportional-integral controller on its logarithm."""
         assert self.tuned
-        error = (l0 / self.condition.k).log().clamp(-2, 2).to(self.log_coefficient)
+        error = (l0 / self.condition.k).log().clamp(-1, 1).to(self.log_coefficient)
         self.log_coefficient += L0_INTEGRAL * error
         self._write({self.tuned: (self.log_coefficient + L0_PROPORTIONAL * error).exp()})
+        self._write(self._call("nearer_to_l0", error))
 
     def _noise(self, x: Tensor) -> Tensor | None:
         if not self.saes[0].wants_noise:
@@ -215,7 +218,7 @@ class Stack:
 
     def _state(self) -> dict[str, Tensor]:
         """Everything that changes from step to step, by name; writing into these tensors restores it."""
-        state = {"unfired": self.unfired, "log_coefficient": self.log_coefficient}
+        state = {"unfired": self.unfired, "reviving": self.reviving, "log_coefficient": self.log_coefficient}
         state |= {name: tensor.data for name, tensor in (self.parameters | self.buffers).items()}
         for m, views in enumerate(self.views):
             for name, view in zip(self.parameters, views, strict=True):
@@ -227,7 +230,7 @@ class Stack:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
         tensors = {name: tensor.contiguous() for name, tensor in self._state().items()}
-        save_file(tensors, temporary, {"done": str(self.done), "some_dead": str(int(self.some_dead))})
+        save_file(tensors, temporary, {"done": str(self.done)})
         temporary.replace(path)
 
     def load(self, path: Path) -> None:
@@ -235,16 +238,17 @@ class Stack:
         try:
             with safe_open(path, "pt", device=self.device) as file:
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it has no iterator
-                done, some_dead = (int(file.metadata()[key]) for key in ("done", "some_dead"))
+                done = int(file.metadata()["done"])
         except SafetensorError:
             return
-        self.done, self.some_dead = done, bool(some_dead)
+        self.done = done
         for m, views in enumerate(self.views):  # Adam makes its state in its first step
             for name, view in zip(self.parameters, views, strict=True):
                 own = f"adam/{m}/{name}/"
                 self.optimiser.state[view] = {k.removeprefix(own): v for k, v in saved.items() if k.startswith(own)}
         for name, tensor in self._state().items():
             tensor.copy_(saved[name])
+        self.some_dead = bool(self.reviving.any())
 
 
 def batches(n_rows: int, params: SaeParams, seed: int) -> Iterator[np.ndarray]:

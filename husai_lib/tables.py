@@ -11,6 +11,7 @@ import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from husai_lib import gates
@@ -88,6 +89,44 @@ def members_table(rows: Sequence[MemberRow]) -> str:
     width = {"Latents": "{d_sae:d}"} if len({row.d_sae for row in rows}) > 1 else {}
     last = {"CE-Bench delta (SD)": "{cebench_delta:+.3f}", "Note": "{note}"}
     return markdown_table(rows, {"Condition": "{condition}", **width, **_QUALITY, **last})
+
+
+_FRONTIER: Columns = {
+    "Seeds": "{seeds:d}",
+    "Explained variance (range over seeds)": "{explained_variance}",
+    "L0 (range) of target k": "{l0} of {k:d}",
+    "L0 within 10 %": "{matched}",
+    "Dead latents (range)": "{dead}",
+}
+
+
+def frontier_table(rows: Sequence[MemberRow]) -> str:
+    """One line for each condition, in the order in which they first appear: means over its seeds, with their range.
+
+    Whether L0 is matched is said in words; the width is shown where it differs.
+    """
+    width = {"Latents": "{d_sae:d}"} if len({row.d_sae for row in rows}) > 1 else {}
+    names = dict.fromkeys(row.condition for row in rows)
+    lines = [_over_seeds([row for row in rows if row.condition == name]) for name in names]
+    return markdown_table(lines, {"Condition": "{condition}", **width, **_FRONTIER})
+
+
+def _over_seeds(rows: Sequence[MemberRow]) -> dict[str, Any]:
+    matched = sum(row.l0_matched for row in rows)
+    return dict(rows[0]) | {
+        "seeds": len(rows),
+        "explained_variance": _mean_and_range((row.explained_variance for row in rows), ".3f"),
+        "l0": _mean_and_range((row.l0 for row in rows), ".1f"),
+        "dead": _mean_and_range((row.dead_fraction for row in rows), ".1%"),
+        "matched": {len(rows): "yes", 0: "no"}.get(matched, f"{matched} of {len(rows)} seeds"),
+    }
+
+
+def _mean_and_range(values: Iterable[float], spec: str) -> str:
+    """The mean, and from the smallest to the largest where there are several."""
+    smallest, *others = sorted(values)
+    mean = format(fmean([smallest, *others]), spec)
+    return f"{mean} ({smallest:{spec}} to {others[-1]:{spec}})" if others else mean
 
 
 _GROUPS: Columns = {

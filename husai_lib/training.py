@@ -124,7 +124,7 @@ def train_baseline(
 ) -> list[TrainedSae]:
     """SAELens' own training class and `SAETrainer`, with its defaults, on the same rows, width, k and seeds."""
     condition = Condition(
-        **sae_params.model_dump(exclude={"learning_rate"}),
+        **sae_params.model_dump(include={"d_sae", "k", "training_samples", "batch_size"}),
         learning_rate=params.learning_rate,
         name="baseline",
         architecture=params.architecture,

@@ -103,6 +103,53 @@ def test_all_hooks_of_a_bank_have_the_same_rows(tiny_model: LanguageModel, texts
     np.testing.assert_allclose(together.at(LAST).rows, text_bank(tiny_model, texts, params(), [LAST]).rows, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["hook_resid_pre", "hook_resid_post", "hook_mlp_out"])
+def test_a_joined_hook_has_the_activations_of_its_parts_side_by_side(
+    tiny_model: LanguageModel, texts: list[Text], kind: str
+) -> None:
+    parts = [f"blocks.{layer}.{kind}" for layer in (0, 1)]
+    joined = text_bank(tiny_model, texts, params(max_norm_ratio=1.5), ["+".join(parts), *parts])
+    assert joined.rows.shape[1] == 64
+    assert joined.hook_name == "+".join(parts)
+    assert len(joined.rows) < sum(len(ids) for ids in tiny_model.tokenize([text.text for text in texts], 40))
+    np.testing.assert_array_equal(joined.rows, np.hstack([joined.at(part).rows for part in parts]))
+    alone = text_bank(tiny_model, texts, params(), parts)
+    np.testing.assert_allclose(
+        text_bank(tiny_model, texts, params(), ["+".join(parts)]).rows,
+        np.hstack([alone.at(part).rows for part in parts]),
+        atol=1e-5,
+    )
+
+
+def test_last_tokens_and_gaussian_rows_of_a_joined_hook_are_as_wide(
+    tiny_model: LanguageModel, texts: list[Text]
+) -> None:
+    both, longer = f"{HOOK}+{LAST}", texts[:8]
+    bank = last_token_bank(tiny_model, longer, params(), both)
+    expected = [last_token_bank(tiny_model, longer, params(), hook).rows for hook in (HOOK, LAST)]
+    np.testing.assert_allclose(bank.rows, np.hstack(expected), atol=1e-5)
+    assert gaussian_bank(bank).rows.shape == bank.rows.shape
+
+
+def test_a_joined_hook_runs_no_more_blocks_than_its_last_part_needs(
+    tiny_model: LanguageModel, texts: list[Text], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = tiny_model.bridge.run_with_cache, []
+
+    def noted(*tokens: Any, **how: Any) -> Any:
+        asked.append(how)
+        return run(*tokens, **how)
+
+    monkeypatch.setattr(tiny_model.bridge, "run_with_cache", noted)
+    text_bank(
+        tiny_model, texts[:5], params(seed=7, batch_tokens=4096), ["blocks.0.hook_resid_pre+blocks.1.hook_resid_pre"]
+    )
+    # the input of block 1 is the output of block 0, so one block is enough
+    [how] = asked
+    assert how["stop_at_layer"] == 1
+    assert how["names_filter"] == ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"]
+
+
 @pytest.mark.parametrize("count", [1, 39, 100, 577])
 def test_exactly_as_many_rows_as_asked_for_the_last_text_cut(
     tiny_model: LanguageModel, texts: list[Text], reference: list[torch.Tensor], count: int

@@ -90,6 +90,36 @@ def test_the_frontier_marks_each_target_k() -> None:
     assert texts == {"target k = 8", "target k = 16"}
 
 
+def test_an_sae_whose_l0_is_not_matched_is_hollow() -> None:
+    rows = [member(), member(seed=1, l0=9.5, l0_matched=False), member("standard", l0=11.0, l0_matched=False)]
+    figure = figures.frontier(rows)
+    scattered = [found for found in figure.axes[0].collections if isinstance(found, PathCollection)]
+    hollow = {float(found.get_offsets()[0][0]): not len(found.get_facecolor()) for found in scattered}
+    assert hollow == {8.0: False, 9.5: True, 11.0: True}
+    keys = {handle.get_label(): bool(len(handle.get_facecolor())) for handle in figure.legends[0].legend_handles}
+    assert keys.pop("within 10 % of k (else hollow)")
+    assert keys == {"topk": True, "standard": False}  # a condition with no matched SAE at all
+
+
+def test_the_frontier_shades_what_matches_the_target() -> None:
+    (band,) = figures.frontier([member()]).axes[0].patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((7.2, 8.8))  # 10 % of k = 8 on either side
+
+
+def test_the_legend_of_the_frontier_follows_the_mean_explained_variance() -> None:
+    # means: b 0.6, c 0.55, a 0.5; c has both the best and the worst seed
+    given = {"a": [0.1, 0.9], "b": [0.6, 0.6], "c": [0.0, 1.1]}
+    rows = [member(name, i, explained_variance=ev) for name, evs in given.items() for i, ev in enumerate(evs)]
+    (legend,) = figures.frontier(rows).legends
+    assert [text.get_text() for text in legend.get_texts()][:3] == ["b", "c", "a"]
+
+
+def test_eleven_conditions_have_a_marker_each_beside_one_of_seven_colours() -> None:
+    styles = figures._styles(f"condition_{i}" for i in range(11)).values()
+    assert len({marker for _, marker in styles}) == 11  # so the figure reads in grey
+    assert len({color for color, _ in styles}) == 7
+
+
 @pytest.mark.parametrize(("l0", "scale"), [(70.0, "linear"), (800.0, "log")])
 def test_the_l0_axis_is_logarithmic_only_for_a_wide_range(l0: float, scale: str) -> None:
     assert figures.frontier([member(), member(l0=l0)]).axes[0].get_xscale() == scale

@@ -46,7 +46,7 @@ def test_a_condition_takes_what_it_does_not_say_from_sae_and_its_architecture(tm
     assert condition.model_dump() == SHARED | {
         "k": 4, "name": "sparse", "architecture": "standard",
         "hyperparameters": {"l1_coefficient": 2.0, "l1_warm_up_fraction": 0.1, "aux_loss_coefficient": 0.0},
-        "match_l0": None, "aligned": False, "precision": "float32",
+        "match_l0": "k", "aligned": False, "precision": "float32",
     }  # fmt: skip
 
 
@@ -87,6 +87,23 @@ def test_the_layer_is_that_of_the_hook() -> None:
     assert ActivationParams(hook_name="blocks.12.mlp.hook_in", **rows).layer == 12
     with pytest.raises(ValidationError, match="pattern"):
         ActivationParams(hook_name="blocks.12.mlp_hook_in", **rows)
+    assert ActivationParams(hook_name="blocks.3.hook_resid_mid+blocks.12.hook_resid_mid", **rows).layer == 12
+
+
+@pytest.mark.parametrize(
+    ("hook_name", "words"),
+    [
+        ("blocks.2.hook_resid_post+blocks.1.hook_resid_post", "layers ascending"),
+        ("blocks.1.hook_resid_post+blocks.1.hook_resid_post", "layers ascending"),
+        ("blocks.1.hook_resid_post+blocks.2.hook_resid_pre", "of one kind"),
+        ("blocks.1.hook_resid_post+", "pattern"),
+        ("blocks.1.hook_resid_post+blocks.2.resid", "pattern"),
+        ("blocks.1.hook_resid_post blocks.2.hook_resid_post", "pattern"),
+    ],
+)
+def test_joined_hooks_are_of_one_kind_and_their_layers_ascend(hook_name: str, words: str) -> None:
+    with pytest.raises(ParameterError, match=f"hook_name.*{words}"):
+        check(ActivationParams, {"hook_name": hook_name, "training_rows": 1, "held_out_rows": 1}, "p.yaml")
 
 
 # What a step is given

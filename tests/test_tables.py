@@ -87,6 +87,36 @@ def test_the_width_is_shown_where_it_differs() -> None:
     assert column(tables.members_table([member(), member(d_sae=128)]), "Latents") == ["64", "128"]
 
 
+def test_the_frontier_has_a_line_for_each_condition_with_mean_and_range_over_its_seeds() -> None:
+    rows = [
+        member("topk", 0, explained_variance=0.70, l0=8.0, dead_fraction=0.0),
+        member("standard", 0, explained_variance=0.9, l0=12.0, dead_fraction=0.25, l0_matched=False),
+        member("topk", 1, explained_variance=0.82, l0=8.6, dead_fraction=0.125),
+        member("topk", 2, explained_variance=0.73, l0=7.7, dead_fraction=0.025),
+    ]
+    # (0.70 + 0.82 + 0.73) / 3 = 0.75; (8 + 8.6 + 7.7) / 3 = 8.1; (0 + 12.5 + 2.5) / 3 = 5
+    assert cells(tables.frontier_table(rows)) == [
+        ["Condition", "Seeds", "Explained variance (range over seeds)", "L0 (range) of target k", "L0 within 10 %",
+         "Dead latents (range)"],
+        ["topk", "3", "0.750 (0.700 to 0.820)", "8.1 (7.7 to 8.6) of 8", "yes", "5.0% (0.0% to 12.5%)"],
+        ["standard", "1", "0.900", "12.0 of 8", "no", "25.0%"],
+    ]  # fmt: skip
+
+
+def test_a_condition_of_which_some_seeds_are_matched_says_how_many() -> None:
+    off = {"l0": 9.9, "l0_matched": False}
+    table = tables.frontier_table([member(), member(seed=1, **off), member(seed=2), member("other", **off)])
+    assert column(table, "L0 within 10 %") == ["2 of 3 seeds", "no"]
+
+
+def test_the_frontier_shows_the_width_where_it_differs_and_names_as_text() -> None:
+    table = tables.frontier_table([member(), member(ATTACK, d_sae=128)])
+    assert column(table, "Latents") == ["64", "128"]
+    assert column(table, "Condition") == ["topk", ATTACK]
+    assert "Latents" not in cells(tables.frontier_table(members()))[0]
+    assert tables.frontier_table([]) == "*None.*"
+
+
 def test_an_estimate_and_its_lower_bound_share_a_cell() -> None:
     table = tables.candidates_table(candidates())
     assert column(table, "SAEBench delta (lower bound)")[:2] == ["-0.038 (-0.048)", "+0.010 (-0.010)"]

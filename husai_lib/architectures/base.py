@@ -16,7 +16,7 @@ from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
-from husai_lib.architectures.latents import DenseLatents, Latents, Selection, SparseLatents
+from husai_lib.architectures.latents import Latents, PreActivations, Selection
 from husai_lib.architectures.sparse import (
     SCORED_TOGETHER,
     pre_activations_at,
@@ -124,22 +124,30 @@ class TrainableSae(nn.Module, ABC):
         zero = W_enc.detach() @ (self.b_dec - self.b_dec.detach()) if self.same_space else 0.0
         return self.centred(x) @ W_enc.T + (b_enc - zero)
 
-    def latents(self, x: Tensor, selection: Selection, allowed: Tensor | None = None) -> Latents:
-        """The selected latents, cut off at zero; `allowed [n, d_sae]` bool restricts the choice."""
-        if not self.sparse:
+    def selected(self, x: Tensor, selection: Selection, allowed: Tensor | None = None) -> PreActivations:
+        """Pre-activations of the selected latents or, where dense is faster, of all and which are selected.
+
+        `allowed [n, d_sae]` bool restricts the choice.
+        """
+        inputs, norms = self.centred(x), self.W_dec.detach().norm(dim=1)
+        with torch.no_grad():
+            active = selection.sparse(self._scores(inputs, norms, allowed)) if self.sparse else None
+        if active is None:
             pre = self.pre_activations(x)
-            scores = (pre * self.W_dec.norm(dim=1)).detach()
+            scores = pre.detach() * norms
             if allowed is not None:
                 scores = scores.masked_fill(~allowed, -torch.inf)
-            return DenseLatents(relu(pre) * selection.dense(scores))
-        inputs = self.centred(x)
-        with torch.no_grad():
-            norms = self.W_dec.norm(dim=1)
-            active = selection.sparse(self._scores(inputs, norms, allowed))
-            values = active.scores / norms[active.column]
+            return PreActivations(pre, None, len(norms), selection.dense(scores))
         bias = self.b_dec if self.same_space else self.b_enc.new_zeros(self.d_in)
-        pre = pre_activations_at(active, values, inputs, bias, self.W_enc, self.b_enc)
-        return SparseLatents(active, relu(pre), len(self.W_enc))
+        values = active.scores / norms[active.column]
+        return PreActivations(
+            pre_activations_at(active, values, inputs, bias, self.W_enc, self.b_enc), active, len(norms)
+        )
+
+    def latents(self, x: Tensor, selection: Selection, allowed: Tensor | None = None) -> Latents:
+        """The selected latents, cut off at zero; `allowed [n, d_sae]` bool restricts the choice."""
+        pre = self.selected(x, selection, allowed)
+        return pre.latents(relu(pre.values) if pre.selected is None else relu(pre.values) * pre.selected)
 
     def _scores(self, inputs: Tensor, norms: Tensor, allowed: Tensor | None) -> Iterator[Tensor]:
         W_enc, b_enc = (self.W_enc * norms[:, None]).T, self.b_enc * norms
@@ -162,6 +170,14 @@ class TrainableSae(nn.Module, ABC):
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 -- architectures look at it
         """Parameters of a start with about k active latents a row, for `match_l0`; the usual start if empty."""
         return {}
+
+    def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 -- architectures look at it
+        """Parameters moved towards k active latents by `error = log(L0 / k)`, where the coefficient is too slow."""
+        return {}
+
+    def threshold_of_k(self, x: Tensor) -> Tensor:
+        """`[]`: what about k pre-activations a row of `x` exceed."""
+        return self.pre_activations(x).detach().topk(self.condition.k + 1, dim=1).values.amin(1).mean()
 
     @torch.no_grad()
     def export(self, scale_in: float, scale_out: float, metadata: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared_error
+from husai_lib.architectures.latents import Above
 from husai_lib.params import Condition
 
 
@@ -31,17 +32,19 @@ class Sae(TrainableSae):
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus `l0_coefficient` times the mean L0, warmed up linearly."""
-        pre, fixed = self.pre_activations(x), self.threshold.detach()
-        passed = pre > fixed
+        width, lowest = self.option("bandwidth"), self.threshold.detach() - self.option("bandwidth") / 2
+        near = self.selected(x, Above(lowest * self.W_dec.detach().norm(dim=1)))  # below there is no gradient
+        pre, threshold = near.values, near.of(self.threshold)
+        fixed = threshold.detach()
+        passed = (pre > fixed).float()
         # zero in value; its gradient is that of the kernel, equations 11 and 12 of the paper
-        width = self.option("bandwidth")
-        moved = ((pre - fixed).abs() < width / 2) * ((self.threshold - fixed) / width)
-        latents = pre * passed - fixed * moved
-        l0 = (passed.float() - moved).sum(-1).mean()
-        reconstruction = self.decode(latents)
+        moved = ((pre - fixed).abs() < width / 2) * ((threshold - fixed) / width)
+        latents = near.latents(pre * passed - fixed * moved)
+        l0 = (passed - moved).sum() / len(x)
+        reconstruction = latents.decode(self.W_dec) + self.b_dec
         coefficient = self.option("l0_coefficient") * state.warm_up(self.option("l0_warm_up_fraction"))
         revival = revival_loss(self, x, target - reconstruction, state.dead)
-        return Loss(squared_error(reconstruction, target) + coefficient * l0 + revival, passed.sum(0), {})
+        return Loss(squared_error(reconstruction, target) + coefficient * l0 + revival, latents.firing(), {})
 
     @override
     def projected(self) -> dict[str, Tensor]:
@@ -51,8 +54,12 @@ class Sae(TrainableSae):
     @override
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
         """One threshold for all latents, passed by k pre-activations a row of `x`: Adam could not bring it there."""
-        largest = self.pre_activations(x).topk(self.condition.k + 1, dim=1).values[:, -1]
-        return {"threshold": torch.ones_like(self.threshold) * largest.mean()}
+        return {"threshold": torch.ones_like(self.threshold) * self.threshold_of_k(x)}
+
+    @override
+    def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
+        """All thresholds, up to a fiftieth a step: Adam moves them by no more than its step size."""
+        return {"threshold": self.threshold * (error / 50).exp()}
 
     @override
     def encode(self, x: Tensor) -> Tensor:

@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from husai_lib.architectures.sparse import Active, largest_of_batch, largest_of_each_row, sparse_decode
+from husai_lib.architectures.sparse import Active, above, largest_of_batch, largest_of_each_row, sparse_decode
 
 
 class Latents(ABC):
     """Latents of a batch, sparse or dense, before scaling to unit decoder rows."""
 
     @abstractmethod
-    def decode(self, W_dec: Tensor) -> Tensor:
-        """`latents @ W_dec`, `[n, d_out]`."""
+    def decode(self, W_dec: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """`latents @ W_dec`, `[n, d_out]`, of those latents that lie between `start` and `stop`."""
 
     @abstractmethod
     def firing(self) -> Tensor:
         """`[d_sae]`: in how many rows each latent is positive."""
 
     @abstractmethod
-    def between(self, start: int, stop: int) -> Latents:
-        """The same latents, those outside `start <= column < stop` set to zero."""
+    def total(self, weights: Tensor) -> Tensor:
+        """`[]`: the sum of all latents, each times its entry of `weights [d_sae]`."""
 
     @abstractmethod
     def smallest(self, norms: Tensor) -> Tensor:
@@ -43,17 +43,19 @@ class SparseLatents(Latents):
     d_sae: int
 
     @override
-    def decode(self, W_dec: Tensor) -> Tensor:
-        return sparse_decode(self.values, W_dec, self.active)
+    def decode(self, W_dec: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        if (start, stop) == (0, None):
+            return sparse_decode(self.values, W_dec, self.active)
+        keep = (self.active.column >= start) & (self.active.column < (stop or self.d_sae))
+        return sparse_decode(self.values[keep], W_dec, self.active.where(keep))
 
     @override
     def firing(self) -> Tensor:
         return torch.bincount(self.active.column[self.values > 0], minlength=self.d_sae)
 
     @override
-    def between(self, start: int, stop: int) -> Latents:
-        keep = (self.active.column >= start) & (self.active.column < stop)
-        return SparseLatents(self.active.where(keep), self.values[keep], self.d_sae)
+    def total(self, weights: Tensor) -> Tensor:
+        return (self.values * weights[self.active.column]).sum()
 
     @override
     def smallest(self, norms: Tensor) -> Tensor:
@@ -68,17 +70,16 @@ class DenseLatents(Latents):
     values: Tensor
 
     @override
-    def decode(self, W_dec: Tensor) -> Tensor:
-        return self.values @ W_dec
+    def decode(self, W_dec: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        return self.values[:, start:stop] @ W_dec[start:stop]
 
     @override
     def firing(self) -> Tensor:
         return (self.values.detach() > 0).sum(0)
 
     @override
-    def between(self, start: int, stop: int) -> Latents:
-        columns = torch.arange(self.values.shape[1], device=self.values.device)
-        return DenseLatents(self.values * ((columns >= start) & (columns < stop)))
+    def total(self, weights: Tensor) -> Tensor:
+        return (self.values * weights).sum()
 
     @override
     def smallest(self, norms: Tensor) -> Tensor:
@@ -86,11 +87,30 @@ class DenseLatents(Latents):
         return torch.where(values > 0, values, torch.inf).amin()
 
 
+@dataclass
+class PreActivations:
+    """Pre-activations of a batch: of all latents, `[n, d_sae]`, or at the active entries alone."""
+
+    values: Tensor
+    active: Active | None
+    d_sae: int
+    selected: Tensor | None = None
+    """`[n, d_sae]` bool, where the values are those of all latents."""
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """A parameter `[d_sae]` of each latent, as it goes with `values`."""
+        return parameter if self.active is None else parameter.index_select(0, self.active.column)
+
+    def latents(self, values: Tensor) -> Latents:
+        """Latents with these values at the same places."""
+        return DenseLatents(values) if self.active is None else SparseLatents(self.active, values, self.d_sae)
+
+
 class Selection(Protocol):
     """Which latents of a batch are active, by their scores `[n, d_sae]`: pre-activations for unit decoder rows."""
 
-    def sparse(self, parts: Iterable[Tensor]) -> Active:
-        """The active entries, of scores some rows at a time."""
+    def sparse(self, parts: Iterable[Tensor]) -> Active | None:
+        """The active entries, of scores some rows at a time; None where they are so many that dense is faster."""
 
     def dense(self, scores: Tensor) -> Tensor:
         """`[n, d_sae]` bool."""
@@ -126,3 +146,18 @@ class LargestOfBatch(Selection):
     def dense(self, scores: Tensor) -> Tensor:
         count = self.k * len(scores)
         return scores >= scores.flatten().topk(count, sorted=False).values.amin()
+
+
+@dataclass(frozen=True)
+class Above(Selection):
+    """All above a threshold `[]` or `[d_sae]`; above zero for ReLU."""
+
+    threshold: Tensor
+
+    @override
+    def sparse(self, parts: Iterable[Tensor]) -> Active | None:
+        return above(parts, self.threshold)
+
+    @override
+    def dense(self, scores: Tensor) -> Tensor:
+        return scores > self.threshold

@@ -20,6 +20,8 @@ from torch.nn.functional import embedding_bag
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 SCORED_TOGETHER = 256
 """Rows that are scored at once."""
+WORTH_IT = 0.1
+"""Share of active latents above which dense products are faster."""
 
 
 @dataclass
@@ -77,6 +79,21 @@ def largest_of_batch(parts: Iterable[Tensor], k: int) -> Active:
         entries = entries[values >= np.partition(values, len(values) - count)[len(values) - count]]
     row, column = (torch.from_numpy(part.astype(np.int32)) for part in np.divmod(entries, d_sae))
     return Active(row, column, _starts(row, n)[:-1], torch.from_numpy(flat[entries]))
+
+
+def above(parts: Iterable[Tensor], threshold: Tensor) -> Active | None:
+    """All scores above a threshold `[]` or `[d_sae]`, or None where more than `WORTH_IT` of the first part are."""
+    entries, scores, n = [], [], 0
+    for part in parts:
+        values = part.numpy().reshape(-1)
+        found = (part > threshold).numpy().reshape(-1).nonzero()[0]
+        if n == 0 and len(found) > WORTH_IT * len(values):
+            return None
+        entries.append(found + n * part.shape[1])
+        scores.append(values[found])
+        n += len(part)
+    row, column = (torch.from_numpy(ids.astype(np.int32)) for ids in np.divmod(np.concatenate(entries), part.shape[1]))
+    return Active(row, column, _starts(row, n)[:-1], torch.from_numpy(np.concatenate(scores)))
 
 
 class _SelectedPreActivations(torch.autograd.Function):

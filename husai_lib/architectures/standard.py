@@ -14,6 +14,7 @@ from torch.nn.functional import relu
 from typing_extensions import override
 
 from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared_error
+from husai_lib.architectures.latents import Above
 
 
 class Sae(TrainableSae):
@@ -24,13 +25,18 @@ class Sae(TrainableSae):
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus `l1_coefficient` times the weighted L1 norm, warmed up linearly."""
-        latents = self.encode(x)
-        reconstruction = self.decode(latents)
-        penalty = (latents * self.W_dec.norm(dim=1)).sum(-1).mean()
+        latents = self.latents(x, Above(x.new_zeros(())))
+        reconstruction = latents.decode(self.W_dec) + self.b_dec
+        penalty = latents.total(self.W_dec.norm(dim=1)) / len(x)
         coefficient = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))
         revival = revival_loss(self, x, target - reconstruction, state.dead)
         total = squared_error(reconstruction, target) + coefficient * penalty + revival
-        return Loss(total, (latents.detach() > 0).sum(0), {})
+        return Loss(total, latents.firing(), {})
+
+    @override
+    def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
+        """Biases such that k pre-activations a row of `x` are positive; the penalty is slow to push down the rest."""
+        return {"b_enc": self.b_enc - self.threshold_of_k(x)}
 
     @override
     def encode(self, x: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+"""The benchmark of training: everyone does equal work, and the last line says how it went; no test looks at times."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from small_saes import cache  # noqa: F401 -- a cache of this module's own
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from husai_lib.files import REPOSITORY
+
+SCRIPT = REPOSITORY / "benchmarks" / "training.py"
+SIZES = {"d-in": 16, "d-sae": 32, "k": 4, "batch": 64, "rounds": 2, "steps": 2, "rows": 512, "seeds": 2}
+KEYS = ["fp32_ratio_to_best_peer", "bf16_ratio_to_best_peer", "peak_mb_above_imports"]
+
+
+def run(*arguments: str, hidden: str = "") -> str:
+    """Standard output of the script, in a process that cannot import the module `hidden`."""
+    start = f"import runpy, sys; sys.modules[{hidden!r}] = None; sys.argv[1:] = {list(arguments)!r}; "
+    code = start + f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def training() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUSAI_DEVICE", "cpu")
+        spec = importlib.util.spec_from_file_location("benchmark_of_training", SCRIPT)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def test_the_last_line_holds_the_ratios_to_the_peers_that_are_there_and_the_table_names_the_absent_one() -> None:
+    sizes = [f"--{name}={value}" for name, value in SIZES.items()]
+    lines = run(*sizes, "--json", hidden="dictionary_learning").splitlines()
+    last = json.loads(lines[-1])
+    assert list(last) == KEYS
+    assert all(isinstance(value, float) and value > 0 for value in last.values())
+    absent = [line for line in lines if "dictionary_learning" in line]
+    assert len(absent) == 2
+    assert all("not measured" in line and "not installed" in line for line in absent)
+    for peer in ("this project", "SAETrainer ", "SAETrainer, sparse", "MultiSAETrainer"):
+        assert all("not measured" not in line for line in lines if peer in line)
+
+
+def test_without_a_gpu_nothing_is_measured_on_one() -> None:
+    *told, last = run("--device", "cuda", "--json").splitlines()
+    assert told == ["not measured: no CUDA device"]
+    assert json.loads(last) == dict.fromkeys(KEYS)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_everyone_takes_as_many_steps_of_as_many_saes(training: ModuleType, precision: str) -> None:
+    work = training.Work(2, d_in=16, d_sae=32, k=4, batch=64, rows=200, device="cpu", precision=precision)
+    took_part = []
+    for contender in training.contenders(work, training.made_up_bank(work)):
+        stepped: list[torch.optim.Optimizer] = []
+        try:
+            train = contender.start()
+        except (ImportError, NotImplementedError):  # a peer that is not installed, or has no such precision
+            continue
+        hook = register_optimizer_step_post_hook(lambda optimiser, *_, to=stepped: to.append(optimiser))
+        try:
+            train(3)
+            train(1)
+        finally:
+            hook.remove()
+        assert len(stepped) == 2 * 4, contender.name
+        assert len(set(stepped)) == 2, contender.name
+        took_part.append(contender.name)
+    assert took_part[:4] == [contender.name for contender in training.contenders(work, training.made_up_bank(work))][:4]
+
+
+def test_a_peer_that_fails_is_told_and_leaves_the_others_in_the_race(
+    training: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setattr(training, "saelens_multi", fails)
+    work = training.Work(1, d_in=16, d_sae=32, k=4, batch=64, rows=200, device="cpu")
+    everyone = training.race(work, training.made_up_bank(work), rounds=2, steps=1)
+    failed = {one.name: one.reason for one in everyone if one.name == "SAELens MultiSAETrainer"}
+    assert failed == {"SAELens MultiSAETrainer": "no kernel"}
+    assert all(len(one.seconds) == (0 if one.reason else 2) for one in everyone)
+
+
+def test_made_up_rows_have_a_mean_and_directions_of_unequal_strength(training: ModuleType) -> None:
+    work = training.Work(1, d_in=16, d_sae=32, k=4, batch=64, rows=5000, device="cpu")
+    values = training.made_up_bank(work).on("cpu")
+    assert values.shape == (5000, 16)
+    strengths = torch.linalg.eigvalsh(values.T.cov())
+    assert strengths.max() > 3 * strengths.min() > 0
+    assert float(values.mean(0).norm()) > 1
+
+
+def test_the_library_does_not_import_its_benchmarks() -> None:
+    sources = [path.read_text() for path in Path(REPOSITORY / "husai_lib").rglob("*.py")]
+    assert not any("import benchmarks" in source or "from benchmarks" in source for source in sources)
