@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -349,6 +350,7 @@ def main(  # noqa: PLR0917 -- one an option
         print("not measured: no CUDA device")
     else:
         work = Work(seeds or (48 if device == "cuda" else 6), d_in, d_sae, k, batch, rows, device)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the rows do not stay behind
         with tempfile.TemporaryDirectory() as folder:
             os.environ |= {"HUSAI_CACHE": folder, "HUSAI_DEVICE": device}
             measured = measure(work, rounds, steps, precision)

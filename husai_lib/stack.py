@@ -7,6 +7,7 @@ many members as memory holds, and every formula is `vmap`ped over them.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -38,8 +39,8 @@ INDICES_TOGETHER = 64
 """Steps whose row indices go to the device at once."""
 DEAD_EVERY = 8
 """Steps between looks at which members have dead latents to revive; looking makes a GPU wait."""
-L0_INTEGRAL, L0_PROPORTIONAL = 0.05, 1.0
-"""Gains of the controller of `match_l0`, a step: on the log of the coefficient, by the log of L0 / k."""
+L0_INTEGRAL, L0_PROPORTIONAL, L0_SMOOTHING = 0.05, 1.0, 0.3
+"""Gains of the controller of `match_l0`, a step: on the log of the coefficient, by the log of L0 / k, smoothed."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Stack:
         self.some_dead = False
         self.tuned = self.saes[0].sparsity_coefficient if self.condition.match_l0 else None
         self.log_coefficient = self._all(self.buffers[self.tuned]).log() if self.tuned else torch.zeros(1)
+        self.log_l0 = torch.full((len(members),), math.log(self.condition.k), device=device)
 
     # --- one step ------------------------------------------------------------------------------
 
@@ -133,7 +135,7 @@ class Stack:
             self._write(loss.buffers)
             self.unfired = torch.where(loss.firing > 0, 0.0, self.unfired + 1)
             if self.tuned:
-                self._tune(loss.firing.sum(1) / x.shape[1])
+                self._tune(loss.firing.sum(1) / x.shape[1], decay)
         self.done += 1
         return loss
 
@@ -186,13 +188,14 @@ class Stack:
         for p in self.parameters.values():
             p.grad = None
 
-    def _tune(self, l0: Tensor) -> None:
+    def _tune(self, l0: Tensor, decay: float) -> None:
         """Move the sparsity coefficient so that L0 nears k: a proportional-integral controller on its logarithm."""
         assert self.tuned
-        error = (l0 / self.condition.k).log().clamp(-1, 1).to(self.log_coefficient)
+        self.log_l0.lerp_(l0.to(self.log_l0).clamp(min=1e-3).log(), L0_SMOOTHING)
+        error = (self.log_l0 - math.log(self.condition.k)).clamp(-1, 1)
         self.log_coefficient += L0_INTEGRAL * error
         self._write({self.tuned: (self.log_coefficient + L0_PROPORTIONAL * error).exp()})
-        self._write(self._call("nearer_to_l0", error))
+        self._write(self._call("nearer_to_l0", error * decay / 20))
 
     def _noise(self, x: Tensor) -> Tensor | None:
         if not self.saes[0].wants_noise:
@@ -218,7 +221,8 @@ class Stack:
 
     def _state(self) -> dict[str, Tensor]:
         """Everything that changes from step to step, by name; writing into these tensors restores it."""
-        state = {"unfired": self.unfired, "reviving": self.reviving, "log_coefficient": self.log_coefficient}
+        state = {"unfired": self.unfired, "reviving": self.reviving}
+        state |= {"log_coefficient": self.log_coefficient, "log_l0": self.log_l0}
         state |= {name: tensor.data for name, tensor in (self.parameters | self.buffers).items()}
         for m, views in enumerate(self.views):
             for name, view in zip(self.parameters, views, strict=True):

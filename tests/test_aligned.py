@@ -37,7 +37,7 @@ def rows(architecture: str) -> Bank:
 
 
 def inner_products(sae: Any) -> torch.Tensor:
-    """`[d_sae]` of an exported SAE, whose encoder is transposed; the magnitudes of a gated one have their own factor."""
+    """`[d_sae]` of an exported SAE, whose encoder is transposed; the magnitudes of a gated one have a factor."""
     magnitude = sae.r_mag.exp() if hasattr(sae, "r_mag") else 1.0
     return (magnitude * (sae.W_enc.T * sae.W_dec).sum(1)).detach()
 

@@ -172,7 +172,7 @@ class TrainableSae(nn.Module, ABC):
         return {}
 
     def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 -- architectures look at it
-        """Parameters moved towards k active latents by `error = log(L0 / k)`, where the coefficient is too slow."""
+        """Parameters moved towards k active latents, by a small share `error []` of log(L0 / k): a step's nudge."""
         return {}
 
     def threshold_of_k(self, x: Tensor) -> Tensor:
@@ -217,13 +217,9 @@ def revival_loss(sae: TrainableSae, x: Tensor, error: Tensor, dead: Tensor | Non
         return error.new_zeros(())
     k_aux = sae.d_out // 2
     of = dead if sae.sparse else slice(None)  # on a CPU only the dead ones need be looked at
-    W_dec = sae.W_dec[of]
-    norms = W_dec.norm(dim=1)
-    pre = sae.pre_activations(x, of) * norms
-    top = pre.masked_fill(~dead[of], -torch.inf).topk(min(k_aux, len(W_dec)), dim=1, sorted=False)
-    chosen = torch.where(top.values == -torch.inf, 0.0, top.values)
-    attempt = torch.zeros_like(pre).scatter(1, top.indices, chosen)
-    scale = (dead.sum() / k_aux).clamp(max=1.0)
-    revived = squared_error(attempt @ (W_dec / norms[:, None]), error.detach())
-    weight: Tensor = sae.option("aux_loss_coefficient") * scale
-    return weight * revived
+    pre, W_dec = sae.pre_activations(x, of), sae.W_dec[of]
+    scores = (pre * W_dec.norm(dim=1)).detach().masked_fill(~dead[of], -torch.inf)
+    strongest = scores.topk(min(k_aux, len(W_dec)), dim=1, sorted=False).indices
+    chosen = torch.zeros_like(pre, dtype=torch.bool).scatter(1, strongest, True) & dead[of]
+    scale: Tensor = sae.option("aux_loss_coefficient") * (dead.sum() / k_aux).clamp(max=1.0)
+    return scale * squared_error((pre * chosen) @ W_dec, error.detach())

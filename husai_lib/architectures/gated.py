@@ -58,6 +58,11 @@ class Sae(TrainableSae):
         return {"b_enc": self.b_enc - self.threshold_of_k(x)}
 
     @override
+    def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
+        """All biases: what the penalty does takes many steps to show."""
+        return {"b_enc": self.b_enc - error}
+
+    @override
     def encode(self, x: Tensor) -> Tensor:
         """Positive magnitudes where the gate is open."""
         gate = self.pre_activations(x)

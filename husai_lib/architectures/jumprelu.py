@@ -58,8 +58,8 @@ class Sae(TrainableSae):
 
     @override
     def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
-        """All thresholds, up to a fiftieth a step: Adam moves them by no more than its step size."""
-        return {"threshold": self.threshold * (error / 50).exp()}
+        """All thresholds: Adam moves them by no more than its step size."""
+        return {"threshold": self.threshold * error.exp()}
 
     @override
     def encode(self, x: Tensor) -> Tensor:

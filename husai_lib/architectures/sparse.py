@@ -7,9 +7,8 @@ dense form is faster (`architectures.base`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 SCORED_TOGETHER = 256
 """Rows that are scored at once."""
 WORTH_IT = 0.1
@@ -36,6 +34,13 @@ class Active:
     """`[n]` int32: where each row's entries start."""
     scores: Tensor
     """What they were chosen by."""
+    _by_column: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def by_column(self, d_sae: int) -> tuple[Tensor, Tensor]:
+        """The order that sorts the entries by latent, and `[d_sae]` where each latent's entries start in it."""
+        if self._by_column is None:  # both weight gradients ask
+            self._by_column = self.column.argsort(stable=True), _starts(self.column, d_sae)[:-1]
+        return self._by_column
 
     def where(self, keep: Tensor) -> Active:
         """The entries where `keep` is true."""
@@ -155,11 +160,8 @@ def weighted_rows(rows: Tensor, values: Tensor, active: Active) -> Tensor:
 
 def transposed_product(active: Active, values: Tensor, dense: Tensor, d_sae: int) -> Tensor:
     """`latents.T @ dense`, `[d_sae, d]`, for latents `[n, d_sae]` given by their active entries."""
-    order = active.column.argsort(stable=True)
-    latents_T = torch.sparse_csr_tensor(
-        _starts(active.column, d_sae), active.row[order], values[order], (d_sae, len(dense)), check_invariants=False
-    )
-    return latents_T @ dense
+    order, starts = active.by_column(d_sae)
+    return embedding_bag(active.row[order], dense, starts, mode="sum", per_sample_weights=values[order])
 
 
 def _starts(ids: Tensor, count: int) -> Tensor:
