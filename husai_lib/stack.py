@@ -59,11 +59,15 @@ class Data:
     target: Bank
     scale_in: float
     scale_out: float
+    mean: Tensor
+    """The mean scaled target, `[d_out]`, from which decoder biases start."""
 
     @classmethod
     def of(cls, rows: Bank, target: Bank | None = None) -> Data:
         """Rows to be reconstructed, or mapped to `target`."""
-        return cls(rows, target or rows, rows.scale(), (target or rows).scale())
+        outputs = target or rows
+        scale_out = outputs.scale()
+        return cls(rows, outputs, rows.scale(), scale_out, outputs.mean().float() * scale_out)
 
 
 class Stack:
@@ -76,9 +80,8 @@ class Stack:
         self.done = 0
         d_in, d_out = data.rows.rows.shape[1], data.target.rows.shape[1]
         self.saes = [_started(member, d_in, d_out) for member in members]
-        bias = data.target.mean().float() * data.scale_out
         for sae in self.saes:
-            sae.b_dec.data = sae.start_bias(bias)
+            sae.b_dec.data = sae.start_bias(data.mean.clone())
             sae.sparse = len(members) == 1 and device == "cpu" if sparse is None else sparse
             sae.to(device)
         self.parameters: dict[str, Tensor] = dict(self.saes[0].named_parameters())
@@ -93,7 +96,9 @@ class Stack:
         self.reviving = torch.zeros(len(members), 1, dtype=torch.bool, device=device)
         self.some_dead = False
         self.tuned = self.saes[0].sparsity_coefficient if self.condition.match_l0 else None
-        self.log_coefficient = self._all(self.buffers[self.tuned]).log() if self.tuned else torch.zeros(1)
+        self.log_coefficient = (
+            self._all(self.buffers[self.tuned]).clamp(min=1e-6).log() if self.tuned else torch.zeros(1)
+        )
         self.log_l0 = torch.full((len(members),), math.log(self.condition.k), device=device)
 
     # --- one step ------------------------------------------------------------------------------
@@ -149,7 +154,8 @@ class Stack:
         def read(bank: Bank, index: Tensor, scale: float) -> Tensor:
             if held:
                 return held[id(bank)][index] * scale
-            return torch.stack([bank.take(order) for order in index.numpy()]) * scale
+            rows = [bank.take(order).mul_(scale)[None] for order in index.numpy()]
+            return rows[0] if self.alone else torch.cat(rows)
 
         for together in _together(itertools.islice(steps, self.done, None), INDICES_TOGETHER):
             for index in torch.from_numpy(np.array(together)).to(to):

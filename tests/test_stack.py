@@ -234,6 +234,20 @@ def test_in_a_bank_of_stacks_a_member_ends_with_the_metrics_it_has_alone(
         assert found.l0 == pytest.approx(expected.l0, rel=2e-3)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="not measured: torch finds no CUDA device")
+@pytest.mark.parametrize("architecture", SAES)
+def test_on_a_gpu_a_stack_ends_with_the_metrics_that_its_members_have_on_the_cpu(rows: Bank, architecture: str) -> None:
+    members, data = [Member(condition(architecture, match_l0="k"), seed) for seed in (0, 1)], Data.of(rows)
+    found = [
+        measure(sae.export(data.scale_in, data.scale_out, {}), rows) for sae in Stack(members, data, "cuda").train()
+    ]
+    for member, on_gpu in zip(members, found, strict=True):
+        [alone] = Stack([member], data, "cpu").train()
+        on_cpu = measure(alone.export(data.scale_in, data.scale_out, {}), rows)
+        assert on_gpu.explained_variance == pytest.approx(on_cpu.explained_variance, abs=5e-3)
+        assert on_gpu.l0 == pytest.approx(on_cpu.l0, rel=0.02)
+
+
 def test_only_the_members_of_a_stack_that_are_not_in_the_cache_are_trained(
     rows: Bank, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,9 +202,10 @@ class TrainableSae(nn.Module, ABC):
         return sae.eval()
 
 
-def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Squared error summed over dimensions, averaged over rows."""
-    return (reconstruction - target).square().sum(-1).mean()
+def squared(error: Tensor) -> Tensor:
+    """The squares of `error [n, d_out]`, summed over dimensions, averaged over rows."""
+    flat = error.flatten()
+    return flat.dot(flat) / len(error)
 
 
 def revival_loss(sae: TrainableSae, x: Tensor, error: Tensor, dead: Tensor | None) -> Tensor:
@@ -222,4 +223,4 @@ def revival_loss(sae: TrainableSae, x: Tensor, error: Tensor, dead: Tensor | Non
     strongest = scores.topk(min(k_aux, len(W_dec)), dim=1, sorted=False).indices
     chosen = torch.zeros_like(pre, dtype=torch.bool).scatter(1, strongest, True) & dead[of]
     scale: Tensor = sae.option("aux_loss_coefficient") * (dead.sum() / k_aux).clamp(max=1.0)
-    return scale * squared_error((pre * chosen) @ W_dec, error.detach())
+    return scale * squared((pre * chosen) @ W_dec - error.detach())

@@ -19,7 +19,7 @@ from husai_lib.architectures.base import (
     TrainableSae,
     TrainState,
     revival_loss,
-    squared_error,
+    squared,
 )
 from husai_lib.architectures.latents import LargestOfBatch, Latents
 from husai_lib.params import Condition
@@ -38,9 +38,8 @@ class Sae(TrainableSae):
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus the revival loss; the inference threshold follows the smallest active latent."""
         latents = self.latents(x, LargestOfBatch(self.condition.k))
-        reconstruction = latents.decode(self.W_dec) + self.b_dec
-        revival = revival_loss(self, x, target - reconstruction, state.dead)
-        total = squared_error(reconstruction, target) + revival
+        error = target - self.b_dec - latents.decode(self.W_dec)
+        total = squared(error) + revival_loss(self, x, error, state.dead)
         return Loss(total, latents.firing(), {"threshold": self.followed(latents, state)})
 
     def followed(self, latents: Latents, state: TrainState) -> Tensor:

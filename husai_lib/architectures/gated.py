@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from typing_extensions import override
 
-from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared_error
+from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
 from husai_lib.architectures.latents import Above
 from husai_lib.params import Condition
 
@@ -39,13 +39,11 @@ class Sae(TrainableSae):
         gate = self.selected(x, Above(x.new_zeros(())))
         magnitude = (gate.values - gate.of(self.b_enc)) * gate.of(self.r_mag).exp() + gate.of(self.b_mag)
         opened, latents = gate.latents(relu(gate.values)), gate.latents((gate.values > 0) * relu(magnitude))
-        reconstruction = latents.decode(self.W_dec) + self.b_dec
-        by_gate = opened.decode(self.W_dec) + self.b_dec
+        error, of_gate = (target - self.b_dec - part.decode(self.W_dec) for part in (latents, opened))
         penalty = opened.total(self.W_dec.norm(dim=1)) / len(x)
         coefficient = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))
-        errors = squared_error(reconstruction, target) + squared_error(by_gate, target)
-        revival = revival_loss(self, x, target - reconstruction, state.dead)
-        return Loss(errors + coefficient * penalty + revival, latents.firing(), {})
+        total = squared(error) + squared(of_gate) + coefficient * penalty
+        return Loss(total + revival_loss(self, x, error, state.dead), latents.firing(), {})
 
     @override
     def projected(self) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from sae_lens import JumpReLUSAE
 from torch import Tensor, nn
 from typing_extensions import override
 
-from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared_error
+from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
 from husai_lib.architectures.latents import Above
 from husai_lib.params import Condition
 
@@ -41,10 +41,10 @@ class Sae(TrainableSae):
         moved = ((pre - fixed).abs() < width / 2) * ((threshold - fixed) / width)
         latents = near.latents(pre * passed - fixed * moved)
         l0 = (passed - moved).sum() / len(x)
-        reconstruction = latents.decode(self.W_dec) + self.b_dec
+        error = target - self.b_dec - latents.decode(self.W_dec)
         coefficient = self.option("l0_coefficient") * state.warm_up(self.option("l0_warm_up_fraction"))
-        revival = revival_loss(self, x, target - reconstruction, state.dead)
-        return Loss(squared_error(reconstruction, target) + coefficient * l0 + revival, latents.firing(), {})
+        revival = revival_loss(self, x, error, state.dead)
+        return Loss(squared(error) + coefficient * l0 + revival, latents.firing(), {})
 
     @override
     def projected(self) -> dict[str, Tensor]:

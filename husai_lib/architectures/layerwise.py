@@ -111,6 +111,13 @@ class Sae(TrainableSae):
         return torch.cat([self.of_block(i, "decode", part) for i, part in enumerate(parts)], -1)
 
     @override
+    def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
+        """The biases of the ReLU blocks."""
+        starts = self.b_enc.chunk(len(self.blocks))
+        moved = [self.of_block(i, "nearer_to_l0", error).get("b_enc", bias) for i, bias in enumerate(starts)]
+        return {"b_enc": torch.cat(moved)}
+
+    @override
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
         """The blocks' starts with about k latents a row, each its share of them."""
         biases, rows = self.b_enc.chunk(len(self.blocks)), x.chunk(len(self.blocks), -1)

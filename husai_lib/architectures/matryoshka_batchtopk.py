@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from husai_lib.architectures import batchtopk
-from husai_lib.architectures.base import Loss, TrainState, revival_loss, squared_error
+from husai_lib.architectures.base import Loss, TrainState, revival_loss, squared
 from husai_lib.architectures.latents import LargestOfBatch
 
 
@@ -24,13 +24,12 @@ class Sae(batchtopk.Sae):
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """The sum of the levels' squared errors plus the revival loss; the threshold follows as in BatchTopK."""
         latents = self.latents(x, LargestOfBatch(self.condition.k))
-        reconstruction: Tensor = self.b_dec
-        total, start = x.new_zeros(()), 0
+        error, total, start = target - self.b_dec, x.new_zeros(()), 0
         for stop in self.widths():
-            reconstruction = reconstruction + latents.decode(self.W_dec, start, stop)
-            total = total + squared_error(reconstruction, target)
+            error = error - latents.decode(self.W_dec, start, stop)
+            total = total + squared(error)
             start = stop
-        revival = revival_loss(self, x, target - reconstruction, state.dead)
+        revival = revival_loss(self, x, error, state.dead)
         return Loss(total + revival, latents.firing(), {"threshold": self.followed(latents, state)})
 
     def widths(self) -> list[int]:

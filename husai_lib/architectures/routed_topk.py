@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 from typing_extensions import override
 
-from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared_error
+from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
 from husai_lib.architectures.latents import LargestOfEachRow, Latents, Selection, SparseLatents
 from husai_lib.architectures.sparse import SCORED_TOGETHER, Active, largest_of_each_row, pre_activations_at
 from husai_lib.params import Condition
@@ -116,8 +116,8 @@ class Sae(TrainableSae):
         """Squared error, the revival loss of dead latents, and the losses of router and blocks."""
         logits = self.logits(x)
         latents = self.routed(x, logits.argmax(-1))
-        reconstruction = latents.decode(self.W_dec) + self.b_dec
-        total = squared_error(reconstruction, target) + revival_loss(self, x, target - reconstruction, state.dead)
+        error = target - self.b_dec - latents.decode(self.W_dec)
+        total = squared(error) + revival_loss(self, x, error, state.dead)
         return Loss(total + self.routing_loss(x, logits, state.noise) + self.diversity_loss(), latents.firing(), {})
 
     def logits(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 from typing_extensions import override
 
-from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared_error
+from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
 from husai_lib.architectures.latents import Above
 
 
@@ -26,11 +26,10 @@ class Sae(TrainableSae):
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus `l1_coefficient` times the weighted L1 norm, warmed up linearly."""
         latents = self.latents(x, Above(x.new_zeros(())))
-        reconstruction = latents.decode(self.W_dec) + self.b_dec
+        error = target - self.b_dec - latents.decode(self.W_dec)
         penalty = latents.total(self.W_dec.norm(dim=1)) / len(x)
         coefficient = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))
-        revival = revival_loss(self, x, target - reconstruction, state.dead)
-        total = squared_error(reconstruction, target) + coefficient * penalty + revival
+        total = squared(error) + coefficient * penalty + revival_loss(self, x, error, state.dead)
         return Loss(total, latents.firing(), {})
 
     @override

@@ -17,7 +17,7 @@ from husai_lib.architectures.base import (
     TrainableSae,
     TrainState,
     revival_loss,
-    squared_error,
+    squared,
 )
 from husai_lib.architectures.latents import LargestOfEachRow
 
@@ -29,9 +29,8 @@ class Sae(TrainableSae):
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus the revival loss of dead latents."""
         latents = self.latents(x, LargestOfEachRow(self.condition.k))
-        reconstruction = latents.decode(self.W_dec) + self.b_dec
-        revival = revival_loss(self, x, target - reconstruction, state.dead)
-        return Loss(squared_error(reconstruction, target) + revival, latents.firing(), {})
+        error = target - self.b_dec - latents.decode(self.W_dec)
+        return Loss(squared(error) + revival_loss(self, x, error, state.dead), latents.firing(), {})
 
     @override
     def encode(self, x: Tensor) -> Tensor:
