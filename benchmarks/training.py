@@ -123,7 +123,6 @@ def this_project(work: Work, bank: Bank) -> Train:
     dealt = stacks_of(members, work.d_in, work.d_in, work.device)
     stacks = [Stack([members[i] for i in stack], data, work.device) for stack in dealt]
     feeds = [stack.batches() for stack in stacks]
-    bank.take(np.arange(1))  # reads the rows into memory, as train_bank does before it begins
 
     def train(steps: int) -> None:
         def go_on(i: int) -> None:

@@ -29,8 +29,6 @@ from husai_lib.tasks import Progress
 from husai_lib.texts import ProbingSet, Text
 
 CHUNK = 8192
-HELD_BYTES = 160e6
-"""Banks up to this size are held in memory while SAEs are trained on them."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,7 @@ class Bank:
             yield torch.from_numpy(rows.reshape(-1, d_in))
 
     def take(self, index: np.ndarray) -> torch.Tensor:
-        """The rows `index [n]`, `[n, d_in]`.
-
-        A large bank is read row by row: the pages of a memory map that random reads touch stay in memory.
-        """
-        if self.rows.nbytes <= HELD_BYTES:
-            return torch.from_numpy(self._held[index])
+        """The rows `index [n]`, `[n, d_in]`, read one by one: pages of a map that are touched would stay in memory."""
         out = np.empty((len(index), self.rows.shape[1]), np.float32)
         width, views = out.shape[1] * 4, memoryview(out.data).cast("B")
         with self._file.open("rb", buffering=0) as file:
@@ -95,10 +88,6 @@ class Bank:
     @property
     def _file(self) -> Path:
         return self.entry.path / f"{self.hook_name}.npy"
-
-    @cached_property
-    def _held(self) -> np.ndarray:
-        return torch.cat(list(self.chunks())).numpy()
 
     def mean(self) -> torch.Tensor:
         """The mean row, `[d_in]` float64."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from sae_lens import (
     SAE,
@@ -72,7 +71,6 @@ def train_bank(
     same metrics alone or in a bank; on a CPU with the same weights. Raises DataError if training diverges.
     """
     data = Data.of(rows, target)
-    rows.take(np.arange(1))  # held in memory before several threads ask for it
     stacks = stacks_of(bank_members, rows.rows.shape[1], data.target.rows.shape[1], device())
     tasks = [[bank_members[i] for i in stack] for stack in stacks]
     trained = run_tasks(functools.partial(_trained, data=data), tasks, "members trained", progress)

@@ -18,7 +18,7 @@ import torch
 from synthetic_banks import bank_of, dictionary, sparse_rows
 from torch import Tensor
 
-from husai_lib import activations, stack, training
+from husai_lib import stack, training
 from husai_lib.activations import Bank
 from husai_lib.architectures.base import Loss
 from husai_lib.errors import DataError
@@ -291,14 +291,9 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights(rows: Bank,
 # --- reading rows --------------------------------------------------------------------------------
 
 
-def test_a_bank_too_large_to_hold_gives_the_same_rows(rows: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_from_the_file_in_the_order_of_the_index(rows: Bank) -> None:
     index = np.array([5, 0, 2047, 5])
-    held = Bank(rows.entry, rows.hook_name).take(index)
-    monkeypatch.setattr(activations, "HELD_BYTES", 0)
-    large = Bank(rows.entry, rows.hook_name)
-    assert torch.equal(large.take(index), held)
-    assert torch.equal(held, torch.from_numpy(np.array(rows.rows[index])))
-    assert "_held" not in vars(large)
+    assert torch.equal(rows.take(index), torch.from_numpy(np.array(rows.rows[index])))
 
 
 # --- matched L0 ----------------------------------------------------------------------------------
