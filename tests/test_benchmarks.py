@@ -51,7 +51,9 @@ def test_the_last_line_holds_the_ratios_to_the_peers_that_are_there_and_the_tabl
     lines = run(*sizes, "--json", hidden="dictionary_learning").splitlines()
     last = json.loads(lines[-1])
     assert list(last) == KEYS
-    assert all(isinstance(value, float) and value > 0 for value in last.values())
+    told = any(line.startswith("bfloat16: not measured") for line in lines)  # on processors without units for it
+    assert [name for name, value in last.items() if value is None] == (["bf16_ratio_to_best_peer"] if told else [])
+    assert all(value > 0 for value in last.values() if value is not None)
     absent = [line for line in lines if "dictionary_learning" in line]
     assert len(absent) == 2
     assert all("not measured" in line and "not installed" in line for line in absent)
