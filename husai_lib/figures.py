@@ -84,7 +84,7 @@ def frontier(members: Sequence[MemberRow]) -> ReportFigure:
 
 def pareto(candidates: Sequence[CandidateRow]) -> ReportFigure:
     """Groups by their external deltas, with arms down to the lower 95 % bounds; the front and the choice marked."""
-    figure, (axes,) = _panels(6.4, 4.4)
+    figure, (axes,) = _panels(8.6, 4.2)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.axhline(0, color=GREY, linewidth=1)
     styles = _styles(row.condition for row in candidates)
@@ -104,7 +104,7 @@ def pareto(candidates: Sequence[CandidateRow]) -> ReportFigure:
     axes.set_xlabel("SAEBench delta (AUC; arm: lower 95 % bound)")
     axes.set_ylabel("CE-Bench delta (SD; arm: lower 95 % bound)")
     axes.margins(0.12)
-    _legend(figure, axes)
+    _legend(figure, axes, beside=True)
     return figure
 
 
