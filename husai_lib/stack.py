@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils._pytree import tree_map
@@ -27,7 +27,8 @@ from torch.utils._pytree import tree_map
 from husai_lib.activations import Bank
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.architectures.base import Loss, TrainState
-from husai_lib.files import canonical_json
+from husai_lib.errors import ParameterError
+from husai_lib.files import canonical_json, explained
 from husai_lib.params import Condition, SaeParams
 from husai_lib.randomness import numpy_generator, torch_generator
 
@@ -76,6 +77,8 @@ class Stack:
     def __init__(self, members: Sequence[Member], data: Data, device: str, sparse: bool | None = None) -> None:
         self.members, self.data, self.device = list(members), data, device
         self.condition = members[0].condition
+        if device == "cpu" and self.condition.precision == "tf32":
+            raise ParameterError("precision = 'tf32' is a GPU's; use float32, or --device cuda where there is one")
         self.steps = self.condition.training_samples // self.condition.batch_size
         self.done = 0
         d_in, d_out = data.rows.rows.shape[1], data.target.rows.shape[1]
@@ -236,12 +239,13 @@ class Stack:
         return state
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
+        """Write a checkpoint, whole or not at all; EvidenceError where the disk is full or read-only."""
         tensors = {name: tensor.contiguous() for name, tensor in self._state().items()}
-        save_file(tensors, temporary, {"done": str(self.done)})
-        temporary.replace(path)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(save(tensors, {"done": str(self.done)}))
+            temporary.replace(path)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; one that cannot be read is left aside, and training starts anew."""

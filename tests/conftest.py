@@ -40,6 +40,20 @@ def one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; banks that were opened before stay readable."""
+    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def one_job_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test says otherwise."""
+    monkeypatch.setenv("HUSAI_JOBS", "1")
+    monkeypatch.setenv("HUSAI_DEVICE", "cpu")
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-NeoX of 2 layers and 32 dimensions with saved weights, as `save_pretrained` leaves it."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from husai_lib import stack, training
 from husai_lib.activations import Bank
 from husai_lib.architectures.base import Loss
-from husai_lib.errors import DataError
+from husai_lib.errors import DataError, EvidenceError, ParameterError
 from husai_lib.evaluation import measure
 from husai_lib.params import ARCHITECTURES, Condition
 from husai_lib.stack import Data, Member, Stack, stacks_of
@@ -37,23 +37,12 @@ SHARED: dict[str, Any] = {
     "learning_rate": 3e-3,
 }
 SAES = [name for name in ARCHITECTURES if name != "topk_transcoder"]
+pytestmark = pytest.mark.usefixtures("one_job_on_the_cpu")
 
 
 @pytest.fixture(scope="module")
 def rows() -> Bank:
     return bank_of(sparse_rows(FEATURES, 2048, active=3, seed=1))
-
-
-@pytest.fixture(autouse=True)
-def one_job_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HUSAI_JOBS", "1")
-    monkeypatch.setenv("HUSAI_DEVICE", "cpu")
-
-
-@pytest.fixture
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def condition(architecture: str = "topk", **changes: Any) -> Condition:
@@ -145,6 +134,14 @@ def test_a_damaged_checkpoint_is_left_aside(rows: Bank, tmp_path: Path) -> None:
     path.write_bytes(b"half a fi")
     [again] = Stack([member], data, "cpu").train(path)
     assert_same(weights(again), weights(Stack([member], data, "cpu").train()[0]))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_in_a_sentence(rows: Bank, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    one = Stack([Member(condition(), 0)], Data.of(rows), "cpu")
+    one.step(*next(one.batches()))
+    with pytest.raises(EvidenceError, match="checkpoints"):
+        one.save(tmp_path / "checkpoints" / "checkpoint")
 
 
 def test_checkpoints_of_other_members_or_rows_are_never_read(rows: Bank, fresh_cache: Path) -> None:
@@ -288,6 +285,11 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights(rows: Bank,
     assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.02)
 
 
+def test_tf32_is_refused_where_there_is_none(rows: Bank) -> None:
+    with pytest.raises(ParameterError, match="precision = 'tf32' is a GPU's; use float32"):
+        Stack([Member(condition(precision="tf32"), 0)], Data.of(rows), "cpu")
+
+
 # --- reading rows --------------------------------------------------------------------------------
 
 
@@ -314,6 +316,12 @@ def test_match_l0_brings_held_out_l0_within_a_tenth_of_k_from_any_coefficient(
     assert measure(tuned.export(data.scale_in, data.scale_out, {}), held_out).l0 == pytest.approx(K, rel=0.1)
     [plain] = Stack([Member(given.model_copy(update={"match_l0": None}), 0)], data, "cpu").train()
     assert abs(measure(plain.export(data.scale_in, data.scale_out, {}), held_out).l0 - K) > 0.1 * K
+
+
+@pytest.mark.parametrize("architecture", TUNED)
+def test_match_l0_with_as_many_active_latents_as_there_are_trains(rows: Bank, architecture: str) -> None:
+    [sae] = Stack([Member(condition(architecture, k=D_SAE, match_l0="k"), 0)], Data.of(rows), "cpu").train()
+    assert all(torch.isfinite(p).all() for p in sae.parameters())
 
 
 def test_match_l0_tunes_every_member_of_a_stack_by_itself(rows: Bank) -> None:

@@ -33,6 +33,7 @@ D_IN, D_SAE, K = 32, 64, 4
 FEATURES = dictionary(32, D_IN)
 SAES = [name for name in ARCHITECTURES if name != "topk_transcoder"]
 SHARED: dict[str, Any] = {"d_sae": D_SAE, "k": K, "training_samples": 60_000, "batch_size": 256, "learning_rate": 3e-3}
+pytestmark = pytest.mark.usefixtures("one_job_on_the_cpu")
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +44,6 @@ def rows() -> Bank:
 @pytest.fixture(scope="module")
 def held_out() -> Bank:
     return bank_of(sparse_rows(FEATURES, 2500, active=3, seed=2))
-
-
-@pytest.fixture(autouse=True)
-def one_job_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless a test says otherwise."""
-    monkeypatch.setenv("HUSAI_JOBS", "1")
-    monkeypatch.setenv("HUSAI_DEVICE", "cpu")
-
-
-@pytest.fixture
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache; banks that were opened before stay readable."""
-    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def condition(architecture: str = "topk", **changes: Any) -> Condition:

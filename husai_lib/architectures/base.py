@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
 from husai_lib.architectures.latents import Latents, PreActivations, Selection
-from husai_lib.architectures.sparse import (
-    SCORED_TOGETHER,
-    pre_activations_at,
-)
+from husai_lib.architectures.sparse import SCORED_TOGETHER, pre_activations_at
 from husai_lib.params import Condition
 
 
@@ -177,7 +174,8 @@ class TrainableSae(nn.Module, ABC):
 
     def threshold_of_k(self, x: Tensor) -> Tensor:
         """`[]`: what about k pre-activations a row of `x` exceed."""
-        return self.pre_activations(x).detach().topk(self.condition.k + 1, dim=1).values.amin(1).mean()
+        count = min(self.condition.k + 1, self.condition.d_sae)
+        return self.pre_activations(x).detach().topk(count, dim=1).values.amin(1).mean()
 
     @torch.no_grad()
     def export(self, scale_in: float, scale_out: float, metadata: dict[str, Any]) -> Any:
