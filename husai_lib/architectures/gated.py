@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from typing_extensions import override
 
-from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
+from husai_lib.architectures import standard
+from husai_lib.architectures.base import Loss, TrainState, revival_loss, squared
 from husai_lib.architectures.latents import Above
 from husai_lib.params import Condition
 
 
-class Sae(TrainableSae):
+class Sae(standard.Sae):
     """As SAELens' `GatedTrainingSAE`: the gate's reconstruction trains the decoder too, which the paper holds fixed.
 
-    `W_enc` and `b_enc` are the gate's (so dead latents are revived by their gate); the magnitude is the gate's map
-    scaled by `exp(r_mag)`, with a bias of its own.
+    `W_enc` and `b_enc` are the gate's (so dead latents are revived, and L0 is matched, by their gate); the magnitude is
+    the gate's map scaled by `exp(r_mag)`, with a bias of its own.
     """
-
-    sparsity_coefficient = "l1_coefficient"
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
         super().__init__(condition, d_in, d_out, generator)
@@ -49,16 +48,6 @@ class Sae(TrainableSae):
     def projected(self) -> dict[str, Tensor]:
         """Aligned, the magnitude's directions are the gate's own: `r_mag` stays zero."""
         return super().projected() | ({"r_mag": torch.zeros_like(self.r_mag)} if self.condition.aligned else {})
-
-    @override
-    def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
-        """Gates that about k latents a row of `x` pass: the penalty is slow to close the others."""
-        return {"b_enc": self.b_enc - self.threshold_of_k(x)}
-
-    @override
-    def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
-        """All biases: what the penalty does takes many steps to show."""
-        return {"b_enc": self.b_enc - error}
 
     @override
     def encode(self, x: Tensor) -> Tensor:
