@@ -5,7 +5,6 @@ Everything here is checked without torch, so a mistake is reported within a seco
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import reprlib
@@ -13,11 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 
 from husai_lib.catalogue import data_set_names, layer_count, local_path, shifted_data_set_names
 from husai_lib.errors import ParameterError
 from husai_lib.files import REPOSITORY
+from husai_lib.hyperparameters import ARCHITECTURES
+from husai_lib.sections import Count, Positive, Rate, Section, Weight, one_of
 from husai_lib.strict_yaml import override, parse_yaml
 
 NAME = r"^[a-z][a-z0-9_]*$"
@@ -29,14 +30,6 @@ T = TypeVar("T")
 # ---------------------------------------------------------------------------------------------
 # What a value must be
 # ---------------------------------------------------------------------------------------------
-
-
-def one_of(value: str, known: Iterable[str], what: str) -> str:
-    """`value` if it is known; ValueError names the nearest that is."""
-    if value not in (known := tuple(known)):
-        nearest = difflib.get_close_matches(str(value), known, n=1, cutoff=0)[0]
-        raise ValueError(f"{what} {value!r} is unknown; the nearest is {nearest!r}")
-    return value
 
 
 def _distinct(values: list[T], what: str) -> list[T]:
@@ -59,12 +52,6 @@ def _stories(name: str) -> str:
     return name
 
 
-def _nested(shares: list[float]) -> list[float]:
-    if shares != sorted(set(shares)) or shares[-1:] != [1.0]:
-        raise ValueError(f"widths must ascend to 1.0, but they are {shares}")
-    return shares
-
-
 def _ascending(hook_name: str) -> str:
     points = [point.split(".", 2) for point in hook_name.split("+")]
     layers = [int(layer) for _, layer, _ in points]
@@ -73,63 +60,10 @@ def _ascending(hook_name: str) -> str:
     return hook_name
 
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
 Weights = Annotated[dict[Literal["saebench", "cebench", "train_ev"], Weight], Field(min_length=3)]
 Tokens = Annotated[int, Field(ge=2, le=8192)]
 DataSet = Annotated[str, AfterValidator(lambda name: one_of(name, data_set_names(), "data set"))]
 ShiftedSet = Annotated[str, AfterValidator(lambda name: one_of(name, shifted_data_set_names(), "shifted data set"))]
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-RouteMode = Literal["expert_topk", "global_mask"]
-Kinds = Annotated[list[Literal["topk", "standard"]], Field(min_length=2)]
-Widths = Annotated[list[Annotated[float, Field(gt=0, le=1)]], AfterValidator(_nested)]
-
-
-class Section(BaseModel):
-    """A part of the parameters: frozen, strict about types, closed to unknown keys and NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        for key in data if isinstance(data, dict) else ():
-            one_of(key, cls.model_fields, "key")
-        return data
-
-
-def _options(**fields: Any) -> type[Section]:
-    """The hyperparameters that are an architecture's own."""
-    return create_model("Hyperparameters", __base__=Section, **fields)
-
-
-# One line an architecture: its module is `husai_lib.architectures.<name>`, whose docstring says what these
-# hyperparameters mean that it has beside the shared ones of `SaeParams`: name=(type, default).
-ARCHITECTURES: dict[str, type[Section]] = {
-    "topk": _options(aux_loss_coefficient=(Weight, 1.0)),
-    "standard": _options(l1_coefficient=(Weight, 1.0), l1_warm_up_fraction=(Share, 0.1),
-                         aux_loss_coefficient=(Weight, 0.0)),
-    "batchtopk": _options(aux_loss_coefficient=(Weight, 1.0), topk_threshold_lr=(Share, 0.01)),
-    "jumprelu": _options(l0_coefficient=(Weight, 1.0), l0_warm_up_fraction=(Share, 0.1), bandwidth=(Rate, 0.05),
-                         init_threshold=(Weight, 0.01), aux_loss_coefficient=(Weight, 0.0)),
-    "matryoshka_batchtopk": _options(widths=(Widths, [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0]),
-                                     aux_loss_coefficient=(Weight, 1.0), topk_threshold_lr=(Share, 0.01)),
-    "gated": _options(l1_coefficient=(Weight, 1.0), l1_warm_up_fraction=(Share, 0.1),
-                      aux_loss_coefficient=(Weight, 0.0)),
-    "hierarchical_topk": _options(aux_loss_coefficient=(Weight, 1.0)),
-    "routed_topk": _options(num_experts=(Positive, 4), route_mode=(RouteMode, "expert_topk"),
-                            route_balance=(Weight, 0.1), route_entropy=(Weight, 0.0), robust_noise_std=(Weight, 0.0),
-                            route_consistency=(Weight, 0.0), decoder_diversity=(Weight, 0.0),
-                            aux_loss_coefficient=(Weight, 1.0)),
-    "route_sae": _options(layers=(Positive, 2), aux_loss_coefficient=(Weight, 1.0)),
-    "layerwise": _options(layers=(Kinds, ["topk", "standard"]), l1_coefficient=(Weight, 1.0),
-                          l1_warm_up_fraction=(Share, 0.1), aux_loss_coefficient=(Weight, 1.0)),
-    "topk_transcoder": _options(aux_loss_coefficient=(Weight, 1.0), skip=(bool, False)),
-}  # fmt: skip
 
 
 class ModelParams(Section):
@@ -292,7 +226,7 @@ class BaselineParams(Section):
 class ProbingParams(Section):
     """SAEBench sparse probing by the protocol of sae-probes."""
 
-    ks: Annotated[list[Positive], Field(min_length=1), AfterValidator(sorted)] = [1, 2, 5]
+    ks: Annotated[list[Positive], Field(min_length=1), AfterValidator(sorted)] = [1, 2, 5]  # noqa: RUF012 -- pydantic copies it
     """How many latents a probe may use."""
     choose_k: Literal["validation", "test"] = "validation"
     """Where the best k is chosen; `test` only reproduces old numbers and is labelled as such."""
@@ -330,7 +264,7 @@ class SelectionParams(Section):
     """Floor on a member's SAEBench delta; null for none."""
     min_cebench_delta: float | None = None
     """Floor on a member's CE-Bench delta; null for none."""
-    weights: Weights = {"saebench": 0.5, "cebench": 0.5, "train_ev": 0.1}
+    weights: Weights = {"saebench": 0.5, "cebench": 0.5, "train_ev": 0.1}  # noqa: RUF012 -- pydantic copies it
     """Weights of the min-max normalised components of the joint score."""
     bootstraps: Count = 2000
     """Bootstraps over seeds behind each group's selection probability."""

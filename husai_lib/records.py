@@ -5,7 +5,7 @@ Rows are flat. A value that is missing is null, and `note` says why.
 
 from __future__ import annotations
 
-from husai_lib.params import Section
+from husai_lib.sections import Section
 
 MATCHED_WITHIN = 0.10
 """Widths and L0s are matched within this share: an SAE's L0 with its target k, the baseline's with the candidate's."""

@@ -13,7 +13,8 @@ from husai_lib.activations import Bank
 from husai_lib.architectures import new_sae
 from husai_lib.errors import ParameterError
 from husai_lib.evaluation import measure
-from husai_lib.params import ARCHITECTURES, Condition, check
+from husai_lib.hyperparameters import ARCHITECTURES
+from husai_lib.params import Condition, check
 from husai_lib.stack import Data, Member, Stack
 from husai_lib.training import train_bank
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from husai_lib.architectures import TrainableSae
 from husai_lib.evaluation import measure
-from husai_lib.params import ARCHITECTURES, Condition
+from husai_lib.hyperparameters import ARCHITECTURES
+from husai_lib.params import Condition
 from husai_lib.stack import Data, Member, Stack
 from husai_lib.training import load_sae
 

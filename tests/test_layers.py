@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from husai_lib.files import REPOSITORY
-from husai_lib.params import ARCHITECTURES
+from husai_lib.hyperparameters import ARCHITECTURES
 
 LAYERS = {
     1: "errors version",
-    2: "files catalogue params strict_yaml cache records evidence intervals",
+    2: "files catalogue sections hyperparameters params strict_yaml cache records evidence intervals",
     3: "selection gates audit figures tables",
     4: "language_model texts activations architectures matching tasks randomness",
     5: "stack training probing contrastive evaluation stress",

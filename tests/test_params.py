@@ -17,8 +17,8 @@ from stand_ins import SMOKE, smoke_data, write_params
 from husai_lib.catalogue import data_set_names, layer_count, package_path, shifted_data_set_names
 from husai_lib.errors import ParameterError
 from husai_lib.files import REPOSITORY
+from husai_lib.hyperparameters import ARCHITECTURES
 from husai_lib.params import (
-    ARCHITECTURES,
     ActivationParams,
     Condition,
     CycleParams,

@@ -1,4 +1,4 @@
-"""SAE architectures: one file each here, one line each in `husai_lib.params.ARCHITECTURES`.
+"""SAE architectures: one file each here, one line each in `husai_lib.hyperparameters.ARCHITECTURES`.
 
 A file defines one subclass of `TrainableSae`, which knows how to compute its training loss and how to
 become a SAELens SAE. Everything after training uses that SAELens SAE and its own encoder.
@@ -11,7 +11,8 @@ import importlib
 import torch
 
 from husai_lib.architectures.base import TrainableSae
-from husai_lib.params import ARCHITECTURES, Condition
+from husai_lib.hyperparameters import ARCHITECTURES
+from husai_lib.params import Condition
 
 __all__ = ["TrainableSae", "new_sae"]
 
