@@ -42,12 +42,21 @@ def test_the_cycle_ends_with_a_verdict_that_verifies(finished):
     assert audit_run(finished).problems == []
 
 
+def without_keys(results):
+    """Results without the keys of cache entries, which name the code that made them and change with every edit."""
+    if isinstance(results, list):
+        return [without_keys(value) for value in results]
+    if isinstance(results, dict):
+        return {name: without_keys(value) for name, value in results.items() if name != "key"}
+    return results
+
+
 @pytest.mark.timeout(600)
 def test_numbers_are_the_committed_ones(finished):
     committed = json.loads((find_run(REPOSITORY / "evidence", "smoke").path / "results.json").read_text())
     new = json.loads((finished.path / "results.json").read_text())
     if (REPOSITORY / "tests" / "notebook_outputs_cpu.txt").read_text().strip() == cpu_kind():
-        assert new == committed
+        assert without_keys(new) == without_keys(committed)
     for row, known in zip(new["frontier"]["members"], committed["frontier"]["members"], strict=True):
         assert (row["condition"], row["seed"]) == (known["condition"], known["seed"])
         for number in ("explained_variance", "saebench_delta", "cebench_interpretability"):
