@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from husai_lib.cache import Entry, cached, open_entry
-from husai_lib.errors import DataError, ModelError
+from husai_lib.errors import DataError, IntegrityError, ModelError
 from husai_lib.evidence import Record
 from husai_lib.files import canonical_json, read_json, sha256_text, write_json
 from husai_lib.language_model import LanguageModel, Tokens
@@ -114,8 +114,13 @@ def open_bank(key: str, hook_name: str) -> Bank:
 
 
 def banks_of(record: Record) -> dict[str, Bank]:
-    """The banks that the record of step `activations` lists, by name, each verified."""
-    return {row.bank: open_bank(row.key, row.hook_name) for row in record.table("banks")}
+    """The banks that the record of step `activations` lists, by name; IntegrityError for one of other content."""
+    banks = {}
+    for row in record.table("banks"):
+        banks[row.bank] = open_bank(row.key, row.hook_name)
+        if banks[row.bank].sha256 != row.sha256:
+            raise IntegrityError(f"the activations of bank {row.bank} are not those of its record; run the cycle again")
+    return banks
 
 
 def text_bank(
@@ -132,7 +137,7 @@ def text_bank(
 
     The first `skip_positions` of each text are left out, as are rows whose norm at the first hook
     exceeds `norm_limit` (by default `max_norm_ratio` times the median of these very rows).
-    Raises DataError if the texts hold fewer positions than asked for.
+    Raises DataError if the texts hold fewer positions than asked for, or no row is left.
     """
     inputs = _inputs(model, texts, params, hooks) | {
         "kind": "text",
@@ -146,9 +151,13 @@ def text_bank(
     def make(folder: Path) -> None:
         kept, tokens = _tokens_until(model, texts, params, rows)
         spans = [(params.skip_positions, len(text)) for text in tokens]
+        if not any(start < end for start, end in spans):
+            raise DataError("no text has a token left after activations.skip_positions; give longer texts")
         _extract(model, tokens, spans, hooks, params.batch_tokens, folder=folder, progress=progress)
         limit = norm_limit or _norm_limit(_mapped(folder, hooks[0]), params.max_norm_ratio)
         counts = _drop_outliers(folder, hooks, limit)
+        if not counts.any():
+            raise DataError("activations.max_norm_ratio leaves no row of these texts; give others or a higher ratio")
         write_json(folder / "meta.json", {"norm_limit": limit, "sources": _sources(kept, tokens, counts)})
 
     return Bank(cached("banks", __name__, inputs, make), hooks[0])
@@ -202,7 +211,7 @@ def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:
         values, vectors = torch.linalg.eigh(outer / n - torch.outer(mean, mean))
         root = (vectors * values.clamp(min=0).sqrt()).float()
         generator = torch_generator(seed, "gaussian activations")
-        output = np.lib.format.open_memmap(folder / f"{bank.hook_name}.npy", "w+", np.float32, (n, d_in))
+        output = _new_rows(folder / f"{bank.hook_name}.npy", (n, d_in))
         for start in range(0, n, CHUNK):
             noise = torch.randn(min(CHUNK, n - start), d_in, generator=generator)
             output[start : start + len(noise)] = (noise @ root.T + mean.float()).numpy()
@@ -271,7 +280,7 @@ def _extract(
                 raise DataError(f"activation {hook} has a value that is not finite; set model.dtype: float32")
             if hook not in outputs:
                 shape = (int(offsets[-1]), values.shape[-1])
-                outputs[hook] = np.lib.format.open_memmap(folder / f"{hook}.npy", "w+", np.float32, shape)
+                outputs[hook] = _new_rows(folder / f"{hook}.npy", shape)
             for row, i in enumerate(batch):
                 outputs[hook][offsets[i] : offsets[i + 1]] = values[row, spans[i][0] : spans[i][1]]
         done += len(batch)
@@ -280,6 +289,14 @@ def _extract(
     for output in outputs.values():
         output.flush()
     np.save(folder / "offsets.npy", offsets)
+
+
+def _new_rows(path: Path, shape: tuple[int, int]) -> np.memmap:
+    """A new float32 array on disk, its space taken at once: where a page finds none later, the process is killed."""
+    rows: np.memmap = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return rows
 
 
 def _mapped(folder: Path, hook_name: str) -> np.memmap:
@@ -345,7 +362,7 @@ def _drop_outliers(folder: Path, hooks: list[str], limit: float | None) -> np.nd
     keep = np.concatenate([np.linalg.norm(rows[i : i + CHUNK], axis=1) <= limit for i in range(0, len(rows), CHUNK)])
     for hook in hooks:
         source = _mapped(folder, hook)
-        target = np.lib.format.open_memmap(folder / "kept.npy", "w+", np.float32, (int(keep.sum()), source.shape[1]))
+        target = _new_rows(folder / "kept.npy", (int(keep.sum()), source.shape[1]))
         written = 0
         for start in range(0, len(source), CHUNK):
             chunk = source[start : start + CHUNK][keep[start : start + CHUNK]]

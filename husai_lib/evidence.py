@@ -12,6 +12,7 @@ evidence/<cycle>/run_<UTC>/ holds:
 from __future__ import annotations
 
 import datetime
+import io
 import os
 import platform
 import subprocess
@@ -31,6 +32,7 @@ from husai_lib.files import (
     read_json,
     sha256_file,
     sha256_text,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -167,10 +169,10 @@ class Step:
 
     def save_figure(self, figure: Any, name: str) -> Any:
         """Keep a matplotlib figure as `figures/<name>.png` and hand it back to be shown."""
-        path = self.run.path / "figures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
-        self.published[f"figures/{name}.png"] = sha256_file(path)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
+        path = f"figures/{name}.png"
+        self.published[path] = write_bytes(self.run.path / path, image.getvalue())
         return figure
 
     def write(self, tables: dict[str, list[Row]] | None = None, device: str = "cpu", **summary: Any) -> Record:

@@ -59,7 +59,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
         raise errors.StepError(f"{error.ename}: {error.evalue}") from error
     except DeadKernelError as error:
         raise errors.StepError("the kernel died (out of memory?)") from error
-    except (PapermillException, RuntimeError) as error:
+    except (PapermillException, RuntimeError, OSError) as error:  # the last where the disk is full
         raise errors.StepError(f"the notebook could not be executed: {error}") from error
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from husai_lib.errors import EvidenceError, IntegrityError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -34,25 +36,33 @@ def sha256_file(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> str:
-    """Write `text` so that `path` holds all of it or what it held before; returns its SHA-256."""
+    """Write `text` as UTF-8, whole or not at all; returns its SHA-256."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> str:
+    """Write `content` so that `path` holds all of it or what it held before; returns its SHA-256.
+
+    Raises EvidenceError where the disk is full or read-only.
+    """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
             Path(temporary).replace(path)
         finally:
             Path(temporary).unlink(missing_ok=True)
-    return sha256_text(text)
+    return hashlib.sha256(content).hexdigest()
 
 
-def explain_os_error(error: OSError, path: Path) -> EvidenceError:
+def explain_os_error(error: OSError | SafetensorError, path: Path) -> EvidenceError:
     """The sentence for a failed write."""
-    why = error.strerror or error
+    why = getattr(error, "strerror", None) or error
     return EvidenceError(f"{path} cannot be written ({why}); free space or name another folder, then use --resume")
 
 
@@ -61,7 +71,7 @@ def explained(path: Path) -> Iterator[None]:
     """Turn a failed write of `path` in the block into an EvidenceError."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
         raise explain_os_error(error, path) from error
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +27,7 @@ from husai_lib.activations import Bank
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.architectures.base import Loss, TrainState
 from husai_lib.errors import ParameterError
-from husai_lib.files import canonical_json, explained
+from husai_lib.files import canonical_json, write_bytes
 from husai_lib.params import Condition, SaeParams
 from husai_lib.randomness import numpy_generator, torch_generator
 
@@ -241,11 +240,7 @@ class Stack:
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all; EvidenceError where the disk is full or read-only."""
         tensors = {name: tensor.contiguous() for name, tensor in self._state().items()}
-        temporary = path.with_suffix(f".{os.getpid()}")
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save(tensors, {"done": str(self.done)}))
-            temporary.replace(path)
+        write_bytes(path, save(tensors, {"done": str(self.done)}))
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; one that cannot be read is left aside, and training starts anew."""
