@@ -14,10 +14,11 @@ from rich.markdown import Markdown
 
 from husai_lib.cache import cache_folder
 from husai_lib.cycle import NOTEBOOKS, cached_already, check_ready, plan, resumable_run, run_cycle
-from husai_lib.errors import GateError, HusaiError, IntegrityError
+from husai_lib.errors import GateError, HusaiError, IntegrityError, ModelError
 from husai_lib.evidence import Run, find_run, find_runs
 from husai_lib.files import REPOSITORY
 from husai_lib.params import CycleParams, load_cycle
+from husai_lib.strict_yaml import override
 
 INTERRUPTED = 130
 SHOWN = {"gates": "gate", "candidates": "selection", "groups": "frontier"}
@@ -32,6 +33,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+evaluations = typer.Typer(help="Evaluate an SAE by other benchmarks.", no_args_is_help=True)
+app.add_typer(evaluations, name="eval")
 
 Params = Annotated[Path, typer.Argument(metavar="PARAMS", help="Parameter file, such as params/quickstart.yaml.")]
 RunName = Annotated[
@@ -52,6 +56,19 @@ DryRun = Annotated[
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto prefers a GPU.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Evaluations at the same time; default: one a core.")]
 Strict = Annotated[bool, typer.Option("--fail-on-gate-fail", help="Exit with code 3 where a required gate fails.")]
+Given = Annotated[str, typer.Argument(metavar="RUN|SAE_FOLDER", help="A run's candidate, or any SAELens folder.")]
+Evals = Annotated[
+    str, typer.Option(metavar="NAMES", help="Evaluations, as core,absorption; default: each that can run here.")
+]
+OfCondition = Annotated[str | None, typer.Option(metavar="NAME", help="Condition of the run, not the selected one.")]
+OfSeed = Annotated[int | None, typer.Option(help="Seed of the run's SAE, not the representative one.")]
+OfModel = Annotated[str | None, typer.Option(metavar="NAME", help="Language model of a folder, as model.name in YAML.")]
+Bos = Annotated[bool | None, typer.Option(help="Whether texts start with BOS; default: what the folder says.")]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", metavar="EVAL.KEY=VALUE", help="Change a setting of an evaluation.")
+]
+Copies = Annotated[Path | None, typer.Option(metavar="DIR", help="Also copy the results here; default: cache only.")]
+Download = Annotated[bool, typer.Option("--download", help="Let sae-bench fetch missing data from the hub.")]
 Out = Annotated[Path, typer.Option(help="Folder the pages are written to.", metavar="DIR")]
 
 
@@ -151,6 +168,47 @@ def render(run: RunName = None, out: Out = Path("_site"), evidence: Evidence = E
     from husai_lib import site  # noqa: PLC0415 - takes seconds to import
 
     typer.echo(f"report: {site.render(evidence, out, name)}")
+
+
+@evaluations.command()
+def saebench(
+    given: Given,
+    *,
+    evals: Evals = "",
+    condition: OfCondition = None,
+    seed: OfSeed = None,
+    model: OfModel = None,
+    prepend_bos: Bos = None,
+    settings: Setting = None,
+    out: Copies = None,
+    download: Download = False,
+    device: Device = "auto",
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Hand an SAE to the package sae-bench: absorption, SCR, TPP, RAVEL and others, as far as their data are here.
+
+    Exit code 1 if an evaluation that was asked for by name did not run, or none did.
+    """
+    from husai_lib import saebench as bench  # noqa: PLC0415 - not needed by other commands
+
+    asked = [name.strip() for name in evals.split(",") if name.strip()]
+    changed = override({}, settings or [])
+    bench.check_installed()
+    subject = bench.subject_of(given, evidence, condition=condition, seed=seed, model=model, prepend_bos=prepend_bos)
+    os.environ |= {"HUSAI_DEVICE": device}  # the evaluation's process inherits it
+    plan = bench.planned(asked, changed, subject, download)
+    failed = [name for name, lacking in plan.items() if lacking]
+    for name in failed:
+        typer.echo(f"{name}: cannot run here; it needs {'; it needs '.join(plan[name])}")
+    for name in [name for name in plan if name not in failed]:
+        typer.echo(f"{name}: running; what it says is in {bench.log_of(name, subject)}")
+        try:
+            typer.echo(f"{name}: {bench.evaluate(name, subject, changed.get(name, {}), download=download, out=out)}")
+        except HusaiError as error:
+            typer.echo(f"{name}: did not run; {error}")
+            failed.append(name)
+    if failed and (asked or len(failed) == len(plan)):
+        raise ModelError(f"did not run: {', '.join(failed)}; the reasons stand above")
 
 
 def _state(run: Run) -> str:

@@ -20,6 +20,7 @@ COMMANDS = {
     "show": ("RUN", "--evidence"),
     "verify": ("RUN", "--evidence"),
     "render": ("RUN", "--out", "--evidence"),
+    "eval": ("saebench",),
 }
 
 
