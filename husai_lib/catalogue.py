@@ -13,6 +13,13 @@ import zstandard
 from husai_lib.files import REPOSITORY
 
 HEADER_BYTES = 2**26  # of a GGUF file; where its metadata ends depends on the vocabulary
+HUSAI16 = [
+    "100_news_fake", "105_click_bait", "106_hate_hate", "107_hate_offensive", "110_aimade_humangpt3", "113_movie_sent",
+    "114_nyc_borough_Manhattan", "115_nyc_borough_Brooklyn", "116_nyc_borough_Bronx", "117_us_state_FL",
+    "118_us_state_CA", "119_us_state_TX", "120_us_timezone_Chicago", "121_us_timezone_New_York",
+    "122_us_timezone_Los_Angeles", "123_world_country_United_Kingdom",
+]  # fmt: skip
+"""The probing data sets of earlier cycles."""
 
 
 def local_path(source: str) -> Path | None:
@@ -64,7 +71,13 @@ def data_set_names() -> tuple[str, ...]:
     with zstandard.open(probe_data_folder() / "probing_datasets_MASTER.csv.zst", "rt", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     binary = {Path(row["Dataset save name"]).stem for row in rows if row["Data type"] == "Binary Classification"}
-    return tuple(name for name in _names_in("cleaned_data", ".csv.zst") if name in binary)
+    return tuple(name for name in text_set_names() if name in binary)
+
+
+@cache
+def text_set_names() -> tuple[str, ...]:
+    """Every data set of sae-probes, those with a continuous target or many classes included: sources of text."""
+    return _names_in("cleaned_data", ".csv.zst")
 
 
 @cache

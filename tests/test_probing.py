@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sae_probes.utils_data import get_train_test_indices
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from small_saes import D_IN, HOOK, bank, cache, random_sae, trained
-from threadpoolctl import threadpool_limits
 
 from husai_lib import probing
 from husai_lib.activations import Bank, prompt_banks
@@ -61,77 +58,16 @@ def _made_up(seed: int, n: int, strength: float) -> tuple[ProbingSet, Bank]:
     return ProbingSet("made_up", tuple(f"prompt {i}" for i in range(n)), labels, ("0", "1")), bank(rows)
 
 
-class Fits:
-    """Stands where a module finds `find_best_reg`, and keeps what every fit was given."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, module: Any) -> None:
-        self.given: list[np.ndarray] = []
-        self.fit = module.find_best_reg
-        patch.setattr(module, "find_best_reg", self)
-
-    def __call__(self, X_train: Any, *args: Any, **options: Any) -> Any:
-        self.given.append(np.asarray(X_train))
-        return self.fit(X_train, *args, **options)
-
-
-def _write_for_sae_probes(folder: Path, banks: dict[str, Bank]) -> None:
-    """The banks as the files in which sae-probes expects activations, so that it loads no model."""
-    activations = folder / "model_activations_tiny"
-    activations.mkdir(parents=True)
-    for name in NAMES:
-        torch.save(torch.from_numpy(np.array(banks[f"probing/{name}"].rows)), activations / f"{name}_{HOOK}.pt")
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["topk", "standard"])
-def test_sae_probes_itself_gives_the_same_scores_and_the_same_latents(
-    which: int, banks: dict[str, Bank], saes: list[TrainedSae], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sae = saes[which].sae
-    reference = importlib.import_module("sae_probes.run_sae_evals")
-    _write_for_sae_probes(tmp_path, banks)
-    theirs, ours = Fits(monkeypatch, reference), Fits(monkeypatch, probing)
-    with threadpool_limits(1):
-        reference.run_sae_evals(
-            sae=sae, model_name="tiny", hook_name=HOOK, reg_type="l1", setting="normal", ks=[1, 2, 5], datasets=NAMES,
-            model_cache_path=tmp_path, results_path=tmp_path, device="cpu",
-        )  # fmt: skip
-        scores = [probing._scores_by_k(sae, task, PARAMS) for task in probe_tasks(NAMES, banks)]
-    assert len(theirs.given) == len(ours.given) == 12
-    for their_rows, our_rows in zip(theirs.given, ours.given, strict=True):
-        np.testing.assert_array_equal(our_rows, their_rows)  # the same latents of the same rows
-    for name, by_k in zip(NAMES, scores, strict=True):
-        expected = json.loads(
-            (tmp_path / "sae_probes_tiny" / "normal_setting" / f"{name}_{HOOK}_l1.json").read_text(encoding="utf-8")
-        )
-        assert [score.k for score in by_k] == [row["k"] for row in expected] == [1, 2, 5]
-        assert [score.test_auc for score in by_k] == pytest.approx([row["test_auc"] for row in expected], abs=1e-6)
-        assert [score.validation_auc for score in by_k] == pytest.approx([row["val_auc"] for row in expected], abs=1e-6)
-
-
-def test_sae_probes_itself_gives_the_same_baseline(banks: dict[str, Bank], tmp_path: Path) -> None:
-    reference = importlib.import_module("sae_probes.run_baselines")
-    _write_for_sae_probes(tmp_path, banks)
-    with threadpool_limits(1):
-        reference.run_all_baseline_normal(
-            "tiny", HOOK, results_path=tmp_path, model_cache_path=tmp_path, datasets=NAMES, device="cpu"
-        )
-    folder = tmp_path / "baseline_results_tiny" / "normal_setting"
-    expected = [json.loads((folder / f"{name}_{HOOK}_logreg.json").read_text(encoding="utf-8"))[0] for name in NAMES]
-    scores = llm_scores(probe_tasks(NAMES, banks), PARAMS)
-    assert [score.test_auc for score in scores] == [row["test_auc"] for row in expected]
-    assert [score.validation_auc for score in scores] == [row["val_auc"] for row in expected]
-
-
 class Counted:
-    """Stands for the fits of one SAE on one task: given scores, and how often they were asked for."""
+    """Stands for the fits of SAEs on one task: given scores, and how many SAEs they were asked for."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *scores: ProbeScore) -> None:
         self.calls, self.scores = 0, list(scores)
         patch.setattr(probing, "_scores_by_k", self)
 
-    def __call__(self, *_: Any) -> list[ProbeScore]:
-        self.calls += 1
-        return self.scores
+    def __call__(self, saes: Sequence[TrainedSae], *_: Any) -> list[list[ProbeScore]]:
+        self.calls += len(saes)
+        return [self.scores for _ in saes]
 
 
 def test_the_best_k_is_chosen_on_validation_unless_the_test_set_is_asked_for(
@@ -168,6 +104,9 @@ def test_scores_are_kept_until_something_that_they_depend_on_changes(
         (trained(random_sae(12, k=9)), small, PARAMS),  # the same weights, another cfg.json
         (sae, small, ProbingParams(ks=[1, 2])),
         (sae, small, ProbingParams(seed=43)),
+        (sae, small, ProbingParams(binarize=True)),
+        (sae, small, ProbingParams(penalty="l2")),
+        (sae, dataclasses.replace(small, at=200), ProbingParams(setting="scarcity")),
         (sae, ProbeTask(relabelled, small.bank, small.shifted), PARAMS),
         (sae, ProbeTask(data, moved, small.shifted), PARAMS),
         (sae, ProbeTask(data, small.bank), PARAMS),
@@ -183,7 +122,7 @@ def test_scores_are_kept_until_something_that_they_depend_on_changes(
 def test_scores_of_other_saes_and_data_sets_in_the_cache_enter_nothing(
     banks: dict[str, Bank], saes: list[TrainedSae], cache: Path
 ) -> None:
-    tasks = probe_tasks(NAMES, banks)
+    tasks = probe_tasks(NAMES, banks, PARAMS)
     everything = sae_scores(saes, tasks, PARAMS)
     (cache / "probes" / "stray.json").write_text('[{"k": 1, "validation_auc": 1.0, "test_auc": 1.0}]', encoding="utf-8")
     assert sae_scores(saes[1:], tasks[2:3], PARAMS) == [[everything[1][2]]]
@@ -193,7 +132,7 @@ def test_scores_of_other_saes_and_data_sets_in_the_cache_enter_nothing(
 def test_rows_name_their_data_set_and_hold_the_difference_to_the_raw_activation(
     banks: dict[str, Bank], saes: list[TrainedSae]
 ) -> None:
-    tasks = probe_tasks(NAMES[:2], banks)
+    tasks = probe_tasks(NAMES[:2], banks, PARAMS)
     scores = [ProbeScore(2, 0.7, 0.75), ProbeScore(1, 0.6, 0.5)]
     rows = probe_rows("topk", 3, tasks, scores, [ProbeScore(32, 0.9, 0.875), ProbeScore(32, 0.9, 0.25)])
     assert [(row.data_set, row.best_k, row.test_auc, row.llm_auc, row.delta) for row in rows] == [
@@ -206,9 +145,9 @@ def test_rows_name_their_data_set_and_hold_the_difference_to_the_raw_activation(
 
 def test_a_data_set_without_its_activations_is_named(banks: dict[str, Bank]) -> None:
     with pytest.raises(DataError, match=r"'89_glue_mrpc'.*are none"):
-        probe_tasks([NAMES[0], "89_glue_mrpc"], banks)
+        probe_tasks([NAMES[0], "89_glue_mrpc"], banks, PARAMS)
     with pytest.raises(DataError, match=r"'117_us_state_FL' needs 1000 .* are 728"):
-        probe_tasks([NAMES[0]], {f"probing/{NAMES[0]}": banks[f"probing/{NAMES[1]}"]})
+        probe_tasks([NAMES[0]], {f"probing/{NAMES[0]}": banks[f"probing/{NAMES[1]}"]}, PARAMS)
     with pytest.raises(DataError, match="bank ood/87_glue_cola"):
         shifted_tasks(["87_glue_cola"], banks, 1200)
     task = {"ood/87_glue_cola": bank(np.zeros((1200, 1)))}
@@ -224,7 +163,7 @@ def test_a_shifted_set_with_other_classes_than_its_task_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "problem"),
-    [(np.arange(299) % 2, "299 rows but probing needs 300"), (np.arange(400) < 60, "equal classes")],
+    [(np.arange(299) % 2, "299 rows but probing needs 300"), (np.arange(400) < 60, "into its classes")],
 )
 def test_a_data_set_that_cannot_be_split_is_refused(labels: np.ndarray, problem: str) -> None:
     data = ProbingSet("lopsided", ("prompt",) * len(labels), labels.astype(int), ("0", "1"))
@@ -295,7 +234,7 @@ def test_one_thread_and_several_give_the_same_scores(
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tasks = [*probe_tasks(NAMES[:2], banks), small, small]  # two threads may work at the same score
+    tasks = [*probe_tasks(NAMES[:2], banks, PARAMS), small, small]  # two threads may work at the same score
     found = []
     for n in (1, 2, 4):
         shutil.rmtree(cache / "probes", ignore_errors=True)
@@ -305,10 +244,18 @@ def test_one_thread_and_several_give_the_same_scores(
     assert len(list((cache / "probes").iterdir())) == 9  # 2 SAEs and the raw activation on 3 data sets
 
 
-def test_progress_counts_every_sae_and_data_set(small: ProbeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_saes_that_are_not_in_the_cache_are_fitted(small: ProbeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Counted(monkeypatch, ProbeScore(1, 0.7, 0.7, 0.7))
+    saes = [trained(random_sae(seed)) for seed in (40, 41, 42)]
+    sae_scores(saes[1:2], [small], PARAMS)
+    assert sae_scores(saes, [small], PARAMS) == [[made.scores[0]]] * 3
+    assert made.calls == 3
+
+
+def test_progress_counts_data_sets(small: ProbeTask, monkeypatch: pytest.MonkeyPatch) -> None:
     Counted(monkeypatch, ProbeScore(1, 0.7, 0.7, 0.7))
     seen: list[tuple[int, int]] = []
     sae_scores(
         [trained(random_sae(s)) for s in (30, 31)], [small], PARAMS, lambda done, total, _: seen.append((done, total))
     )
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(1, 1)]

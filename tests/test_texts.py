@@ -142,6 +142,21 @@ def test_a_training_text_may_occur_in_no_other_role_nor_in_a_shifted_set(own_set
         check_disjoint(roles())
 
 
+def test_texts_of_data_sets_without_two_classes_can_be_drawn() -> None:
+    drawn = drawn_texts(["111_yelp_data"], seed=0)
+    assert len(drawn) > 4900
+    assert {text.data_set for text in drawn} == {"111_yelp_data"}
+
+
+def test_all_data_sets_can_be_probed_beside_training_texts_that_none_of_them_holds() -> None:
+    given = TextParams(training=["45_context_ans"], held_out=["86_social_iqa"], probing="all", ood=["87_glue_cola"])
+    assert len(given.probing) == 113
+    assert check_disjoint(given) > 3900
+    sixteen = given.model_validate(given.model_dump() | {"probing": "husai16"})
+    assert len(sixteen.probing) == 16
+    assert set(sixteen.probing) < set(given.probing)
+
+
 def test_the_cycles_of_this_repository_train_on_texts_they_do_not_measure_on() -> None:
     for name, distinct in (("smoke", 4000), ("quickstart", 8000)):
         cycle = params.load_cycle(params.REPOSITORY / "params" / f"{name}.yaml")
