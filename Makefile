@@ -4,14 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test check setup smoke notebooks quarto clean
+.PHONY: quickstart test check setup smoke notebooks quarto saebench clean
 
 quickstart: setup
 	$(BIN)/husai run params/quickstart.yaml
 	$(BIN)/husai render
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
@@ -37,6 +37,11 @@ notebooks: setup
 # Quarto itself, where its download can be reached; 'husai render' then uses it.
 quarto: setup
 	$(INSTALL) quarto-cli
+
+# The package of 'husai eval saebench' and the one module it needs that is not here; its own needs (numpy<2) would break
+# the environment.
+saebench: setup
+	$(INSTALL) --no-deps sae-bench==0.6.0 tabulate==0.10.0
 
 clean:
 	rm -rf .venv .cache _site

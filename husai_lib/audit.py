@@ -16,10 +16,10 @@ from husai_lib.cache import CACHED, cache_folder, open_entry
 from husai_lib.errors import HusaiError
 from husai_lib.evidence import Record, Run, results
 from husai_lib.files import canonical_json, read_json
-from husai_lib.gates import evaluate_members
-from husai_lib.intervals import mean_interval
+from husai_lib.gates import evaluate_members, group_sha256
+from husai_lib.intervals import mean_interval, means_by
 from husai_lib.params import GateParams, SelectionParams
-from husai_lib.records import MATCHED_WITHIN
+from husai_lib.records import is_matched
 from husai_lib.selection import candidates_from, select
 
 NOT_HERE = "not in the cache of this machine"
@@ -106,7 +106,7 @@ def _cache(rows: Rows) -> Iterator[Check]:
     for (step, table), own in rows.items():
         for row in own if table in CACHED else ():
             what, here = f"SHA-256 in the cache of {_name(step, table, row)}", cache_folder() / CACHED[table] / row.key
-            stated = row.weights_sha256 if table == "members" else row.sha256
+            stated = row.sha256 if table == "banks" else row.weights_sha256
             found = open_entry(CACHED[table], row.key).files.values() if here.exists() else [NOT_HERE]
             yield what, stated if here.exists() else NOT_HERE, stated if stated in found else next(iter(found))
 
@@ -127,11 +127,11 @@ def _recomputed(step: str, table: str, row: Any, rows: Rows) -> dict[str, Any]:
     if table == "members":
         probes = [p for p in rows[step, "probes"] if (p.condition, p.seed) == (row.condition, row.seed)]
         others = rows["baselines", "members"] if step != "baselines" else []
-        base = [o for o in others if (o.d_sae, o.k, o.seed) == (row.d_sae, row.k, row.seed)]
+        base = [other for other in others if other.is_baseline_of(row.d_sae, row.k, row.seed)]
         return {
-            "saebench_auc": _mean(probe.test_auc for probe in probes),
-            "saebench_delta": _mean(probe.delta for probe in probes),
-            "l0_matched": round(abs(row.l0 / row.k - 1), 9) <= MATCHED_WITHIN,
+            "saebench_auc": _mean(means_by((probe.data_set, probe.test_auc) for probe in probes).values()),
+            "saebench_delta": _mean(means_by((probe.data_set, probe.delta) for probe in probes).values()),
+            "l0_matched": is_matched(row.l0, row.k),
             "cebench_ceiling": (row.d_sae - 1) / math.sqrt(row.d_sae),
             "cebench_delta": row.cebench_interpretability - base[0].cebench_interpretability if base else None,
         }
@@ -139,26 +139,67 @@ def _recomputed(step: str, table: str, row: Any, rows: Rows) -> dict[str, Any]:
         corrected = (row.pwmcc - row.null_gaussian) / (1 - row.null_gaussian)
         seeds = sum(member.condition == row.condition for member in rows[step, "members"])
         pwmcc = _inside(row.pwmcc, row.pwmcc_low, row.pwmcc_high)
-        return {"n_seeds": seeds, "pwmcc_corrected": corrected, "pwmcc": pwmcc}
-    if table == "controls":
-        return _control(row, rows)
+        probes = [probe for probe in rows[step, "probes"] if probe.condition == row.condition]
+        sets = mean_interval(list(means_by((probe.data_set, probe.delta) for probe in probes).values()))
+        saebench = {"saebench_delta": sets.mean, "sets_low": sets.low, "sets_high": sets.high}
+        return {"n_seeds": seeds, "pwmcc_corrected": corrected, "pwmcc": pwmcc} | saebench
+    if table in {"controls", "control_saes"}:
+        return _control(row, rows) if table == "controls" else _control_sae(row, rows)
+    if table == "contrastive":
+        return {"ceiling": (row.d_sae - 1) / math.sqrt(row.d_sae)}
     if table == "ood":
         inside, shifted = row.in_domain_auc - row.in_domain_llm_auc, row.shifted_auc - row.shifted_llm_auc
-        return {"drop": inside - shifted}
+        weights = {member.seed: member.weights_sha256 for member in _candidate(rows)}
+        return {"drop": inside - shifted, "weights_sha256": weights.get(row.seed)}
     return {"delta": row.test_auc - row.llm_auc} if table == "probes" else {}
 
 
-def _control(row: Any, rows: Rows) -> dict[str, Any]:
-    if row.control == "ood":
-        drops: defaultdict[int, list[float]] = defaultdict(list)
-        for task in rows["stress", "ood"]:
-            drops[task.seed].append(task.drop)
-        drop = mean_interval([fmean(drops[seed]) for seed in sorted(drops)])
-        return {"delta": drop.mean, "delta_low": drop.low, "delta_high": drop.high}
+def _candidate(rows: Rows) -> list[Any]:
+    """The members of the selected condition."""
     chosen = [candidate.condition for candidate in rows["selection", "candidates"] if candidate.selected]
+    return [member for member in rows["frontier", "members"] if member.condition in chosen]
+
+
+def _control(row: Any, rows: Rows) -> dict[str, Any]:
+    """Of a control that was not run only whose it is; the PW-MCC of a control's own SAEs takes torch."""
+    members, tasks = _candidate(rows), rows["stress", "ood"]
+    found: dict[str, Any] = {"candidate_sha256": group_sha256((m.seed, m.weights_sha256) for m in members)}
+    if row.delta is None or (row.control == "ood" and not tasks):
+        return found | dict.fromkeys(("candidate", "control_value", "delta", "delta_low", "delta_high"))
+    if row.control == "ood":
+        return found | _ood(tasks)
+    groups = [group for group in rows["frontier", "groups"] if group.condition in [m.condition for m in members]]
+    if row.control == "random_decoder":
+        found["control_value"] = _mean(group.null_random for group in groups)
+    else:
+        made = [sae.seed for sae in rows["stress", "control_saes"] if sae.control == row.control]
+        found["control"] = row.control if made == [m.seed for m in members] else f"a control at the seeds {made}"
     delta = (row.candidate - row.control_value) * (-1 if row.control == "transcoder" else 1)
-    pwmcc = _mean(group.pwmcc for group in rows["frontier", "groups"] if group.condition in chosen)
-    return {"candidate": pwmcc, "delta": _inside(delta, row.delta_low, row.delta_high)}
+    pwmcc = _mean(group.pwmcc for group in groups)
+    return found | {"candidate": pwmcc, "delta": _inside(delta, row.delta_low, row.delta_high)}
+
+
+def _control_sae(row: Any, rows: Rows) -> dict[str, Any]:
+    """Seed, width, k and, but for a transcoder, architecture are those of a member of the candidate."""
+    own = [member for member in _candidate(rows) if member.seed == row.seed]
+    if not own:
+        return {"seed": None}
+    architecture = "topk_transcoder" if row.control == "transcoder" else own[0].architecture
+    matched = is_matched(row.l0, row.k)
+    return {"architecture": architecture, "d_sae": own[0].d_sae, "k": own[0].k, "l0_matched": matched}
+
+
+def _ood(rows: list[Any]) -> dict[str, Any]:
+    by_seed, by_task = (
+        mean_interval(list(means_by((getattr(row, column), row.drop) for row in rows).values()))
+        for column in ("seed", "task")
+    )
+    return {
+        "candidate": fmean(row.in_domain_auc - row.in_domain_llm_auc for row in rows),
+        "control_value": fmean(row.shifted_auc - row.shifted_llm_auc for row in rows),
+        "delta": by_seed.mean, "delta_low": by_seed.low, "delta_high": by_seed.high,
+        "tasks_low": by_task.low, "tasks_high": by_task.high,
+    }  # fmt: skip
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -23,7 +23,7 @@ from typing import Any
 from husai_lib.errors import EvidenceError, IntegrityError
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
 
-CACHED = {"banks": "banks", "members": "saes"}
+CACHED = {"banks": "banks", "members": "saes", "control_saes": "saes"}
 """Tables of records whose `key` column names cache entries, and the kind of these."""
 NUMERICAL_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "transformer-lens", "sae-lens",
                       "sae-probes")  # fmt: skip

@@ -18,7 +18,7 @@ from husai_lib.cache import CACHED, cache_folder
 from husai_lib.errors import EvidenceError, HusaiError, ParameterError, StepError
 from husai_lib.evidence import Run, find_runs, new_run, step_key
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
-from husai_lib.params import CycleParams
+from husai_lib.params import CycleParams, baseline_shapes
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 NEEDED_BYTES = 2 * 10**9
@@ -38,7 +38,7 @@ class CycleStep:
 
 STEPS = (
     CycleStep("activations", "01_activations.ipynb", ("model", "texts", "activations", "contrastive", "stress")),
-    CycleStep("baselines", "02_baselines.ipynb", ("seeds", "sae", "baseline", "probing", "contrastive")),
+    CycleStep("baselines", "02_baselines.ipynb", ("seeds", "sae", "conditions", "baseline", "probing", "contrastive")),
     CycleStep("frontier", "03_frontier.ipynb", ("seeds", "sae", "conditions", "probing", "contrastive")),
     CycleStep("selection", "06_selection.ipynb", ("selection",)),
     CycleStep("stress", "07_stress.ipynb", ("model", "texts", "activations", "probing", "stress")),
@@ -70,7 +70,9 @@ def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOK
     """Every step of the cycle in order, with why it runs, or that it is kept as it is in `run`; writes nothing."""
     values, seeds = params.model_dump(mode="json"), len(params.seeds)
     trained: dict[str, list[str]] = {
-        "baselines": [params.baseline.architecture],
+        "baselines": [
+            name.replace("baseline", params.baseline.architecture) for name in baseline_shapes(params.conditions)
+        ],
         "frontier": [condition.name for condition in params.conditions],
         "stress": [name for name in ("random_model", "transcoder", "ood") if getattr(params.stress, name)],
     }
@@ -82,6 +84,8 @@ def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOK
         names = trained.get(step.name, [])
         what = "controls" if step.name == "stress" else "members"
         makes = f"{len(names) * seeds} {what}: {', '.join(names)} at {seeds} seeds" if names else ""
+        if step.name == "baselines" and params.baseline.given:
+            makes = f"{params.baseline.given}; where it is not matched {makes}"
         work = MODEL_WORK.get(step.name, 1) + len(names) * seeds * (2 if step.name == "frontier" else 1)
         planned.append(PlannedStep(step, given, makes, work, reason))
     return planned

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from husai_lib.activations import Bank
-from husai_lib.contrastive import ceiling, contrastive_scores
+from husai_lib.contrastive import contrastive_scores
+from husai_lib.intervals import mean_interval, means_by
 from husai_lib.matching import group_stability, mean_over_pairs, pairwise_pwmcc, random_decoders
 from husai_lib.params import ContrastiveParams, ProbingParams
 from husai_lib.probing import ProbeTask, llm_scores, probe_rows, sae_scores
-from husai_lib.records import MATCHED_WITHIN, GroupRow, MemberRow, ProbeRow
+from husai_lib.records import GroupRow, MemberRow, ProbeRow, ceiling, is_matched
 from husai_lib.tasks import Progress
 from husai_lib.training import TrainedSae
 
@@ -67,10 +68,9 @@ def member_rows(
 ) -> tuple[list[MemberRow], list[ProbeRow]]:
     """Every measurement of every SAE, and its probes data set by data set.
 
-    The CE-Bench delta is over the member of `baseline` with the same width, k and seed, and null where
-    there is none: CE-Bench scores of other widths and sparsities cannot be compared.
+    The CE-Bench delta is over the row of `baseline` with the same width, k and seed, or over that of a given SAE
+    that is matched, and null where there is neither: scores of other widths and sparsities cannot be compared.
     """
-    matched = {(row.d_sae, row.k, row.seed): row.cebench_interpretability for row in baseline}
     llm = llm_scores(benches.tasks, benches.probing, progress)
     probed = sae_scores(saes, benches.tasks, benches.probing, progress)
     told_apart = contrastive_scores(saes, benches.stories, benches.contrastive, progress)
@@ -79,10 +79,12 @@ def member_rows(
         condition, seed = trained.member.condition, trained.member.seed
         own = probe_rows(condition.name, seed, benches.tasks, scores, llm)
         quality = measure(trained.sae, benches.held_out)
-        reference = matched.get((condition.d_sae, condition.k, seed))
+        shape = condition.d_sae, condition.k, seed
+        reference = next((row.cebench_interpretability for row in baseline if row.is_baseline_of(*shape)), None)
         notes = {
+            trained.note: True,
             "no CE-Bench delta: no baseline has this width, k and seed": reference is None and bool(baseline),
-            "CE-Bench deltas are measured against this baseline": not baseline,
+            "CE-Bench deltas are measured against this baseline": not baseline and not trained.note,
             "no calibrated CE-Bench score: its null does not vary": story.calibrated_interpretability is None,
             "each best k was chosen on the test set": benches.probing.choose_k == "test",
         }
@@ -95,10 +97,10 @@ def member_rows(
                 k=condition.k,
                 explained_variance=quality.explained_variance,
                 l0=quality.l0,
-                l0_matched=round(abs(quality.l0 / condition.k - 1), 9) <= MATCHED_WITHIN,  # 1.1 - 1 > 0.1 in floats
+                l0_matched=is_matched(quality.l0, condition.k),
                 dead_fraction=quality.dead_fraction,
-                saebench_auc=fmean(row.test_auc for row in own),
-                saebench_delta=fmean(row.delta for row in own),
+                saebench_auc=fmean(means_by((row.data_set, row.test_auc) for row in own).values()),
+                saebench_delta=fmean(means_by((row.data_set, row.delta) for row in own).values()),
                 cebench_contrastive=story.contrastive,
                 cebench_independence=story.independence,
                 cebench_interpretability=story.interpretability,
@@ -108,23 +110,25 @@ def member_rows(
                 cebench_ceiling=ceiling(condition.d_sae),
                 key=trained.entry.key,
                 weights_sha256=trained.weights_sha256,
-                note="; ".join(note for note, applies in notes.items() if applies),
+                note="; ".join(note for note, applies in notes.items() if note and applies),
             )
         )
         probes += own
     return rows, probes
 
 
-def group_row(saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae]) -> GroupRow:
-    """How alike the seeds of one condition are, beside two nulls.
+def group_row(saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], probes: Sequence[ProbeRow]) -> GroupRow:
+    """How alike the seeds of one condition are, beside two nulls, and its SAEBench delta over data sets.
 
-    These are random decoders of the same shape, and `gaussian`: the same recipe trained on Gaussian activations.
+    The nulls are random decoders of the same shape, and `gaussian`: the same recipe trained on Gaussian activations.
     """
     condition = saes[0].member.condition
     decoders = [trained.sae.W_dec.detach() for trained in saes]
     found = group_stability(decoders, [trained.sae.W_enc.detach() for trained in saes])
     random = random_decoders(tuple(decoders[0].shape), [trained.member.seed for trained in saes])
     null = mean_over_pairs(pairwise_pwmcc([trained.sae.W_dec.detach() for trained in gaussian]))
+    by_set = means_by((row.data_set, row.delta) for row in probes if row.condition == condition.name)
+    saebench = mean_interval(list(by_set.values()))
     return GroupRow(
         condition=condition.name,
         architecture=condition.architecture,
@@ -139,6 +143,9 @@ def group_row(saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae]) -> Gro
         encoder_mcc=found.encoder_mcc,
         reappearing_fraction=found.reappearing_fraction,
         subspace_overlap=found.subspace_overlap,
+        saebench_delta=saebench.mean,
+        sets_low=saebench.low,
+        sets_high=saebench.high,
         note="" if found.pwmcc.low is not None else "too few seeds for an interval",
     )
 

@@ -14,11 +14,21 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import FixedLocator, LogLocator
 
 from husai_lib import gates
 from husai_lib.intervals import mean_interval
-from husai_lib.records import MATCHED_WITHIN, CandidateRow, ControlRow, GroupRow, MemberRow, OodRow
+from husai_lib.records import (
+    EARLIER_BASELINE,
+    MATCHED_WITHIN,
+    CandidateRow,
+    ContrastiveRow,
+    ControlRow,
+    GroupRow,
+    MemberRow,
+    OodRow,
+    ceiling,
+)
 
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
           ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"), ("#0072B2", "*"), ("#D55E00", "<"),
@@ -118,12 +128,37 @@ def stability(groups: Sequence[GroupRow]) -> ReportFigure:
     return _dot_plot({"PW-MCC across seeds (mean |cosine| of matched decoder rows)": dots})
 
 
-def external(members: Sequence[MemberRow]) -> ReportFigure:
-    """SAEBench and CE-Bench deltas of each condition: every seed, and the mean with its 95 % interval."""
+def external(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> ReportFigure:
+    """SAEBench and CE-Bench deltas of each condition: every seed, and the mean with its 95 % interval.
+
+    The SAEBench delta has a second interval, over data sets.
+    """
     saebench = _means((row.condition, row.saebench_delta) for row in members)
     cebench = _means((row.condition, row.cebench_delta) for row in members)
-    label = "mean, 95 % interval; small: one seed"
-    return _dot_plot({"SAEBench delta (AUC)": {label: saebench}, "CE-Bench delta (SD)": {label: cebench}})
+    sets = {row.condition: Dot(row.saebench_delta, row.sets_low, row.sets_high) for row in groups}
+    label = "mean, 95 % over seeds; small: one seed"
+    both = {label: saebench, "95 % over data sets": sets}
+    return _dot_plot({"SAEBench delta (AUC)": both, "CE-Bench delta (SD)": {label: cebench}})
+
+
+def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
+    """CE-Bench interpretability against width, a panel for each form and a line for each k; random SAEs hollow, dashed.
+
+    The plain forms stand below the ceiling of their width, beside the baseline that the gate of earlier cycles had.
+    """
+    figure, panels = _panels(10.0, 4.2, 3)
+    forms = {"As published": "interpretability", "As released": "interpretability_as_released"}
+    for axes, (form, column) in zip(panels, forms.items(), strict=False):
+        _lines_over_width(axes, rows, column)
+        _bounds_over_width(axes, sorted({row.d_sae for row in rows}))
+        axes.set_title(f"{form} (SD over latents)", fontsize=10, loc="left")
+    _lines_over_width(panels[2], rows, "calibrated")
+    panels[2].axhline(0, color=GREY, linewidth=1)
+    panels[2].set_title("Calibrated (SD of the null)", fontsize=10, loc="left")
+    panels[0].sharey(panels[1])
+    panels[0].set_ylabel("CE-Bench interpretability")
+    _legend(figure, panels[0])
+    return figure
 
 
 def controls(rows: Sequence[ControlRow], threshold: float = 0.0) -> ReportFigure:
@@ -171,6 +206,32 @@ def _dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]], line: float
         axes.grid(visible=False, axis="y")
     _legend(figure, axes_of[0])
     return figure
+
+
+def _lines_over_width(axes: Axes, rows: Sequence[ContrastiveRow], column: str) -> None:
+    ks = sorted({row.k for row in rows})
+    for (k, (color, marker)), origin in itertools.product(zip(ks, STYLES, strict=False), ("random", "trained")):
+        of = sorted((row.d_sae, row) for row in rows if (row.k, row.origin) == (k, origin))
+        known = [(d_sae, value) for d_sae, row in of if (value := getattr(row, column)) is not None]
+        look: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"} if origin == "random" else {}
+        points = [d_sae for d_sae, _ in known], [value for _, value in known]
+        axes.plot(*points, color=color, marker=marker, label=f"{origin}, k = {k}", **look)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted({row.d_sae for row in rows})))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("Latents N (log scale)")
+
+
+def _bounds_over_width(axes: Axes, d_saes: Sequence[int]) -> None:
+    """The ceiling of each width and the earlier baseline, named beside their lines."""
+    axes.plot(d_saes, [ceiling(d_sae) for d_sae in d_saes], color="black", linewidth=2)
+    axes.axhline(EARLIER_BASELINE, color=GREY, linestyle=":")
+    for d_sae in d_saes[-1:]:
+        look: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 9, "textcoords": "offset points"}
+        axes.annotate("ceiling (N - 1) / √N", (d_sae, ceiling(d_sae)), (-14, 0), **look)
+        axes.annotate(f"earlier baseline: {EARLIER_BASELINE}", (d_sae, EARLIER_BASELINE), (0, -8), **look)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _draw(axes: Axes, y: float, dot: Dot, label: str, style: tuple[str, str]) -> None:

@@ -6,12 +6,13 @@ What is missing, has no bound or cannot be reached does not pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from husai_lib.errors import DataError
+from husai_lib.errors import DataError, IntegrityError
+from husai_lib.files import canonical_json, sha256_text
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.params import GateParams
 from husai_lib.records import MATCHED_WITHIN, ControlRow, GateRow, MemberRow
@@ -75,15 +76,28 @@ def evaluate_members(
     """The decision on the selected group from the rows of its members, the baseline's and the controls.
 
     `source` names the record of the members. Without members, as when selection found none, the
-    external results are missing. Intervals are t over seeds.
+    external results are missing. Intervals are t over seeds. Raises IntegrityError for a control of
+    other weights than the members'.
     """
+    weights = group_sha256((member.seed, member.weights_sha256) for member in members)
+    if other := [row.control for row in controls if row.candidate_sha256 != weights]:
+        candidate = f"{members[0].condition} at {len(members)} seeds" if members else "none was selected"
+        raise IntegrityError(
+            f"the stress control {other[0]} was run on other weights than the candidate's ({candidate}); "
+            "run the cycle again"
+        )
     return evaluate_gates(external_results(members, baseline, source), controls, params)
 
 
 def external_results(members: Sequence[MemberRow], baseline: Sequence[MemberRow], source: str = "frontier") -> External:
-    """The external deltas of a group with their t intervals; CE-Bench only against a matched baseline."""
+    """The external deltas of a group with their t intervals; CE-Bench only against a matched baseline.
+
+    Of `baseline`, the rows count that the deltas of these members are taken against.
+    """
     if not members:
         return External(None, None, note="no group was selected", source=source)
+    own = [row for row in baseline if any(row.is_baseline_of(m.d_sae, m.k, m.seed) for m in members)]
+    baseline = own or baseline
     saebench = mean_interval([member.saebench_delta for member in members])
     deltas = [member.cebench_delta for member in members if member.cebench_delta is not None]
     note = _why_unmatched(members, baseline)
@@ -127,6 +141,11 @@ def verdict_sentence(gates: Sequence[GateRow]) -> str:
 def spoken(name: str) -> str:
     """How prose calls a gate, control or metric."""
     return SPOKEN.get(name, name.replace("_", " "))
+
+
+def group_sha256(weights: Iterable[tuple[int, str]]) -> str:
+    """One hash of a group's weights, given the seed and the SHA-256 of the weights of each of its SAEs."""
+    return sha256_text(canonical_json(sorted(weights)))
 
 
 def release_policy(policy: Policy) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from statistics import fmean
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ def jackknife_interval(statistic: Callable[[Sequence[int]], float], n: int, smal
     std = math.sqrt((n - 1) * float(np.square(np.array(thetas) - np.mean(thetas)).sum()))
     half = _t_quantile(n - 1) * std / math.sqrt(n)
     return Interval(estimate, estimate - half, estimate + half, n, std)
+
+
+def means_by(values: Iterable[tuple[Key, float]]) -> dict[Key, float]:
+    """The mean of each key's values, in the order in which the keys first appear."""
+    known: dict[Key, list[float]] = {}
+    for key, value in values:
+        known.setdefault(key, []).append(value)
+    return {key: fmean(own) for key, own in known.items()}
 
 
 @cache

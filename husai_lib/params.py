@@ -12,9 +12,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
 
-from husai_lib.catalogue import data_set_names, layer_count, local_path, shifted_data_set_names
+from husai_lib.catalogue import (
+    HUSAI16,
+    data_set_names,
+    layer_count,
+    local_path,
+    shifted_data_set_names,
+    text_set_names,
+)
 from husai_lib.errors import ParameterError
 from husai_lib.files import REPOSITORY
 from husai_lib.hyperparameters import ARCHITECTURES
@@ -52,6 +59,11 @@ def _stories(name: str) -> str:
     return name
 
 
+def _named_sets(names: Any) -> Any:
+    groups = {"all": list(data_set_names()), "husai16": HUSAI16}
+    return groups.get(names, names) if isinstance(names, str) else names
+
+
 def _ascending(hook_name: str) -> str:
     points = [point.split(".", 2) for point in hook_name.split("+")]
     layers = [int(layer) for _, layer, _ in points]
@@ -61,7 +73,9 @@ def _ascending(hook_name: str) -> str:
 
 
 Weights = Annotated[dict[Literal["saebench", "cebench", "train_ev"], Weight], Field(min_length=3)]
+Sizes = Annotated[list[Positive], Field(min_length=1)]
 Tokens = Annotated[int, Field(ge=2, le=8192)]
+TextSet = Annotated[str, AfterValidator(lambda name: one_of(name, text_set_names(), "data set"))]
 DataSet = Annotated[str, AfterValidator(lambda name: one_of(name, data_set_names(), "data set"))]
 ShiftedSet = Annotated[str, AfterValidator(lambda name: one_of(name, shifted_data_set_names(), "shifted data set"))]
 
@@ -85,12 +99,12 @@ class ModelParams(Section):
 class TextParams(Section):
     """Which texts serve for what: sae-probes data sets by name; the four roles share none."""
 
-    training: list[DataSet] = Field(min_length=1)
-    """Data sets whose texts train the SAEs."""
-    held_out: list[DataSet] = Field(min_length=1)
-    """Data sets whose texts measure reconstruction, sparsity and dead latents."""
-    probing: list[DataSet] = Field(min_length=1)
-    """Data sets of the sparse-probing benchmark."""
+    training: list[TextSet] = Field(min_length=1)
+    """Data sets whose texts train the SAEs, those with more than two classes included."""
+    held_out: list[TextSet] = Field(min_length=1)
+    """Data sets whose texts measure reconstruction, sparsity and dead latents; the same choice."""
+    probing: Annotated[list[DataSet], BeforeValidator(_named_sets), Field(min_length=1)]
+    """Data sets of the sparse-probing benchmark: a list; `all`, the 113 of sae-probes; `husai16`, of earlier cycles."""
     ood: list[ShiftedSet] = Field(min_length=1)
     """Tasks of the out-of-distribution control: each must have a shifted set in sae-probes."""
     stories: Annotated[str, AfterValidator(_stories)] = "offline"
@@ -99,7 +113,8 @@ class TextParams(Section):
 
     @model_validator(mode="after")
     def _roles_share_nothing(self) -> TextParams:
-        _distinct([*self.training, *self.held_out, *self.probing, *self.ood], "data set")
+        for evaluation in (self.probing, self.ood):  # a task may serve both
+            _distinct([*self.training, *self.held_out, *evaluation], "data set")
         return self
 
 
@@ -212,9 +227,26 @@ class Condition(SaeParams):
         return self
 
 
-class BaselineParams(Section):
-    """The matched baseline: SAELens' own trainer and recipe, on the cycle's rows, width, k and seeds."""
+def _sae_folder(name: str) -> str:
+    for file in ("cfg.json", "sae_weights.safetensors"):
+        if not (REPOSITORY / Path(name).expanduser() / file).is_file():
+            raise ValueError(f"{name!r} holds no {file}; name a SAELens folder, which holds cfg.json and its weights")
+    return name
 
+
+class BaselineParams(Section):
+    """What candidates are compared with: `train`, a SAELens folder, or a public release.
+
+    The recipe is SAELens' own; it trains a baseline of each (d_sae, k) among the conditions, on the cycle's rows and
+    seeds, but where the given SAE is matched with it.
+    """
+
+    folder: Annotated[str, AfterValidator(_sae_folder)] | None = None
+    """A given SAE on this machine, as a SAELens folder; a relative path starts at the repository."""
+    release: Annotated[str, Field(min_length=1)] | None = None
+    """A given SAE of the hub: a release that SAELens lists, or a repository of SAELens folders."""
+    sae_id: Annotated[str, Field(min_length=1)] | None = None
+    """Which SAE of the release."""
     architecture: Literal["topk", "batchtopk", "standard"] = "topk"
     """SAELens' training class. TopK has L0 = k by construction, so it is matched without tuning."""
     learning_rate: Rate = 3e-4
@@ -222,16 +254,76 @@ class BaselineParams(Section):
     l1_coefficient: Rate = 1.0
     """Only for `standard`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _train_by_default(cls, data: Any) -> Any:
+        if isinstance(data, str) and data != "train":
+            raise ValueError(f"{data!r} is no baseline; write train, {{folder: …}} or {{release: …, sae_id: …}}")
+        return {} if data == "train" else data
+
+    @model_validator(mode="after")
+    def _gives_one_sae(self) -> Self:
+        if self.folder and (self.release or self.sae_id):
+            raise ValueError("folder and release name two SAEs; keep one")
+        if bool(self.release) != bool(self.sae_id):
+            given, missing = ("release", "sae_id") if self.release else ("sae_id", "release")
+            raise ValueError(f"{given} = {self.release or self.sae_id!r} names no SAE without {missing}; add it")
+        return self
+
+    @property
+    def given(self) -> str:
+        """What messages call the given SAE; empty where there is none."""
+        released = f"release {self.release}, {self.sae_id}" if self.release else ""
+        return f"folder {self.folder}" if self.folder else released
+
+
+def baseline_shapes(conditions: Iterable[SaeParams]) -> dict[str, SaeParams]:
+    """The matched baselines that conditions need, by name: one for each (d_sae, k), trained as long as the longest."""
+    longest = {(c.d_sae, c.k): c for c in sorted(conditions, key=lambda c: c.training_samples)}
+    alone = len(longest) == 1
+    return {"baseline" if alone else f"baseline_{d_sae}_k{k}": longest[d_sae, k] for d_sae, k in sorted(longest)}
+
 
 class ProbingParams(Section):
     """SAEBench sparse probing by the protocol of sae-probes."""
 
+    setting: Literal["normal", "scarcity", "imbalance"] = "normal"
+    """`normal` trains a probe on up to 1024 rows, half of each class; `scarcity` and `imbalance` on fewer rows, or on
+    another share of class 1, at all of the protocol's sizes or shares."""
+    penalty: Literal["l1", "l2"] = "l1"
+    """Of the logistic regression on latents; the one on raw activations is L2."""
+    binarize: bool = False
+    """Whether a probe sees only if a latent fires; the protocol knows this in the setting `normal`."""
     ks: Annotated[list[Positive], Field(min_length=1), AfterValidator(sorted)] = [1, 2, 5]  # noqa: RUF012 -- pydantic copies it
     """How many latents a probe may use."""
     choose_k: Literal["validation", "test"] = "validation"
     """Where the best k is chosen; `test` only reproduces old numbers and is labelled as such."""
     seed: int = 42
     """Seed of the splits and fits (sae-probes: 42)."""
+
+    @model_validator(mode="after")
+    def _protocol_has_it(self) -> ProbingParams:
+        if self.binarize and self.setting != "normal":
+            raise ValueError(f"binarize: sae-probes ignores it in the setting {self.setting}; use normal")
+        return self
+
+
+class WidthStudyParams(Section):
+    """TopK SAEs that show how CE-Bench scores move with width and L0, random and trained as candidates are."""
+
+    widths: Sizes = [32, 64]  # noqa: RUF012 -- pydantic copies it
+    """Numbers of latents at which SAEs are trained, and random ones made."""
+    random_widths: list[Positive] = [256]  # noqa: RUF012 -- pydantic copies it
+    """Further widths, for random SAEs only: these take no training."""
+    ks: Sizes = [4, 8]  # noqa: RUF012 -- pydantic copies it
+    """Active latents a row, each at every width."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        widths = _distinct([*self.widths, *self.random_widths], "width")
+        if max(_distinct(self.ks, "k")) > min(widths):
+            raise ValueError(f"k = {max(self.ks)} exceeds a width of {min(widths)}: more active latents than latents")
+        return self
 
 
 class ContrastiveParams(Section):
@@ -245,6 +337,7 @@ class ContrastiveParams(Section):
     """Random deals of a pair's tokens in the calibrated score's null."""
     seed: int = 0
     """Seed of the deals."""
+    study: WidthStudyParams = WidthStudyParams()
 
 
 class SelectionParams(Section):

@@ -9,6 +9,23 @@ from husai_lib.sections import Section
 
 MATCHED_WITHIN = 0.10
 """Widths and L0s are matched within this share: an SAE's L0 with its target k, the baseline's with the candidate's."""
+GIVEN = "given"
+"""The condition of the SAE that the parameters name as a baseline, in the tables of the step `baselines`."""
+EARLIER_BASELINE, EARLIER_D_SAE = 47.95, 32768
+"""CE-Bench interpretability that the gate of earlier cycles asked for: that of a public SAE, and its width."""
+
+
+def is_matched(value: float, target: float) -> bool:
+    """Whether a width or an L0 lies within 10 % of its target."""
+    return round(abs(value / target - 1), 9) <= MATCHED_WITHIN  # 1.1 - 1 > 0.1 in floats
+
+
+def ceiling(d_sae: int) -> float:
+    """The largest CE-Bench score that N latents allow: `(N - 1) / sqrt(N)`, where one differs and all others are equal.
+
+    It is the largest `max z` of N numbers.
+    """
+    return float((d_sae - 1) / d_sae**0.5)
 
 
 class Row(Section):
@@ -52,9 +69,10 @@ class MemberRow(Row):
     condition: str
     architecture: str
     seed: int
+    """Of weights and data order; 0 for a given SAE, which is compared at every seed."""
     d_sae: int
     k: int
-    """Target L0."""
+    """Target L0; of a given SAE, that of the condition nearest to it."""
     explained_variance: float
     """1 - sum |x - x^|^2 / sum |x - mean x|^2 over held-out rows."""
     l0: float
@@ -64,7 +82,7 @@ class MemberRow(Row):
     dead_fraction: float
     """Share of latents that never fire on the held-out rows."""
     saebench_auc: float
-    """Mean test AUC over the probing data sets, at the best k of each."""
+    """Mean over the probing data sets of the test AUC at the best k; a set of several sizes or shares counts once."""
     saebench_delta: float
     """saebench_auc minus the mean test AUC of logistic regression on the raw activation."""
     cebench_contrastive: float
@@ -82,6 +100,12 @@ class MemberRow(Row):
     key: str
     """Cache key of the weights."""
     weights_sha256: str
+
+    def is_baseline_of(self, d_sae: int, k: int, seed: int) -> bool:
+        """Whether CE-Bench deltas of SAEs of this width, target L0 and seed are taken against this baseline."""
+        if self.condition == GIVEN:
+            return is_matched(self.d_sae, d_sae) and is_matched(self.l0, k)
+        return (self.d_sae, self.k, self.seed) == (d_sae, k, seed)
 
 
 class GroupRow(Row):
@@ -109,6 +133,11 @@ class GroupRow(Row):
     """Mean share of the other seeds in which a latent has a partner of |cosine| above 0.7."""
     subspace_overlap: float
     """Mean squared cosine of the principal angles of the leading decoder subspaces, over seed pairs."""
+    saebench_delta: float
+    """SAEBench delta over all seeds and data sets."""
+    sets_low: float | None
+    sets_high: float | None
+    """Its 95 % interval over data sets, t(D - 1): each is paired with the raw activation's AUC, its seeds averaged."""
 
 
 class ProbeRow(Row):
@@ -117,12 +146,41 @@ class ProbeRow(Row):
     condition: str
     seed: int
     data_set: str
+    at: float | None = None
+    """Training rows in the setting `scarcity`, share of class 1 in `imbalance`; null in `normal`."""
     best_k: int
     validation_auc: float
     test_auc: float
     llm_auc: float
     """Test AUC of logistic regression on the raw activation."""
     delta: float
+    latents: str = ""
+    """The latents that the probe reads, best first."""
+
+
+class ContrastiveRow(Row):
+    """CE-Bench scores of one TopK SAE of the width study, in every form, with its ceiling."""
+
+    origin: str
+    """trained, or random: unit decoder rows, the encoder their transpose, the bias the mean training row."""
+    seed: int
+    d_sae: int
+    k: int
+    l0: float
+    """Mean count of non-zero latents a token of the stories."""
+    contrastive: float
+    """In standard deviations over the latents, as are the next four; the same as published and as released."""
+    independence: float
+    interpretability: float
+    """As published: from the mean over all pairs."""
+    independence_as_released: float
+    interpretability_as_released: float
+    """As the released code has it: from zero."""
+    calibrated_contrastive: float | None
+    calibrated: float | None
+    """Interpretability, in the form of `contrastive.independence`, in standard deviations of its permutation null."""
+    ceiling: float
+    """(d_sae - 1) / sqrt(d_sae): no SAE of this width can score higher, but for the calibrated scores."""
 
 
 class CandidateRow(Row):
@@ -156,7 +214,31 @@ class ControlRow(Row):
     delta: float | None
     delta_low: float | None
     delta_high: float | None
-    """95 % interval of the delta: jackknife over seeds, t(S - 1)."""
+    """95 % interval of the delta over seeds, t(S - 1): of the jackknife for pwmcc, of the mean for ood."""
+    tasks_low: float | None = None
+    tasks_high: float | None = None
+    """95 % interval of the mean over tasks, t(T - 1), each task averaged over its seeds; null except for ood."""
+    candidate_sha256: str
+    """Hash of the candidate's weights at all its seeds: the weights that the row holds for."""
+
+
+class ControlSaeRow(Row):
+    """One SAE that was trained for a control."""
+
+    control: str
+    """random_model or transcoder."""
+    architecture: str
+    seed: int
+    d_sae: int
+    k: int
+    """Target L0."""
+    l0: float
+    """Mean count of non-zero latents on the first rows of its own training bank."""
+    l0_matched: bool
+    """Whether l0 lies within 10 % of k."""
+    key: str
+    """Cache key of the weights."""
+    weights_sha256: str
 
 
 class OodRow(Row):
@@ -171,6 +253,8 @@ class OodRow(Row):
     shifted_llm_auc: float
     drop: float
     """(in-domain AUC - its LLM AUC) - (shifted AUC - its LLM AUC)."""
+    weights_sha256: str
+    """Hash of the weights of the candidate's SAE of this seed."""
 
 
 class GateRow(Row):
@@ -193,5 +277,6 @@ class GateRow(Row):
 
 TABLES: dict[str, type[Row]] = {
     "sources": SourceRow, "banks": BankRow, "members": MemberRow, "groups": GroupRow, "probes": ProbeRow,
-    "candidates": CandidateRow, "controls": ControlRow, "ood": OodRow, "gates": GateRow,
+    "candidates": CandidateRow, "controls": ControlRow, "control_saes": ControlSaeRow, "ood": OodRow,
+    "gates": GateRow, "contrastive": ContrastiveRow,
 }  # fmt: skip

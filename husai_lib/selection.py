@@ -140,7 +140,9 @@ def candidates_from(source: str, members: Sequence[MemberRow], comparability: Ma
 def measured_on(activations: Record, baselines: Record) -> dict[str, str]:
     """What the members of a run were measured on, for `Candidate.comparability`."""
     given, bench = activations.data["parameters"], baselines.data["parameters"]
-    weights = sorted(row.weights_sha256 for row in baselines.table("members"))
+    shapes = [(c["d_sae"], c["k"], seed) for c in bench["conditions"] for seed in bench["seeds"]]
+    rows = [row for row in baselines.table("members") if any(row.is_baseline_of(*shape) for shape in shapes)]
+    weights = sorted(row.weights_sha256 for row in rows)
     parts = {
         "model": given["model"], "hook": given["activations"]["hook_name"], "data sets": given["texts"]["probing"],
         "probing": bench["probing"], "stories": given["texts"]["stories"], "pairs": bench["contrastive"],

@@ -7,6 +7,7 @@ through here, so that digits, signs and missing values look the same everywhere.
 from __future__ import annotations
 
 import html
+import math
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,22 @@ from statistics import fmean
 from typing import Any
 
 from husai_lib import gates
-from husai_lib.records import CandidateRow, GateRow, GroupRow, MemberRow, Row
+from husai_lib.intervals import mean_interval, means_by
+from husai_lib.records import (
+    EARLIER_BASELINE,
+    EARLIER_D_SAE,
+    GIVEN,
+    CandidateRow,
+    ContrastiveRow,
+    GateRow,
+    GroupRow,
+    MemberRow,
+    OodRow,
+    ProbeRow,
+    Row,
+    ceiling,
+    is_matched,
+)
 
 Columns = Mapping[str, str | Callable[[dict[str, Any]], str]]
 """Heading -> `str.format` template over a row's fields, or a function of them that returns Markdown."""
@@ -80,8 +96,17 @@ _QUALITY: Columns = {
     "CE-Bench calibrated (SD of null)": "{cebench_calibrated:.2f}",
 }
 
-baseline_table = partial(markdown_table, columns={"Recipe": "{architecture}", **_QUALITY, "Note": "{note}"})
-"""One line for each SAE of the matched baseline; it has no delta to itself."""
+
+def baseline_table(rows: Sequence[MemberRow]) -> str:
+    """One line for each SAE of the baseline, which has no delta to itself; widths and ceilings where there are several.
+
+    A given SAE stands for every seed.
+    """
+    several = len({row.condition for row in rows}) > 1
+    first = {"Baseline": "{condition}", "Latents": "{d_sae:,d}"} if several else {}
+    last = {"CE-Bench ceiling (SD)": "{cebench_ceiling:.1f}"} if several else {}
+    quality: Columns = {**_QUALITY, "Seed": lambda row: "every" if row["condition"] == GIVEN else str(row["seed"])}
+    return markdown_table(rows, {**first, "Recipe": "{architecture}", **quality, **last, "Note": "{note}"})
 
 
 def members_table(rows: Sequence[MemberRow]) -> str:
@@ -145,6 +170,42 @@ _GROUPS: Columns = {
 groups_table = partial(markdown_table, columns=_GROUPS)
 """One line for each condition: agreement of its seeds beside both nulls."""
 
+_EXTERNAL: Columns = {
+    "Condition": "{condition}",
+    "SAEBench delta": "{saebench.mean:+.3f}",
+    "95 % over seeds": "[{saebench.low:+.3f}, {saebench.high:+.3f}]",
+    "95 % over data sets": "[{sets_low:+.3f}, {sets_high:+.3f}]",
+    "CE-Bench delta, SD [95 % over seeds]": "{cebench}",
+    "CE-Bench calibrated (range)": "{calibrated}",
+}
+
+
+def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> str:
+    """One line for each condition: both external deltas with their intervals, and the calibrated CE-Bench score."""
+    return markdown_table([_external(g, [m for m in members if m.condition == g.condition]) for g in groups], _EXTERNAL)
+
+
+def _external(group: GroupRow, members: Sequence[MemberRow]) -> dict[str, Any]:
+    deltas = [row.cebench_delta for row in members if row.cebench_delta is not None]
+    cebench = mean_interval(deltas) if len(deltas) == len(members) else None
+    calibrated = [row.cebench_calibrated for row in members if row.cebench_calibrated is not None]
+    return dict(group) | {
+        "saebench": mean_interval([row.saebench_delta for row in members]),
+        "cebench": cebench and _Cell().format("{0.mean:+.3f} [{0.low:+.3f}, {0.high:+.3f}]", cebench),
+        "calibrated": _mean_and_range(calibrated, ".2f") if calibrated else None,
+    }
+
+
+def data_sets_table(rows: Sequence[ProbeRow]) -> str:
+    """One line for each probing data set: the raw activation's AUC, and each condition's delta, averaged over seeds."""
+    conditions = dict.fromkeys(row.condition for row in rows)
+    raw = means_by((row.data_set, row.llm_auc) for row in rows)
+    delta = means_by(((row.data_set, row.condition), row.delta) for row in rows)
+    lines = [{"data_set": name, "raw": raw[name]} | {c: delta[name, c] for c in conditions} for name in raw]
+    deltas: Columns = {f"{escape(name)}": f"{{{name}:+.3f}}" for name in conditions}
+    return markdown_table(lines, {"Data set": "{data_set}", "Raw AUC": "{raw:.3f}", **deltas})
+
+
 _CANDIDATES: Columns = {
     "Condition": "{condition}",
     "Standing": _standing,
@@ -177,25 +238,42 @@ _CONTROLS: Columns = {
     "Metric": _spoken("metric"),
     "Candidate": "{candidate:.3f}",
     "Control value": "{control_value:.3f}",
-    "Delta [95 %]": "{delta:+.3f} [{delta_low:+.3f}, {delta_high:+.3f}]",
+    "Delta [95 % over seeds]": "{delta:+.3f} [{delta_low:+.3f}, {delta_high:+.3f}]",
+    "95 % over tasks": lambda row: _cell(
+        row, "[{tasks_low:+.3f}, {tasks_high:+.3f}]" if row["control"] == "ood" else ""
+    ),
     "Note": "{note}",
 }
 controls_table = partial(markdown_table, columns=_CONTROLS)
-"""One line for each stress control beside the candidate."""
+"""One line for each stress control beside the candidate; the second interval is of the OOD control only."""
 
 _OOD: Columns = {
     "Task": "{task}",
-    "Seed": "{seed:d}",
-    "Best k": "{best_k:d}",
-    "In-domain AUC": "{in_domain_auc:.3f}",
-    "In-domain AUC, raw activation": "{in_domain_llm_auc:.3f}",
-    "Shifted AUC": "{shifted_auc:.3f}",
-    "Shifted AUC, raw activation": "{shifted_llm_auc:.3f}",
-    "Drop": "{drop:+.3f}",
-    "Note": "{note}",
+    "SAE AUC in domain": "{in_domain_auc}",
+    "Raw AUC in domain": "{in_domain_llm_auc:.3f}",
+    "SAE AUC shifted": "{shifted_auc}",
+    "Raw AUC shifted": "{shifted_llm_auc:.3f}",
+    "Delta in domain": "{inside}",
+    "Delta shifted": "{outside}",
+    "Drop": "{drop}",
 }
-ood_table = partial(markdown_table, columns=_OOD)
-"""One line for each task and seed: AUC in domain and shifted, each beside the raw activation's."""
+
+
+def ood_table(rows: Sequence[OodRow]) -> str:
+    """One line for each task: AUCs and deltas in and out of domain, means over the seeds with their range."""
+    names = dict.fromkeys(row.task for row in rows)
+    return markdown_table([_task_over_seeds([row for row in rows if row.task == name]) for name in names], _OOD)
+
+
+def _task_over_seeds(rows: Sequence[OodRow]) -> dict[str, Any]:
+    return dict(rows[0]) | {
+        "in_domain_auc": _mean_and_range((row.in_domain_auc for row in rows), ".3f"),
+        "shifted_auc": _mean_and_range((row.shifted_auc for row in rows), ".3f"),
+        "inside": _mean_and_range((row.in_domain_auc - row.in_domain_llm_auc for row in rows), "+.3f"),
+        "outside": _mean_and_range((row.shifted_auc - row.shifted_llm_auc for row in rows), "+.3f"),
+        "drop": _mean_and_range((row.drop for row in rows), "+.3f"),
+    }
+
 
 _PROBES: Columns = {
     "Condition": "{condition}",
@@ -210,6 +288,20 @@ _PROBES: Columns = {
 }
 probes_table = partial(markdown_table, columns=_PROBES)
 """One line for each SAE and probing data set."""
+
+_CONTRASTIVE: Columns = {
+    "SAE": "{origin}",
+    "Latents": "{d_sae:,d}",
+    "L0 of target k": "{l0:.1f} of {k}",
+    "Contrastive (SD)": "{contrastive:.2f}",
+    "Independence, published / released (SD)": "{independence:.2f} / {independence_as_released:.2f}",
+    "Interpretability, published / released (SD)": "{interpretability:.2f} / {interpretability_as_released:.2f}",
+    "Ceiling": "{ceiling:.1f}",
+    "Calibrated contrastive / interpretability (SD of null)": "{calibrated_contrastive:.2f} / {calibrated:.2f}",
+    "Note": "{note}",
+}
+contrastive_table = partial(markdown_table, columns=_CONTRASTIVE)
+"""One line for each SAE of the width study: CE-Bench in every form, beside the ceiling of its width."""
 
 _SOURCES: Columns = {
     "Role": "{role}",
@@ -244,6 +336,79 @@ def matched_sentence(rows: Sequence[MemberRow]) -> str:
     off = sorted({escape(row.condition) for row in rows if not row.l0_matched})
     matched = f"{sum(row.l0_matched for row in rows)} of {len(rows)} SAEs have an L0 within 10 % of the target k"
     return f"{matched}; **not matched**: {', '.join(off)}." if off else f"{matched}."
+
+
+def ood_sentence(rows: Sequence[OodRow]) -> str:
+    """What the shift costs the raw activation and the SAE on average, and the task with the largest drop."""
+    raw = fmean(row.in_domain_llm_auc - row.shifted_llm_auc for row in rows)
+    drops = {name: fmean(row.drop for row in rows if row.task == name) for name in {row.task for row in rows}}
+    worst = max(sorted(drops), key=drops.__getitem__)
+    drop = fmean(drops.values())
+    return (
+        f"Averaged over {len(drops)} tasks, the shift costs the raw activation {raw:.3f} of its AUC and the SAE "
+        f"{raw + drop:.3f}, so the drop is {drop:+.3f}. It is largest in {escape(worst)} ({drops[worst]:+.3f})."
+    )
+
+
+def given_sentence(rows: Sequence[MemberRow]) -> str:
+    """Whether the given SAE is the baseline that CE-Bench deltas are taken against, and if not, why."""
+    given = next((row for row in rows if row.condition == GIVEN), None)
+    if given is None:
+        return "The parameters name no SAE of somebody else: every baseline was trained here."
+    trained = {(row.d_sae, row.k): row for row in rows if row.condition != GIVEN}
+    has = f"The given SAE has {given.d_sae:,} latents and an L0 of {given.l0:.1f}"
+    if not trained:
+        return f"{has}, within 10 % of every condition's: it **is the baseline** at every seed, and none was trained."
+    return f"{has}. " + " ".join(_why_not(given, row) for row in trained.values())
+
+
+def _why_not(given: MemberRow, trained: MemberRow) -> str:
+    """Why a baseline was trained beside the given SAE."""
+    differs = {"its width": not is_matched(given.d_sae, trained.d_sae), "its L0": not is_matched(given.l0, trained.k)}
+    return (
+        f"It is **not the gate's baseline** for {trained.d_sae:,} latents and k = {trained.k}: "
+        f"{' and '.join(what for what, applies in differs.items() if applies)} would have to lie within 10 % of these. "
+        f"CE-Bench cannot exceed {given.cebench_ceiling:.1f} at its width and {trained.cebench_ceiling:.1f} at theirs."
+    )
+
+
+def unreachable_sentence(d_sae: int) -> str:
+    """The ceiling of a width, and from which width on the baseline of earlier cycles can be reached at all."""
+    root = (EARLIER_BASELINE + math.sqrt(EARLIER_BASELINE**2 + 4)) / 2  # N - 1 = score * sqrt(N), solved for sqrt(N)
+    return (
+        f"At this cycle's width of {d_sae:,} latents the ceiling is **{ceiling(d_sae):.1f}**; at {EARLIER_D_SAE:,} "
+        f"latents it is {ceiling(EARLIER_D_SAE):.1f}. Earlier cycles held narrow SAEs against {EARLIER_BASELINE}, the "
+        f"score of a public SAE of {EARLIER_D_SAE:,} latents: no SAE of fewer than **{math.ceil(root**2):,}** latents "
+        "can score that, whatever it learns."
+    )
+
+
+def width_sentences(rows: Sequence[ContrastiveRow]) -> str:
+    """How far scores move with width and k where nothing was learned, and how trained SAEs compare."""
+    at = {(row.origin, row.d_sae, row.k): row for row in rows}
+    random, trained = ([row for row in rows if row.origin == origin] for origin in ("random", "trained"))
+    ks, d_saes = sorted({row.k for row in random}), sorted({row.d_sae for row in random})
+    wide, best = at["random", d_saes[-1], ks[0]], max(trained, key=lambda row: row.interpretability)
+    than = "less" if best.interpretability < wide.interpretability else "more"
+    pairs = [(row.calibrated, at["random", row.d_sae, row.k].calibrated) for row in trained]
+    above = [one > other for one, other in pairs if one is not None and other is not None]
+    return (
+        f"**Nothing was learned** by the random SAEs. Widened from {d_saes[0]:,} to {d_saes[-1]:,} latents at "
+        f"k = {ks[0]}, they go from {_both(at['random', d_saes[0], ks[0]])} to {_both(wide)}; at {d_saes[-1]:,} "
+        f"latents and k = {ks[-1]} it is {_both(at['random', d_saes[-1], ks[-1]])}. The best *trained* SAE here, of "
+        f"{best.d_sae:,} latents and k = {best.k}, has {_both(best)}: as published {than} than the widest random one. "
+        f"**Calibrated**, random SAEs score {_range(random)} and trained ones {_range(trained)}, and a trained SAE is "
+        f"above the random one of its width and k in {sum(above)} of {len(above)} cases."
+    )
+
+
+def _both(row: ContrastiveRow) -> str:
+    return f"{row.interpretability:.1f} as published ({row.interpretability_as_released:.1f} as released)"
+
+
+def _range(rows: Sequence[ContrastiveRow]) -> str:
+    known = [row.calibrated for row in rows if row.calibrated is not None]
+    return f"{min(known):+.1f} to {max(known):+.1f}" if known else "n/a"
 
 
 def stability_sentence(rows: Sequence[GroupRow]) -> str:

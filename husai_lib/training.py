@@ -45,11 +45,18 @@ class TrainedSae:
 
     member: Member
     entry: Entry
+    note: str = ""
+    """What a reader of its measurements must know."""
 
     @property
     def weights_sha256(self) -> str:
         """Hash of `sae_weights.safetensors`."""
         return self.entry.files["sae_weights.safetensors"]
+
+    @property
+    def content(self) -> dict[str, str]:
+        """Hashes of weights and configuration: all that determines what the SAE computes."""
+        return {"weights": self.weights_sha256, "cfg": self.entry.files["cfg.json"]}
 
     @functools.cached_property
     def sae(self) -> Any:
@@ -119,13 +126,19 @@ def _inputs(member: Member, data: Data) -> dict[str, Any]:
 
 
 def train_baseline(
-    params: BaselineParams, sae_params: SaeParams, seeds: Sequence[int], rows: Bank, progress: Progress | None = None
+    params: BaselineParams,
+    sae_params: SaeParams,
+    seeds: Sequence[int],
+    rows: Bank,
+    progress: Progress | None = None,
+    *,
+    name: str = "baseline",
 ) -> list[TrainedSae]:
     """SAELens' own training class and `SAETrainer`, with its defaults, on the same rows, width, k and seeds."""
     condition = Condition(
         **sae_params.model_dump(include={"d_sae", "k", "training_samples", "batch_size"}),
         learning_rate=params.learning_rate,
-        name="baseline",
+        name=name,
         architecture=params.architecture,
     )
     function = functools.partial(_trained_by_saelens, params=params, rows=rows)
@@ -135,10 +148,10 @@ def train_baseline(
 def _trained_by_saelens(member: Member, params: BaselineParams, rows: Bank) -> TrainedSae:
     inputs = {
         "trainer": "sae_lens",
-        "params": params.model_dump(),
+        "params": params.model_dump(exclude={"folder", "release", "sae_id"}),
         "seed": member.seed,
         "rows": rows.sha256,
-        "condition": member.condition.model_dump(),
+        "condition": member.condition.model_dump(exclude={"name"}),
         "device": device(),
     }
 
@@ -181,10 +194,26 @@ def _saelens_fit(member: Member, params: BaselineParams, rows: Bank) -> Any:
 
 
 def load_sae(folder: Path) -> Any:
-    """The SAE of a SAELens folder, of whatever class its `cfg.json` names."""
+    """The SAE of a SAELens folder, of whatever class its `cfg.json` names, in the float32 of activations."""
     for architecture in ARCHITECTURES:  # an architecture may register a class of its own with SAELens
         importlib.import_module(f"husai_lib.architectures.{architecture}")
-    return SAE.load_from_disk(folder, device="cpu").eval()
+    sae = SAE.load_from_disk(folder, device="cpu", dtype="float32").eval()
+    if sae.cfg.normalize_activations == "constant_norm_rescale":
+        _keep_norms_by_thread(sae)
+    return sae
+
+
+def _keep_norms_by_thread(sae: Any) -> None:
+    """SAELens leaves the norms of the rows it encodes on the SAE until it decodes them, and threads share the SAE."""
+    norms = threading.local()
+
+    def rescaled(x: torch.Tensor) -> torch.Tensor:
+        norms.factor = sae.cfg.d_in**0.5 / x.norm(dim=-1, keepdim=True)
+        scaled: torch.Tensor = x * norms.factor
+        return scaled
+
+    sae.run_time_activation_norm_fn_in = rescaled
+    sae.run_time_activation_norm_fn_out = lambda x: x / norms.factor
 
 
 def open_trained(member: Member, key: str, weights_sha256: str) -> TrainedSae:

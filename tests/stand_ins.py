@@ -23,9 +23,10 @@ from husai_lib.cache import Entry, cached
 from husai_lib.cycle import CycleStep, notebook_code
 from husai_lib.evidence import Run, Step, new_run, open_step
 from husai_lib.files import REPOSITORY, sha256_file, write_json
-from husai_lib.gates import evaluate_members
+from husai_lib.gates import evaluate_members, group_sha256
+from husai_lib.intervals import mean_interval, means_by
 from husai_lib.params import CycleParams, load_cycle
-from husai_lib.records import BankRow, ControlRow, GroupRow, MemberRow, OodRow, ProbeRow
+from husai_lib.records import BankRow, ControlRow, ControlSaeRow, GroupRow, MemberRow, OodRow, ProbeRow
 from husai_lib.selection import candidates_from, select
 
 SMOKE = REPOSITORY / "params" / "smoke.yaml"
@@ -110,7 +111,7 @@ def synthetic_run(evidence: Path) -> Run:
         for seed in params.seeds
     ]
     members = [member for member, _ in made]
-    groups = [_group("topk", 0.6), _group("standard", 0.4)]
+    groups = [_group("topk", 0.6, made), _group("standard", 0.4, made)]
     step = _open(run, params, "frontier", "seeds", "conditions")
     step.read("baselines")
     rows = {"members": members, "groups": groups, "probes": [p for _, ps in made for p in ps]}
@@ -124,14 +125,15 @@ def synthetic_run(evidence: Path) -> Run:
     shown = [tables.candidates_table(selection.rows())]
     _finish(run, step, {"candidates": selection.rows()}, "06_selection", shown, **selection.summary())
 
-    controls, ood = _controls()
+    winner = [m for m in members if selection.winner and m.condition == selection.winner.condition]
+    controls, control_saes, ood = _controls(winner)
     step = _open(run, params, "stress", "seeds", "stress")
     step.read("selection")
     _figure(step)
-    _finish(run, step, {"controls": controls, "ood": ood}, "07_stress", [tables.controls_table(controls)],
-            selected=selection.summary()["selected"])  # fmt: skip
+    rows = {"controls": controls, "control_saes": control_saes, "ood": ood}
+    shown = [tables.controls_table(controls), tables.ood_table(ood)]
+    _finish(run, step, rows, "07_stress", shown, selected=selection.summary()["selected"])
 
-    winner = [m for m in members if selection.winner and m.condition == selection.winner.condition]
     policy = evaluate_members(winner, [m for m, _ in baseline], controls, params.gates)
     step = _open(run, params, "gate", "gates")
     step.read("stress")
@@ -202,33 +204,47 @@ def _member(condition: str, seed: int, delta: float, baseline: MemberRow | None)
     return member, probes
 
 
-def _group(condition: str, pwmcc: float) -> GroupRow:
+def _group(condition: str, pwmcc: float, made: list[tuple[MemberRow, list[ProbeRow]]]) -> GroupRow:
+    probes = [probe for member, own in made for probe in own if member.condition == condition]
+    saebench = mean_interval(list(means_by((probe.data_set, probe.delta) for probe in probes).values()))
     return GroupRow(
         condition=condition, architecture="topk", n_seeds=3, pwmcc=pwmcc, pwmcc_low=pwmcc - 0.1,
         pwmcc_high=pwmcc + 0.1, pwmcc_max=pwmcc + 0.05, null_random=0.2, null_gaussian=0.25,
         pwmcc_corrected=(pwmcc - 0.25) / 0.75, encoder_mcc=0.3, reappearing_fraction=0.4, subspace_overlap=0.5,
+        saebench_delta=saebench.mean, sets_low=saebench.low, sets_high=saebench.high,
     )  # fmt: skip
 
 
-def _controls() -> tuple[list[ControlRow], list[OodRow]]:
+def _controls(members: list[MemberRow]) -> tuple[list[ControlRow], list[ControlSaeRow], list[OodRow]]:
     ood = [
-        OodRow(task=task, seed=seed, best_k=2, in_domain_auc=0.8, in_domain_llm_auc=0.85, shifted_auc=0.7,
-               shifted_llm_auc=0.8, drop=(0.8 - 0.85) - (0.7 - 0.8))
+        OodRow(task=task, seed=member.seed, best_k=2, in_domain_auc=0.8, in_domain_llm_auc=0.85, shifted_auc=0.7,
+               shifted_llm_auc=0.8, drop=(0.8 - 0.85) - (0.7 - 0.8), weights_sha256=member.weights_sha256)
         for task in ("87_glue_cola", "7_hist_fig_ispolitician")
-        for seed in (0, 1, 2)
+        for member in members
     ]  # fmt: skip
-    drop = fmean(row.drop for row in ood)
+    drop, own = fmean(row.drop for row in ood), group_sha256((m.seed, m.weights_sha256) for m in members)
+    pwmcc: dict[str, Any] = {"metric": "pwmcc", "candidate": 0.6, "candidate_sha256": own}
     controls = [
-        ControlRow(control="random_model", metric="pwmcc", candidate=0.6, control_value=0.35, delta=0.6 - 0.35,
-                   delta_low=0.2, delta_high=0.3),
-        ControlRow(control="random_decoder", metric="pwmcc", candidate=0.6, control_value=0.2, delta=0.6 - 0.2,
-                   delta_low=0.3, delta_high=0.5),
-        ControlRow(control="transcoder", metric="pwmcc", candidate=0.6, control_value=0.5, delta=-(0.6 - 0.5),
-                   delta_low=-0.2, delta_high=0.0),
-        ControlRow(control="ood", metric="ood_drop", candidate=None, control_value=None, delta=drop,
-                   delta_low=drop, delta_high=drop),
+        ControlRow(control="random_model", control_value=0.35, delta=0.6 - 0.35, delta_low=0.2, delta_high=0.3,
+                   **pwmcc),
+        ControlRow(control="random_decoder", control_value=0.2, delta=0.6 - 0.2, delta_low=0.3, delta_high=0.5,
+                   **pwmcc),
+        ControlRow(control="transcoder", control_value=0.5, delta=-(0.6 - 0.5), delta_low=-0.2, delta_high=0.0,
+                   **pwmcc),
+        ControlRow(control="ood", metric="saebench_delta", candidate=0.8 - 0.85, control_value=0.7 - 0.8, delta=drop,
+                   delta_low=drop, delta_high=drop, tasks_low=drop, tasks_high=drop, candidate_sha256=own),
     ]  # fmt: skip
-    return controls, ood
+    made = [_control_sae(control, member) for control in ("random_model", "transcoder") for member in members]
+    return controls, made, ood
+
+
+def _control_sae(control: str, of: MemberRow) -> ControlSaeRow:
+    entry = _cached("saes", f"{control} {of.seed}", "sae_weights.safetensors")
+    architecture = "topk_transcoder" if control == "transcoder" else of.architecture
+    return ControlSaeRow(
+        control=control, architecture=architecture, seed=of.seed, d_sae=of.d_sae, k=of.k, l0=8.0, l0_matched=True,
+        key=entry.key, weights_sha256=entry.files["sae_weights.safetensors"],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from husai_lib.evidence import Run, open_step
 from husai_lib.figures import controls, external, frontier, ood, pareto, stability
 from husai_lib.params import load_cycle
-from husai_lib.records import CandidateRow, ControlRow, GateRow, GroupRow, MemberRow, OodRow, ProbeRow, SourceRow
+from husai_lib.records import CandidateRow, ContrastiveRow, ControlRow, GateRow, GroupRow, MemberRow, OodRow, ProbeRow, SourceRow
 
 ATTACK = "<img src=x onerror=alert(1)>|`$x$` [a](javascript:alert(2))"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -42,6 +42,7 @@ def group(condition: str = "topk", **changes: Any) -> GroupRow:
         "condition": condition, "architecture": condition, "n_seeds": 3, "pwmcc": 0.523, "pwmcc_low": 0.48,
         "pwmcc_high": 0.566, "pwmcc_max": 0.61, "null_random": 0.29, "null_gaussian": 0.40, "pwmcc_corrected": 0.205,
         "encoder_mcc": 0.44, "reappearing_fraction": 0.25, "subspace_overlap": 0.73,
+        "saebench_delta": -0.021, "sets_low": -0.093, "sets_high": 0.051,
     }  # fmt: skip
     return GroupRow(**values | changes)
 
@@ -75,7 +76,7 @@ def candidates() -> list[CandidateRow]:
 def control(name: str = "random_model", **changes: Any) -> ControlRow:
     values: dict[str, Any] = {
         "control": name, "metric": "pwmcc", "candidate": 0.523, "control_value": 0.41, "delta": 0.113,
-        "delta_low": 0.06, "delta_high": 0.166,
+        "delta_low": 0.06, "delta_high": 0.166, "candidate_sha256": "0" * 64,
     }  # fmt: skip
     return ControlRow(**values | changes)
 
@@ -85,15 +86,15 @@ def all_controls() -> list[ControlRow]:
         control(),
         control("random_decoder", control_value=0.29, delta=0.233, delta_low=0.19, delta_high=0.276),
         control("transcoder", control_value=0.50, delta=-0.023, delta_low=-0.08, delta_high=0.034),
-        control("ood", metric="ood_drop", candidate=-0.04, control_value=-0.09, delta=0.05, delta_low=0.01,
-                delta_high=0.09),
+        control("ood", metric="saebench_delta", candidate=-0.04, control_value=-0.09, delta=0.05, delta_low=0.01,
+                delta_high=0.09, tasks_low=-0.02, tasks_high=0.12),
     ]  # fmt: skip
 
 
 def ood_rows() -> list[OodRow]:
     return [
         OodRow(task=task, seed=seed, best_k=2, in_domain_auc=0.81 + 0.01 * seed, in_domain_llm_auc=0.85,
-               shifted_auc=0.7 + 0.02 * seed, shifted_llm_auc=0.78, drop=0.04 - 0.01 * seed)
+               shifted_auc=0.7 + 0.02 * seed, shifted_llm_auc=0.78, drop=0.04 - 0.01 * seed, weights_sha256="0" * 64)
         for task in ("87_glue_cola", ATTACK) for seed in range(3)
     ]  # fmt: skip
 
@@ -128,6 +129,21 @@ def sources() -> list[SourceRow]:
 def probes() -> list[ProbeRow]:
     return [ProbeRow(condition="topk", seed=0, data_set=ATTACK, best_k=5, validation_auc=0.9, test_auc=0.875,
                      llm_auc=0.9, delta=-0.025)]  # fmt: skip
+
+
+def width_row(origin: str, d_sae: int, k: int, **changes: Any) -> ContrastiveRow:
+    values: dict[str, Any] = {
+        "origin": origin, "seed": 0, "d_sae": d_sae, "k": k, "l0": float(k), "contrastive": d_sae / k,
+        "independence": 2.0, "interpretability": d_sae / k, "independence_as_released": 3.0,
+        "interpretability_as_released": 1.25 * d_sae / k, "calibrated_contrastive": 1.0,
+        "calibrated": k / 10 + (2.0 if origin == "trained" else 0.0), "ceiling": (d_sae - 1) / d_sae**0.5,
+    }  # fmt: skip
+    return ContrastiveRow(**values | changes)
+
+
+def width_rows() -> list[ContrastiveRow]:
+    random = [width_row("random", d_sae, k) for d_sae in (64, 256, 1024) for k in (32, 128)]
+    return random + [width_row("trained", d_sae, k) for d_sae in (64, 256) for k in (32, 128)]
 
 
 def write_run(run: Run, finished: bool = True) -> Run:

@@ -62,14 +62,15 @@ def forge_hashes(run: Run) -> None:
 def test_a_run_that_is_what_it_says_verifies_and_tells_what_was_checked(run: Run) -> None:
     audit = audit_run(run)
     assert (audit.problems, audit.not_here) == ([], 0)
-    # 17 files, 10 cache entries, 9 members, 2 groups, 18 probes, 2 candidates and 7 gates.
-    assert audit.checked > 17 + 10 + 9 * 5 + 2 * 3 + 18 + 2 * 15 + 7 * 10
+    # 17 files, 16 cache entries, 9 members, 2 groups, 18 probes, 2 candidates, 4 controls and their 6 SAEs, 6 rows of
+    # the OOD control and 7 gates.
+    assert audit.checked > 17 + 16 + 9 * 5 + 2 * 3 + 18 + 2 * 15 + 4 * 3 + 6 * 4 + 6 * 2 + 7 * 10
 
 
 def test_weights_that_are_not_here_are_counted_and_no_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUSAI_CACHE", str(run.path / "nowhere"))
     audit = audit_run(run)
-    assert (audit.problems, audit.not_here) == ([], 9 + 1)
+    assert (audit.problems, audit.not_here) == ([], 9 + 6 + 1)
 
 
 FILES = ("manifest.json", "journal.json", "parameters.json", "release_policy.json", "selection_summary.json",
@@ -95,7 +96,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(run: Run, name: str) -> None:
 def test_a_flipped_bit_in_weights_or_activations_is_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = run.path.parent.parent.parent / "cache"
     stored = [*cache.glob("saes/*/*.safetensors"), *cache.glob("banks/*/*.npy")]
-    assert len(stored) == 10
+    assert len(stored) == 9 + 6 + 1
     for path in stored:
         original = path.read_bytes()
         path.write_bytes(original[:-1] + bytes([original[-1] ^ 4]))
@@ -154,6 +155,18 @@ FORGERIES: dict[str, tuple[str, str, dict[str, Any], str, Any]] = {
     "sign of the transcoder": ("stress", "controls", {"control": "transcoder"}, "delta", -0.09),
     "mean OOD drop": ("stress", "controls", {"control": "ood"}, "delta", 0.055),
     "OOD drop of a task": ("stress", "ood", {"seed": 1}, "drop", -0.5),
+    "OOD drop's bound over tasks": ("stress", "controls", {"control": "ood"}, "tasks_high", 0.049),
+    "OOD delta in domain": ("stress", "controls", {"control": "ood"}, "candidate", -0.04),
+    "OOD delta shifted": ("stress", "controls", {"control": "ood"}, "control_value", -0.11),
+    "a control of other weights": ("stress", "controls", {"control": "random_model"}, "candidate_sha256", "0" * 64),
+    "an OOD task of other weights": ("stress", "ood", {"seed": 1}, "weights_sha256", "0" * 64),
+    "random decoders that are none": ("stress", "controls", {"control": "random_decoder"}, "control_value", 0.21),
+    "a control that was not run": ("stress", "controls", {"control": "random_model"}, "delta", None),
+    "width of a control's SAE": ("stress", "control_saes", {"control": "transcoder"}, "d_sae", 128),
+    "k of a control's SAE": ("stress", "control_saes", {"control": "transcoder"}, "k", 9),
+    "seed of a control's SAE": ("stress", "control_saes", {"control": "transcoder"}, "seed", 7),
+    "L0 of a control's SAE": ("stress", "control_saes", {"control": "random_model"}, "l0", 9.0),
+    "architecture of a control's SAE": ("stress", "control_saes", {"control": "random_model"}, "architecture", "gated"),
     "verdict": ("gate", "gates", {"gate": "transcoder"}, "verdict", "pass"),
     "verdict that should pass": ("gate", "gates", {"gate": "ood"}, "verdict", "fail"),
     "threshold": ("gate", "gates", {"gate": "random_model"}, "threshold", 0.25),
@@ -211,6 +224,28 @@ def test_controls_of_another_group_are_found(run: Run) -> None:
     rewrite(run, "stress", change)
     problems = [problem for problem in audit_run(run).problems if problem.startswith("candidate of stress/controls")]
     assert len(problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("control", "column", "value"),
+    [
+        ("random_decoder", "control_value", 0.21),
+        ("random_model", "candidate_sha256", "0" * 64),
+        ("ood", "tasks_low", 0.04),
+        ("ood", "tasks_high", 0.06),
+    ],
+)
+def test_a_column_of_a_control_is_recomputed_by_itself(run: Run, control: str, column: str, value: Any) -> None:
+    rewrite(run, "stress", lambda record: row_of(record, "controls", control=control).update({column: value}))
+    assert any(problem.startswith(f"{column} of stress/controls {control} is") for problem in audit_run(run).problems)
+
+
+def test_a_control_without_an_sae_at_each_seed_is_found(run: Run) -> None:
+    rewrite(run, "stress", lambda record: record["tables"]["control_saes"].pop())
+    [problem] = audit_run(run).problems
+    assert (
+        problem == "control of stress/controls transcoder is 'transcoder' but must be 'a control at the seeds [0, 1]'"
+    )
 
 
 def test_a_record_of_other_parameters_is_found(run: Run) -> None:

@@ -131,6 +131,16 @@ def test_the_plan_names_the_members_of_each_step() -> None:
     assert makes["stress"] == "9 controls: random_model, transcoder, ood at 3 seeds"
 
 
+def test_the_plan_names_a_baseline_of_each_shape_and_the_given_sae(tmp_path: Path) -> None:
+    values = smoke_data(
+        conditions=[{"architecture": "topk"}, {"architecture": "topk", "name": "wide", "d_sae": 128}],
+        baseline={"release": "r", "sae_id": "a"},
+    )
+    made = {step.step.name: step.makes for step in plan(load_cycle(write_params(tmp_path / "p.yaml", values)))}
+    trained = "6 members: topk_64_k8, topk_128_k8 at 3 seeds"
+    assert made["baselines"] == f"release r, a; where it is not matched {trained}"
+
+
 # The kernel
 
 

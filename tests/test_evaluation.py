@@ -14,10 +14,11 @@ from small_saes import bank, cache, condition, random_sae, random_saes, trained
 from husai_lib import evaluation
 from husai_lib.contrastive import ContrastiveScore, contrastive_scores
 from husai_lib.evaluation import Benches, Reconstruction, by_condition, group_row, measure, member_rows
+from husai_lib.intervals import mean_interval
 from husai_lib.matching import pwmcc, random_decoders
 from husai_lib.params import ContrastiveParams, ProbingParams
 from husai_lib.probing import ProbeScore, ProbeTask, llm_scores, sae_scores
-from husai_lib.records import MemberRow
+from husai_lib.records import MemberRow, ProbeRow
 from husai_lib.texts import ProbingSet
 from husai_lib.training import TrainedSae
 
@@ -39,6 +40,18 @@ def benches(**probing: Any) -> Benches:
     return Benches(held_out, stories, tasks, ProbingParams(ks=[1], **probing), ContrastiveParams())
 
 
+def probe(condition: str, seed: int, data_set: str, delta: float, at: float | None = None) -> ProbeRow:
+    return ProbeRow(condition=condition, seed=seed, data_set=data_set, at=at, best_k=1, validation_auc=0.5,
+                    test_auc=0.5 + delta, llm_auc=0.5, delta=delta)  # fmt: skip
+
+
+PROBES = [
+    probe("topk", 0, "a", 0.0), probe("topk", 1, "a", 0.2), probe("topk", 0, "b", -0.2), probe("topk", 1, "b", -0.2),
+    probe("topk", 0, "c", 0.3, 2), probe("topk", 1, "c", 0.5, 2), probe("topk", 0, "c", 0.4, 4),
+    probe("topk", 1, "c", 0.4, 4), probe("standard", 0, "a", 9.0), probe("standard", 0, "d", 9.0),
+]  # fmt: skip
+
+
 class Measured:
     """Stands for the measurements of members: a CE-Bench score and an L0 for each weights, AUCs for each data set."""
 
@@ -54,7 +67,8 @@ class Measured:
 
     def story(self, sae: TrainedSae) -> ContrastiveScore:
         value = self.interpretability[sae.weights_sha256]
-        return ContrastiveScore(value, value, value, self.calibrated, self.calibrated)
+        parts = [value] * 5  # contrastive, and independence and interpretability in both forms
+        return ContrastiveScore("as_published", *parts, self.calibrated, self.calibrated, l0=8.0)
 
 
 def baseline_row(seed: int, score: float, d_sae: int = 64, k: int = 8) -> MemberRow:
@@ -160,7 +174,7 @@ def test_l0_is_matched_within_ten_per_cent_of_k(
 
 def test_a_group_lies_between_its_nulls_and_identity() -> None:
     saes, gaussian = random_saes([4, 2, 7]), random_saes([4, 2, 7], start=300)
-    row = group_row(saes, gaussian)
+    row = group_row(saes, gaussian, PROBES)
     own, null = (pwmcc([sae.sae.W_dec.detach() for sae in group]) for group in (saes, gaussian))
     assert (row.pwmcc, row.null_gaussian) == pytest.approx((own, null))
     assert row.null_random == pytest.approx(pwmcc(random_decoders((64, 32), [4, 2, 7])))
@@ -172,14 +186,38 @@ def test_a_group_lies_between_its_nulls_and_identity() -> None:
     assert abs(row.pwmcc_corrected) < 0.05
 
 
+def test_a_group_has_its_saebench_delta_with_an_interval_over_data_sets() -> None:
+    row = group_row(random_saes([0, 1]), random_saes([0, 1], start=300), PROBES)
+    # of the sets a, b and c: the means over seeds, and over the points of c, of this condition alone
+    expected = mean_interval([0.1, -0.2, 0.4])
+    assert (row.saebench_delta, row.sets_low, row.sets_high) == pytest.approx(
+        (expected.mean, expected.low, expected.high)
+    )
+    one_set = group_row(random_saes([0, 1]), random_saes([0, 1], start=300), PROBES[:2])
+    assert (one_set.saebench_delta, one_set.sets_low, one_set.sets_high) == pytest.approx((0.1, None, None))
+
+
+def test_a_data_set_with_several_points_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    [sae] = random_saes([0])
+    on = benches(setting="scarcity")
+    points = [replace(on.tasks[0], at=at) for at in (2, 4, 8)]
+    on = replace(on, tasks=[*points, on.tasks[1]])
+    Measured(monkeypatch, [sae])
+    scores = [ProbeScore(1, 0.9, auc) for auc in (0.5, 0.6, 0.7, 0.9)]
+    monkeypatch.setattr(evaluation, "sae_scores", lambda *_: [scores])
+    [row], probes = member_rows([sae], on, [])
+    assert [probe.at for probe in probes] == [2, 4, 8, None]
+    assert (row.saebench_auc, row.saebench_delta) == pytest.approx(((0.6 + 0.9) / 2, (0.6 + 0.9) / 2 - 0.8))
+
+
 def test_equal_seeds_are_perfectly_stable_whatever_the_null() -> None:
     same = [trained(random_sae(0), seed) for seed in (0, 1, 2)]
-    row = group_row(same, random_saes([0, 1, 2], start=300))
+    row = group_row(same, random_saes([0, 1, 2], start=300), PROBES)
     assert (row.pwmcc, row.pwmcc_corrected, row.encoder_mcc, row.reappearing_fraction) == pytest.approx((1, 1, 1, 1))
 
 
 def test_two_seeds_have_no_interval_and_the_row_says_why() -> None:
-    row = group_row(random_saes([0, 1]), random_saes([0, 1], start=300))
+    row = group_row(random_saes([0, 1]), random_saes([0, 1], start=300), PROBES)
     assert (row.pwmcc_low, row.pwmcc_high, row.n_seeds) == (None, None, 2)
     assert row.note == "too few seeds for an interval"
 

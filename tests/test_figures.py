@@ -17,17 +17,25 @@ from synthetic_rows import (
     member,
     members,
     ood_rows,
+    width_row,
+    width_rows,
 )  # fmt: skip
 
 from husai_lib import figures
 
+
+def external(rows: list[Any]) -> Figure:
+    return figures.external(rows, groups())
+
+
 ALL: list[tuple[Callable[[Any], Figure], list[Any]]] = [
     (figures.frontier, members()),
     (figures.stability, groups()),
-    (figures.external, members()),
+    (external, members()),
     (figures.pareto, candidates()),
     (figures.controls, all_controls()),
     (figures.ood, ood_rows()),
+    (figures.widths, width_rows()),
 ]
 EACH = pytest.mark.parametrize(("draw", "rows"), ALL, ids=[draw.__name__ for draw, _ in ALL])
 
@@ -135,7 +143,7 @@ def test_a_logarithmic_axis_has_a_few_plain_numbers() -> None:
 
 def test_external_shows_every_seed_and_the_t_interval_of_the_mean() -> None:
     rows = [member(seed=seed) for seed in range(3)]
-    figure = figures.external(rows)
+    figure = figures.external(rows, [])
     assert sorted(points(figure, 1)[:, 0]) == pytest.approx([0.25, 0.375, 0.5])
     container = figure.axes[1].containers[0]
     (low, _), (high, _) = container.lines[2][0].get_segments()[0]
@@ -144,13 +152,13 @@ def test_external_shows_every_seed_and_the_t_interval_of_the_mean() -> None:
 
 
 def test_a_delta_that_is_missing_is_said_not_drawn_as_zero() -> None:
-    figure = figures.external([member(cebench_delta=None)])
+    figure = figures.external([member(cebench_delta=None)], [])
     assert [text.get_text() for text in figure.axes[1].texts] == ["n/a"]
     assert not figure.axes[1].collections
 
 
 def test_one_seed_has_a_point_and_no_interval() -> None:
-    (container,) = figures.external([member()]).axes[0].containers
+    (container,) = figures.external([member()], []).axes[0].containers
     assert not container.has_xerr
 
 
@@ -174,3 +182,42 @@ def test_names_from_outside_are_drawn_literally_and_cut() -> None:
     assert labels == ["87_glue_cola", ATTACK[:35] + "…"]
     png(figures.ood([row.model_copy(update={"task": "$\\nocommand{$"}) for row in ood_rows()]))
     png(figures.frontier([member("$\\nocommand{$")]))
+
+
+def test_the_widths_figure_has_a_line_for_each_k_of_each_origin_in_every_form() -> None:
+    published, released, calibrated = figures.widths(width_rows()).axes
+    lines = {line.get_label(): line for line in released.lines}
+    assert [label for label in lines if " k = " in label] == [
+        "random, k = 32", "trained, k = 32", "random, k = 128", "trained, k = 128"
+    ]  # fmt: skip
+    np.testing.assert_allclose(lines["random, k = 32"].get_xydata(), [[64, 2.5], [256, 10], [1024, 40]])
+    np.testing.assert_allclose(lines["trained, k = 128"].get_xydata(), [[64, 0.625], [256, 2.5]])
+    assert lines["random, k = 32"].get_linestyle() != lines["trained, k = 32"].get_linestyle()
+    assert lines["random, k = 32"].get_markerfacecolor() == "white"  # so that origins differ in grey too
+    assert lines["random, k = 32"].get_marker() != lines["random, k = 128"].get_marker()
+    assert {tuple(line.get_xydata()[0]) for line in published.lines if line.get_label() == "random, k = 32"} == {(64, 2)}
+    assert calibrated.lines[0].get_ydata().tolist() == [3.2, 3.2, 3.2]
+
+
+def test_plain_scores_stand_below_their_ceiling_and_beside_the_earlier_baseline_and_calibrated_ones_above_zero() -> None:
+    *plain, calibrated = figures.widths(width_rows()).axes
+    for axes in plain:
+        ceilings = [[64, 63 / 8], [256, 255 / 16], [1024, 1023 / 32]]
+        assert any(np.array_equal(line.get_xydata(), ceilings) for line in axes.lines)
+        assert [text.get_text() for text in axes.texts] == ["ceiling (N - 1) / √N", "earlier baseline: 47.95"]
+        assert any(set(line.get_ydata()) == {47.95} for line in axes.lines)
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert calibrated.get_yscale() == "linear"
+    assert not calibrated.texts
+    assert plain[0].get_ylim() == plain[1].get_ylim()
+
+
+def test_the_widths_are_plain_numbers_and_the_only_ticks() -> None:
+    figure = figures.widths(width_rows())
+    png(figure)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["64", "256", "1,024"]
+
+
+def test_a_missing_calibrated_score_is_left_out_of_its_line() -> None:
+    figure = figures.widths([width_row("random", 64, 8, calibrated=None), width_row("random", 128, 8)])
+    assert figure.axes[2].lines[0].get_xdata().tolist() == [128]

@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from husai_lib.errors import DataError
+from husai_lib.errors import DataError, IntegrityError
 from husai_lib.files import canonical_json
-from husai_lib.gates import External, evaluate_gates, evaluate_members, external_results, release_policy, spoken
+from husai_lib.gates import (
+    External,
+    evaluate_gates,
+    evaluate_members,
+    external_results,
+    group_sha256,
+    release_policy,
+    spoken,
+)
 from husai_lib.intervals import Interval
 from husai_lib.params import GateParams
 from husai_lib.records import ControlRow, MemberRow
@@ -25,7 +33,7 @@ NAMES = [*CONTROLS, "external_saebench", "external_cebench", "external"]
 def control(name, delta, low=None, high=None, note=""):
     return ControlRow(
         control=name, metric="pwmcc", candidate=None, control_value=None, delta=delta, delta_low=low, delta_high=high,
-        note=note,
+        note=note, candidate_sha256="",
     )  # fmt: skip
 
 
@@ -33,6 +41,12 @@ def controls(**changed):
     """Four controls that pass clearly, some replaced; None removes one."""
     rows = {name: control(name, 0.05, 0.01, 0.09) for name in CONTROLS} | changed
     return [row for row in rows.values() if row is not None]
+
+
+def controls_of(members, **changed):
+    """The same controls, of the weights of these members."""
+    sha256 = group_sha256((member.seed, member.weights_sha256) for member in members)
+    return [row.model_copy(update={"candidate_sha256": sha256}) for row in controls(**changed)]
 
 
 def interval(mean, low):
@@ -205,7 +219,7 @@ def test_no_control_can_hold_what_is_not_finite(name, bad):
 
 def test_members_are_judged_by_their_t_intervals():
     members = [saebench_member(seed, saebench=x) for seed, x in enumerate([0.1, 0.2, 0.3])]
-    policy = evaluate_members(members, BASELINE, controls(), GateParams(), source="cycle1/frontier")
+    policy = evaluate_members(members, BASELINE, controls_of(members), GateParams(), source="cycle1/frontier")
     row = gate(policy, "external_saebench")
     assert row.value == pytest.approx(0.2)
     assert row.bound == pytest.approx(0.2 - stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3))  # -0.048
@@ -216,12 +230,38 @@ def test_members_are_judged_by_their_t_intervals():
 
 
 def test_one_member_has_no_bound_and_none_is_missing():
-    assert (
-        gate(evaluate_members([saebench_member(0)], BASELINE, controls(), GateParams()), "external").verdict == "fail"
-    )
+    alone = [saebench_member(0)]
+    assert gate(evaluate_members(alone, BASELINE, controls_of(alone), GateParams()), "external").verdict == "fail"
     nobody = evaluate_members([], BASELINE, [], GateParams())
     assert set(verdicts(nobody).values()) == {"missing"}
     assert gate(nobody, "external_saebench").note == "no group was selected"
+
+
+MEMBERS = [saebench_member(seed, weights_sha256=f"weights {seed}") for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    "judged",
+    [
+        [*MEMBERS[:2], saebench_member(2, weights_sha256="weights of another training")],
+        MEMBERS[:2],
+        [*MEMBERS, saebench_member(3)],
+        [saebench_member(seed, weights_sha256=f"weights {(seed + 1) % 3}") for seed in range(3)],
+        [],
+    ],
+    ids=["another training", "a seed less", "a seed more", "seeds exchanged", "none selected"],
+)
+def test_controls_of_other_weights_are_refused(judged):
+    assert evaluate_members(MEMBERS, BASELINE, controls_of(MEMBERS), GateParams()).pass_all
+    assert evaluate_members(MEMBERS[::-1], BASELINE, controls_of(MEMBERS), GateParams()).pass_all
+    with pytest.raises(IntegrityError, match="control random_model was run on other weights than the candidate's"):
+        evaluate_members(judged, BASELINE, controls_of(MEMBERS), GateParams())
+
+
+def test_one_control_of_other_weights_among_four_is_refused():
+    rows = [*controls_of(MEMBERS)[:3], *controls_of(MEMBERS[:2])[3:]]
+    with pytest.raises(IntegrityError, match=r"control ood was run on other weights .*\(topk at 3 seeds\)"):
+        evaluate_members(MEMBERS, BASELINE, rows, GateParams())
 
 
 @pytest.mark.parametrize(
@@ -233,7 +273,8 @@ def test_one_member_has_no_bound_and_none_is_missing():
     ],
 )
 def test_cebench_counts_only_against_a_matched_baseline(baseline, note):
-    policy = evaluate_members([saebench_member(seed) for seed in range(3)], baseline, controls(), GateParams())
+    members = [saebench_member(seed) for seed in range(3)]
+    policy = evaluate_members(members, baseline, controls_of(members), GateParams())
     row = gate(policy, "external_cebench")
     assert row.verdict == "missing"
     assert note in row.note
@@ -242,7 +283,7 @@ def test_cebench_counts_only_against_a_matched_baseline(baseline, note):
 
 def test_a_member_without_cebench_makes_it_missing():
     members = [saebench_member(0), saebench_member(1), saebench_member(2, cebench=None)]
-    row = gate(evaluate_members(members, BASELINE, controls(), GateParams()), "external_cebench")
+    row = gate(evaluate_members(members, BASELINE, controls_of(members), GateParams()), "external_cebench")
     assert (row.verdict, row.note) == ("missing", "1 of 3 members have no cebench_delta")
 
 

@@ -18,13 +18,13 @@ LAYERS = {
     1: "errors version",
     2: "files catalogue sections hyperparameters params strict_yaml cache records evidence intervals",
     3: "selection gates audit figures tables",
-    4: "language_model texts activations architectures matching tasks randomness",
-    5: "stack training probing contrastive evaluation stress",
-    6: "execution cycle cli site webpages",
+    4: "language_model texts activations architectures logistic matching tasks randomness",
+    5: "stack training probing contrastive width_study evaluation baselines stress saebench_job",
+    6: "execution cycle cli saebench site webpages",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAY_IMPORT = {1: {1}, 2: {1, 2}, 3: {1, 2, 3}, 4: {1, 2, 3, 4}, 5: {1, 2, 3, 4, 5}, 6: {1, 2, 3, 6}}
-HEAVY = {"torch", "sae_lens", "transformer_lens", "transformers", "sae_probes"}
+HEAVY = {"torch", "sae_lens", "transformer_lens", "transformers", "sae_probes", "numba"}
 NOTEBOOK_STACK = {"husai_lib", "IPython", "matplotlib", "numpy", "pandas", "scipy"}
 LIBRARY = REPOSITORY / "husai_lib"
 FILES = sorted(p for p in LIBRARY.rglob("*.py") if p != LIBRARY / "__init__.py")

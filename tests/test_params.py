@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from husai_lib.files import REPOSITORY
 from husai_lib.hyperparameters import ARCHITECTURES
 from husai_lib.params import (
     ActivationParams,
+    BaselineParams,
     Condition,
     CycleParams,
     GateParams,
     ModelParams,
+    baseline_shapes,
     check,
     check_sections,
     load_cycle,
@@ -217,6 +220,54 @@ def test_a_relative_model_path_starts_at_the_repository(tmp_path: Path, monkeypa
     (tmp_path / "here").mkdir()
     with pytest.raises(ValidationError, match=r"no file or folder at '\./here'"):
         ModelParams(name="./here", prepend_bos=True)
+
+
+# The baseline
+
+
+@pytest.fixture
+def sae_folder(tmp_path: Path) -> Path:
+    """What stands for a SAELens folder as long as nobody loads it."""
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_a_baseline_is_trained_unless_an_sae_is_given(tmp_path: Path, sae_folder: Path) -> None:
+    for value in ("train", {}, {"architecture": "topk"}):
+        baseline = load_cycle(write_params(tmp_path / "p.yaml", smoke_data(baseline=value))).baseline
+        assert (baseline, baseline.given) == (BaselineParams(), "")
+    assert BaselineParams(folder=str(sae_folder)).given == f"folder {sae_folder}"
+    assert BaselineParams(release="gemma-scope", sae_id="a").given == "release gemma-scope, a"
+    whole = BaselineParams(folder=str(sae_folder), learning_rate=1e-3)
+    assert check(BaselineParams, whole.model_dump(mode="json"), "p") == whole
+
+
+@pytest.mark.parametrize("other", [{"release": "r", "sae_id": "a"}, {"release": "r"}, {"sae_id": "a"}])
+def test_a_folder_and_a_release_are_two_baselines(other: dict[str, str], sae_folder: Path) -> None:
+    with pytest.raises(ParameterError, match="folder and release name two SAEs; keep one"):
+        check(BaselineParams, {"folder": str(sae_folder), **other}, "p")
+
+
+@pytest.mark.parametrize("missing", ["cfg.json", "sae_weights.safetensors"])
+def test_a_folder_without_one_of_the_files_of_saelens_is_refused(missing: str, sae_folder: Path) -> None:
+    (sae_folder / missing).unlink()
+    with pytest.raises(ParameterError, match=rf"folder: .* holds no {re.escape(missing)}; name a SAELens folder"):
+        check(BaselineParams, {"folder": str(sae_folder)}, "p")
+
+
+def test_a_relative_folder_of_a_baseline_starts_at_the_repository(
+    sae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("husai_lib.params.REPOSITORY", sae_folder.parent)
+    assert BaselineParams(folder=sae_folder.name).folder == sae_folder.name
+
+
+def test_conditions_of_one_width_and_k_share_the_baseline_of_the_longest() -> None:
+    small, long, wide = (Condition(architecture="topk", **SHARED | changes) for changes in
+                         ({}, {"training_samples": 32768}, {"d_sae": 128}))  # fmt: skip
+    assert baseline_shapes([small]) == {"baseline": small}
+    assert baseline_shapes([wide, long, small]) == {"baseline_64_k8": long, "baseline_128_k8": wide}
 
 
 # Layers of models, read without torch

@@ -17,6 +17,8 @@ from synthetic_rows import (
     ood_rows,
     probes,
     sources,
+    width_row,
+    width_rows,
 )  # fmt: skip
 
 from husai_lib import tables
@@ -151,8 +153,37 @@ def test_gate_verdicts_are_words() -> None:
 def test_a_control_without_a_result_is_na() -> None:
     row = control("transcoder", control_value=None, delta=None, delta_low=None, delta_high=None, note="switched off")
     table = tables.controls_table([*all_controls(), row])
-    assert column(table, "Delta [95 %]")[-1] == "n/a [n/a, n/a]"
-    assert column(table, "Delta [95 %]")[0] == "+0.113 [+0.060, +0.166]"
+    assert column(table, "Delta [95 % over seeds]")[-1] == "n/a [n/a, n/a]"
+    assert column(table, "Delta [95 % over seeds]")[0] == "+0.113 [+0.060, +0.166]"
+
+
+def test_only_the_ood_control_has_an_interval_over_tasks() -> None:
+    assert column(tables.controls_table(all_controls()), "95 % over tasks") == ["", "", "", "[-0.020, +0.120]"]
+    with pytest.raises(ValueError, match="not in list"):
+        column(tables.controls_table(all_controls()[:3]), "95 % over tasks")
+
+
+def test_the_ood_table_has_a_line_a_task_with_the_range_over_seeds() -> None:
+    table = tables.ood_table(ood_rows())  # in domain .81 .82 .83 beside .85, shifted .70 .72 .74 beside .78
+    assert column(table, "Task") == ["87_glue_cola", ATTACK]
+    assert {heading: column(table, heading)[0] for heading in cells(table)[0][1:]} == {
+        "SAE AUC in domain": "0.820 (0.810 to 0.830)",
+        "Raw AUC in domain": "0.850",
+        "SAE AUC shifted": "0.720 (0.700 to 0.740)",
+        "Raw AUC shifted": "0.780",
+        "Delta in domain": "-0.030 (-0.040 to -0.020)",
+        "Delta shifted": "-0.060 (-0.080 to -0.040)",
+        "Drop": "+0.030 (+0.020 to +0.040)",
+    }
+
+
+def test_the_ood_sentence_names_what_the_shift_costs_and_where_most() -> None:
+    worse = [row.model_copy(update={"task": "5_ismale", "drop": row.drop + 0.02}) for row in ood_rows()[:3]]
+    # the raw activation falls from .85 to .78, the SAE by the mean drop of .03 and .05 more
+    assert tables.ood_sentence([*ood_rows()[:3], *worse]) == (
+        "Averaged over 2 tasks, the shift costs the raw activation 0.070 of its AUC and the SAE 0.110, so the drop is "
+        "+0.040. It is largest in 5_ismale (+0.050)."
+    )
 
 
 def test_the_baseline_has_no_delta_to_itself() -> None:
@@ -202,3 +233,37 @@ def test_the_matching_sentence_names_conditions_that_are_off() -> None:
 def test_stability_is_judged_by_the_bound_not_the_estimate() -> None:
     sentence = tables.stability_sentence(groups())  # standard: 0.42 > 0.40, but its bound 0.35 is not
     assert "in 2 of 3 conditions (topk, batchtopk)" in sentence
+
+
+def test_the_contrastive_table_shows_every_form_beside_the_ceiling() -> None:
+    lines = cells(tables.contrastive_table([width_row("random", 1024, 128, calibrated=None, l0=125.25)]))
+    assert lines[1] == [
+        "random", "1,024", "125.2 of 128", "8.00", "2.00 / 3.00", "8.00 / 10.00", "32.0", "1.00 / n/a",
+    ]  # fmt: skip
+
+
+def test_the_unreachable_sentence_names_the_narrowest_width_that_can_reach_the_earlier_baseline() -> None:
+    said = tables.unreachable_sentence(1024)
+    # 2300 / sqrt(2301) = 47.948 < 47.95 < 47.958 = 2301 / sqrt(2302)
+    assert "no SAE of fewer than **2,302** latents" in said
+    assert "At this cycle's width of 1,024 latents the ceiling is **32.0**; at 32,768 latents it is 181.0." in said
+
+
+def test_the_width_sentences_compare_random_saes_over_widths_and_ks_and_trained_ones_with_the_widest() -> None:
+    assert tables.width_sentences(width_rows()) == (
+        "**Nothing was learned** by the random SAEs. Widened from 64 to 1,024 latents at k = 32, they go from 2.0 as "
+        "published (2.5 as released) to 32.0 as published (40.0 as released); at 1,024 latents and k = 128 it is 8.0 as "
+        "published (10.0 as released). The best *trained* SAE here, of 256 latents and k = 32, has 8.0 as published "
+        "(10.0 as released): as published less than the widest random one. **Calibrated**, random SAEs score +3.2 to "
+        "+12.8 and trained ones +5.2 to +14.8, and a trained SAE is above the random one of its width and k in 4 of 4 "
+        "cases."
+    )
+
+
+def test_the_width_sentences_say_when_a_trained_sae_scores_more_and_leave_out_what_has_no_calibrated_score() -> None:
+    random, trained = width_row("random", 64, 8, calibrated=3.0), width_row("trained", 64, 8, interpretability=9.0)
+    assert "as published more than the widest random one" in tables.width_sentences([random, trained])
+    assert "in 0 of 1 cases" in tables.width_sentences([random, trained.model_copy(update={"calibrated": 2.0})])
+    none = tables.width_sentences([random, trained.model_copy(update={"calibrated": None})])
+    assert "random SAEs score +3.0 to +3.0 and trained ones n/a" in none
+    assert "in 0 of 0 cases" in none
