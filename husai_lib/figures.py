@@ -219,6 +219,7 @@ def _lines_over_width(axes: Axes, rows: Sequence[ContrastiveRow], column: str) -
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted({row.d_sae for row in rows})))
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("Latents N (log scale)")
 
 

@@ -25,7 +25,9 @@ MAX_EPOCHS, TOLERANCE = 1000, 1e-4
 STRENGTHS = np.logspace(5, -5, 10)
 """The inverse penalties C that the protocol tries, strongest fit first."""
 LANES = 32
-"""Problems in a block: a multiple of the processor's registers, few enough for its cache."""
+"""Problems in a block: few enough for the processor's cache."""
+WIDTHS = (*range(13), 24, LANES)
+"""Lanes of a block that are computed: whole registers take about as long as half as many lanes one by one."""
 
 
 def fit_best(X: NDArray[np.float32], y: NDArray[Any], seed: int) -> tuple[Floats, Floats, Floats]:
@@ -100,11 +102,11 @@ def saga(X: NDArray[np.float32], y: NDArray[Any], which: NDArray[Any], C: Floats
     # random state, rows seen, epochs done: the same for all lanes
     clock, seen = np.array([np.random.RandomState(seed).randint(1, np.iinfo(np.int32).max), 0, 0]), np.zeros(n, bool)
     blocks = _blocks(lanes)
-    while active := sum(block["active"].sum() for block in blocks):
-        if len(blocks) > -(-active // LANES):  # those that are left fit into fewer blocks
+    while active := sum(int(block["active"].sum()) for block in blocks):
+        if sum(block["problem"].size for block in blocks) > sum(_widths(active)):  # those that are left need fewer
             merged = {name: [block[name][..., block["active"]] for block in blocks] for name in lanes}
             blocks = _blocks({name: np.concatenate(parts, axis=-1) for name, parts in merged.items()})
-        before, turn = (clock, seen), 4 + clock[2] // 8
+        before, turn = (clock, seen), 2 + clock[2] // 50
         for block in blocks:
             clock, seen = (array.copy() for array in before)
             _epochs(turn, labels, clock, seen, **{name: block[name] for name in lanes if name != "problem"})
@@ -113,13 +115,19 @@ def saga(X: NDArray[np.float32], y: NDArray[Any], which: NDArray[Any], C: Floats
     return fitted[:, :k], fitted[:, k]
 
 
+def _widths(lanes: int) -> list[int]:
+    """The widths of the blocks that so many lanes take."""
+    full, rest = divmod(lanes, LANES)
+    return [LANES] * full + [next(width for width in WIDTHS if width >= rest)] * (rest > 0)
+
+
 def _blocks(lanes: dict[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
-    """Lanes in blocks of LANES, the last one filled up with lanes of no problem."""
+    """Lanes in blocks, the last one filled up to its width with lanes of no problem."""
     blocks = []
-    for start in range(0, lanes["problem"].size, LANES):
-        part = {name: values[..., start : start + LANES] for name, values in lanes.items()}
+    for number, width in enumerate(_widths(lanes["problem"].size)):
+        part = {name: values[..., number * LANES : number * LANES + width] for name, values in lanes.items()}
         size = part["problem"].size
-        block = {name: np.zeros((*values.shape[:-1], LANES), values.dtype) for name, values in part.items()}
+        block = {name: np.zeros((*values.shape[:-1], width), values.dtype) for name, values in part.items()}
         block["problem"][size:] = -1
         for name, values in part.items():
             block[name][..., :size] = values
@@ -159,10 +167,9 @@ def _run_epochs(  # noqa: PLR0912, PLR0917 -- one loop, which numba compiles
             else:
                 for j in range(k):
                     for lane in range(lanes):  # the step of the sample before, then the prediction of this one
-                        gradient = gradients[j, lane] + rows[last, j, lane] * delta[lane]
-                        moved = weights[j, lane] - rows[last, j, lane] * leap[lane] - pull[lane] * gradient
+                        moved = weights[j, lane] - pull[lane] * gradients[j, lane] - rows[last, j, lane] * leap[lane]
                         moved -= min(max(moved, -threshold[lane]), threshold[lane])
-                        gradients[j, lane] = gradient
+                        gradients[j, lane] += rows[last, j, lane] * delta[lane]
                         weights[j, lane] = moved
                         value[lane] += rows[i, j, lane] * moved
             share = 1.0 / seen_rows
@@ -171,16 +178,16 @@ def _run_epochs(  # noqa: PLR0912, PLR0917 -- one loop, which numba compiles
                 gradient = ((1.0 - y[i]) - y[i] * odds) / (1.0 + odds)
                 delta[lane] = gradient - memory[i, lane]
                 memory[i, lane] = gradient
-                leap[lane] = delta[lane] * step[lane] * (1.0 - share)
+                leap[lane] = delta[lane] * step[lane]  # this sample's gradient twice: as its own, and in the mean
                 pull[lane] = step[lane] * share
-                intercept_gradient[lane] += delta[lane]
                 intercept[lane] -= pull[lane] * intercept_gradient[lane] + leap[lane]
+                intercept_gradient[lane] += delta[lane]
             last = i
         for lane in range(lanes):
             largest = change = 0.0
             for j in range(k):
+                moved = weights[j, lane] - pull[lane] * gradients[j, lane] - rows[last, j, lane] * leap[lane]
                 gradients[j, lane] += rows[last, j, lane] * delta[lane]
-                moved = weights[j, lane] - rows[last, j, lane] * leap[lane] - pull[lane] * gradients[j, lane]
                 weights[j, lane] = moved - min(max(moved, -threshold[lane]), threshold[lane])
                 largest = max(largest, abs(weights[j, lane]))
                 change = max(change, abs(weights[j, lane] - before[j, lane]))

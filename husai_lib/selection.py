@@ -145,7 +145,8 @@ def measured_on(activations: Record, baselines: Record) -> dict[str, str]:
     weights = sorted(row.weights_sha256 for row in rows)
     parts = {
         "model": given["model"], "hook": given["activations"]["hook_name"], "data sets": given["texts"]["probing"],
-        "probing": bench["probing"], "stories": given["texts"]["stories"], "pairs": bench["contrastive"],
+        "probing": bench["probing"], "stories": given["texts"]["stories"],
+        "pairs": {key: value for key, value in bench["contrastive"].items() if key != "study"},
         "baseline": weights,
     }  # fmt: skip
     return {what: canonical_json(part).strip() for what, part in parts.items()}

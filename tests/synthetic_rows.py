@@ -11,7 +11,17 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from husai_lib.evidence import Run, open_step
 from husai_lib.figures import controls, external, frontier, ood, pareto, stability
 from husai_lib.params import load_cycle
-from husai_lib.records import CandidateRow, ContrastiveRow, ControlRow, GateRow, GroupRow, MemberRow, OodRow, ProbeRow, SourceRow
+from husai_lib.records import (
+    CandidateRow,
+    ContrastiveRow,
+    ControlRow,
+    GateRow,
+    GroupRow,
+    MemberRow,
+    OodRow,
+    ProbeRow,
+    SourceRow,
+)
 
 ATTACK = "<img src=x onerror=alert(1)>|`$x$` [a](javascript:alert(2))"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

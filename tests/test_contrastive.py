@@ -127,6 +127,12 @@ def test_calibration_as_released_is_of_the_released_interpretability() -> None:
     assert of_stories(TOY, RELEASED).calibrated_interpretability == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_null_that_varies_by_rounding_only_calibrates_nothing() -> None:
+    null = 8.0 + 1e-15 * torch.arange(100, dtype=torch.float64)
+    assert null.std() > 0
+    assert contrastive._calibrated(torch.cat([torch.tensor([8.0 + 1e-13]), null])) is None
+
+
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
 def test_max_z_of_two_parts_is_that_of_the_whole(n: int, others: int, seed: int) -> None:
@@ -311,7 +317,7 @@ def resident() -> float:
 
 
 def test_200_pairs_need_no_more_memory_than_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The latents of a pair take 0.7 MB, those of all pairs 130 MB; the differences of its deals 1.7 MB and 330 MB.
+    # The latents of a pair take 1.3 MB, those of all pairs 260 MB; the differences of its deals 3.3 MB and 660 MB.
     seen: list[float] = []
 
     def seeing(function: Any) -> Any:
@@ -322,12 +328,12 @@ def test_200_pairs_need_no_more_memory_than_a_few(monkeypatch: pytest.MonkeyPatc
         return seen_function
 
     monkeypatch.setattr(contrastive, "first_story_weights", seeing(first_story_weights))
-    directions = torch.randn(4, 2048, generator=torch.Generator().manual_seed(0))
+    directions = torch.randn(4, 4096, generator=torch.Generator().manual_seed(0))
     sae = SimpleNamespace(encode=seeing(lambda x: (x @ directions).relu()))
     rows = np.random.default_rng(0).standard_normal((200 * 80, 4)).astype(np.float32)
     score(sae, SimpleNamespace(rows=rows, offsets=np.arange(0, len(rows) + 1, 40)), PUBLISHED)  # type: ignore[arg-type]
     assert len(seen) == 400
-    assert max(seen) - max(seen[:10] + seen[200:210]) < 30
+    assert max(seen) - max(seen[:10]) < 100
 
 
 def test_what_waits_for_the_second_pass_is_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,12 +362,12 @@ def test_any_sae_lens_object_can_be_scored() -> None:
     rng = np.random.default_rng(0)
     rows, offsets = rng.standard_normal((40, 32)).astype(np.float32), np.arange(0, 41, 10)
     stories: Any = SimpleNamespace(rows=rows, offsets=offsets)
-    training = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=32, d_sae=64, k=8, use_sparse_activations=True))
-    inference = TopKSAE(TopKSAEConfig(d_in=32, d_sae=64, k=8, rescale_acts_by_decoder_norm=True))
-    inference.load_state_dict(training.state_dict())
+    shape: dict[str, Any] = {"d_in": 32, "d_sae": 64, "k": 8, "rescale_acts_by_decoder_norm": True}
+    training = TopKTrainingSAE(TopKTrainingSAEConfig(**shape, use_sparse_activations=True))
+    inference, half = TopKSAE(TopKSAEConfig(**shape)), TopKSAE(TopKSAEConfig(**shape, dtype="bfloat16"))
+    for sae in (training, inference, half):
+        sae.load_state_dict(random_sae(0).state_dict())
     assert score(training, stories, PUBLISHED) == score(inference, stories, PUBLISHED)
-    half = TopKSAE(TopKSAEConfig(d_in=32, d_sae=64, k=8, rescale_acts_by_decoder_norm=True, dtype="bfloat16"))
-    half.load_state_dict(training.state_dict())
     found = score(half, stories, PUBLISHED)
     assert found.l0 == 8
     assert found.contrastive == pytest.approx(score(inference, stories, PUBLISHED).contrastive, rel=0.05)

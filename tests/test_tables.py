@@ -252,8 +252,8 @@ def test_the_unreachable_sentence_names_the_narrowest_width_that_can_reach_the_e
 def test_the_width_sentences_compare_random_saes_over_widths_and_ks_and_trained_ones_with_the_widest() -> None:
     assert tables.width_sentences(width_rows()) == (
         "**Nothing was learned** by the random SAEs. Widened from 64 to 1,024 latents at k = 32, they go from 2.0 as "
-        "published (2.5 as released) to 32.0 as published (40.0 as released); at 1,024 latents and k = 128 it is 8.0 as "
-        "published (10.0 as released). The best *trained* SAE here, of 256 latents and k = 32, has 8.0 as published "
+        "published (2.5 as released) to 32.0 as published (40.0 as released); at 1,024 latents and k = 128 it is 8.0 "
+        "as published (10.0 as released). The best *trained* SAE here, of 256 latents and k = 32, has 8.0 as published "
         "(10.0 as released): as published less than the widest random one. **Calibrated**, random SAEs score +3.2 to "
         "+12.8 and trained ones +5.2 to +14.8, and a trained SAE is above the random one of its width and k in 4 of 4 "
         "cases."
