@@ -23,7 +23,7 @@ from husai_lib.records import is_matched
 from husai_lib.selection import candidates_from, select
 
 NOT_HERE = "not in the cache of this machine"
-NAMING = {"condition", "seed", "data_set", "task", "control", "gate"}
+NAMING = {"condition", "origin", "seed", "data_set", "at", "task", "control", "gate"}
 """Columns that say which row of a table is meant."""
 
 Check = tuple[str, Any, Any]

@@ -10,6 +10,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor
 
 from husai_lib.activations import Bank
+from husai_lib.cache import code_hash
 from husai_lib.contrastive import ContrastiveScore, cached_score, contrastive_scores
 from husai_lib.matching import random_decoders
 from husai_lib.params import Condition, ContrastiveParams, SaeParams
@@ -54,7 +55,7 @@ def random_topk(d_sae: int, k: int, seed: int, bias: Tensor) -> TopKSAE:
 def _random_score(
     shape: tuple[int, int], seed: int, training: Bank, stories: Bank, params: ContrastiveParams
 ) -> ContrastiveScore:
-    content = {"random_topk": [*shape, seed], "bias": training.sha256}
+    content = {"random_topk": [*shape, seed], "bias": training.sha256, "code": code_hash(__name__)}
     return cached_score(content, lambda: random_topk(*shape, seed, training.mean().float()), stories, params)
 
 

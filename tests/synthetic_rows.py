@@ -168,7 +168,7 @@ def write_run(run: Run, finished: bool = True) -> Run:
     step.write({"members": [member("baseline", s, architecture="topk", cebench_delta=None) for s in range(3)]})
     step = open_step("frontier", str(run.path))
     step.save_figure(frontier(members()), "frontier")
-    step.save_figure(external(members()), "external")
+    step.save_figure(external(members(), groups()), "external")
     step.save_figure(stability(groups()), "stability")
     step.write({"members": members(), "groups": groups(), "probes": probes()})
     step = open_step("selection", str(run.path))

@@ -91,6 +91,16 @@ def test_random_saes_differ_by_seed_only() -> None:
     assert not torch.equal(one, other)
 
 
+def test_another_seed_or_mean_of_the_training_rows_gives_other_random_saes(
+    rows: list[ContrastiveRow], banks: dict[str, Bank]
+) -> None:
+    shifted = {**banks, "training": bank(np.array(banks["training"].rows) + 1)}
+    for other in (width_study(PARAMS, SAE, 4, banks), width_study(PARAMS, SAE, 3, shifted)):
+        for one, changed in zip(rows, other, strict=True):
+            assert one.contrastive != changed.contrastive
+    assert width_study(PARAMS, SAE, 3, banks) == rows
+
+
 def test_the_plain_score_of_random_saes_grows_with_width_and_with_sparsity(rows: list[ContrastiveRow]) -> None:
     at = {(row.d_sae, row.k): row for row in rows if row.origin == "random"}
     for column in ("interpretability", "interpretability_as_released"):
