@@ -233,14 +233,15 @@ def _decisions(records: Records, rows: Rows) -> Iterator[Check]:
 def _shown(run: Run, rows: Rows) -> Iterator[Check]:
     """Every line of a table in a notebook's output whose heading is that of a table made from records.
 
-    `tables` shows a table of that name with its function `<name>_table`, the baseline's members with `baseline_table`.
+    `tables` shows a table of that name with its function `<name>_table`, the baseline's members with `baseline_table`;
+    what is made from several tables, or shows one in another way, is named here.
     """
-    lines: set[str] = set()
-    for (step, table), own in rows.items():
-        make = getattr(
-            tables, "baseline_table" if step == "baselines" and table == "members" else f"{table}_table", None
-        )
-        lines |= set(make(own).splitlines()) if make and own else set()
+    makers = {name: getattr(tables, f"{name}_table", lambda _: "") for _, name in rows}
+    made = [makers[name](own) for (_, name), own in rows.items() if own]
+    members, groups = rows["frontier", "members"], rows["frontier", "groups"]
+    made += [tables.baseline_table(rows["baselines", "members"]), tables.frontier_table(members)]
+    made += [tables.external_table(groups, members), tables.data_sets_table(rows["frontier", "probes"])]
+    lines = {line for table in made for line in table.splitlines()}
     for path in sorted(run.path.glob("notebooks/*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for output in [output for cell in cells for output in cell.get("outputs", ())]:

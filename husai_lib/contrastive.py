@@ -75,8 +75,7 @@ def contrastive_scores(
 
 
 def _score_of_trained(trained: TrainedSae, stories: Bank, params: ContrastiveParams) -> ContrastiveScore:
-    content = {"weights": trained.weights_sha256, "cfg": trained.entry.files["cfg.json"]}
-    return cached_score(content, lambda: trained.sae, stories, params)
+    return cached_score(trained.content, lambda: trained.sae, stories, params)
 
 
 def cached_score(

@@ -116,6 +116,7 @@ def synthetic_run(evidence: Path) -> Run:
     step.read("baselines")
     rows = {"members": members, "groups": groups, "probes": [p for _, ps in made for p in ps]}
     shown = [f"Text before.\n\n{tables.members_table(members)}\n", tables.groups_table(groups)]
+    shown += [tables.external_table(groups, members), tables.data_sets_table(rows["probes"])]
     _finish(run, step, rows, "03_frontier", shown)
 
     selection = select(candidates_from("frontier", members, {}), params.selection)

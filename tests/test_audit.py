@@ -262,3 +262,15 @@ def test_a_table_in_a_notebook_that_is_not_the_records_is_found(run: Run) -> Non
     [problem] = audit_run(run).problems
     assert "03_frontier.ipynb" in problem
     assert "0.700" in problem
+
+
+@pytest.mark.parametrize("which", [2, 3], ids=["external deltas", "data sets"])
+def test_so_is_one_that_is_made_from_several_tables(run: Run, which: int) -> None:
+    path = run.path / "notebooks" / "03_frontier.ipynb"
+    shown = json.loads(path.read_text())["cells"][-1]["outputs"][which]["data"]["text/markdown"]
+    assert "+0.0" in shown
+    notebook(path, "run = ''", "show()", outputs=[shown.replace("+0.0", "+0.1", 1)])
+    forge_hashes(run)
+    [problem] = audit_run(run).problems
+    assert "03_frontier.ipynb" in problem
+    assert "+0.1" in problem
