@@ -149,6 +149,8 @@ class Step:
     parameters: dict[str, Any]
     """The same as JSON values, as they enter the record."""
     inputs: dict[str, str] = field(default_factory=dict)
+    earlier: dict[str, str] = field(default_factory=dict)
+    """Hashes of the records of earlier runs that were read, by `<cycle>/<run>/<step>`."""
     published: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
 
@@ -156,6 +158,12 @@ class Step:
         """An earlier step's record, verified; its hash becomes part of this step's record."""
         record = self.run.record(step)
         self.inputs[step] = record.sha256
+        return record
+
+    def read_earlier(self, run: str, step: str) -> Record:
+        """A record of the earlier run `<cycle>/<run>` or `imported/<name>`, verified; its hash enters this step's record."""
+        record = earlier_run(self.run.path.parent.parent, run).record(step)
+        self.earlier[f"{run}/{step}"] = record.sha256
         return record
 
     def progress(self, done: int, total: int, what: str) -> None:
@@ -188,6 +196,7 @@ class Step:
             "cycle": self.run.path.parent.name,
             "parameters": self.parameters,
             "inputs": self.inputs,
+            "earlier": self.earlier,
             "summary": summary,
             "tables": {name: [row.model_dump() for row in rows] for name, rows in tables.items()},
             "published": self.published,
@@ -275,6 +284,17 @@ def new_run(evidence: Path, cycle: str) -> Run:
 def find_runs(evidence: Path) -> list[Run]:
     """All runs under `evidence`, oldest first."""
     return [Run(p) for p in sorted(evidence.glob("*/run_*"), key=lambda p: (p.name, p.parent.name)) if p.is_dir()]
+
+
+def earlier_run(evidence: Path, name: str) -> Run:
+    """The complete run `<cycle>/<run>` or `imported/<name>` that parameters name: of `evidence`, else of the checkout."""
+    found = [folder / name for folder in (evidence, REPOSITORY / "evidence") if (folder / name).is_dir()]
+    if not found:
+        remedy = "'husai ls' lists the runs, 'husai import FILE --as NAME' makes one of an earlier cycle's records"
+        raise EvidenceError(f"no earlier run is called {name!r} in {evidence}; {remedy}")
+    run = Run(found[0])
+    run.manifest()  # raises where it is unfinished or was changed
+    return run
 
 
 def find_run(evidence: Path, name: str | None) -> Run:

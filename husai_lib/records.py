@@ -197,6 +197,14 @@ class CandidateRow(Row):
     cebench_delta_low: float | None
     explained_variance: float | None
     explained_variance_low: float | None
+    saebench_delta_std: float | None = None
+    cebench_delta_std: float | None = None
+    explained_variance_std: float | None = None
+    """Standard deviations over the seeds, with n - 1."""
+    saebench_score: float | None = None
+    cebench_score: float | None = None
+    explained_variance_score: float | None = None
+    """What each metric adds to the joint score before its weight: 0 for the worst group, 1 for the best."""
     joint_score: float | None
     on_front: bool
     selected: bool
@@ -275,8 +283,159 @@ class GateRow(Row):
     """The record the value comes from."""
 
 
+class CriterionRow(Row):
+    """One comparison of this cycle's candidate with that of an earlier run: a part of a decision criterion."""
+
+    criterion: int
+    """1: both external deltas improve jointly, by their bounds; 2: the gate's outcome is better and no control regresses."""
+    earlier: str
+    """The earlier run."""
+    metric: str
+    """saebench_delta, cebench_delta, or a gate."""
+    here: float | None
+    """The value of this cycle's candidate."""
+    there: float | None
+    """The value of the earlier candidate."""
+    difference: float | None
+    """here minus there."""
+    difference_low: float | None
+    difference_high: float | None
+    """95 % interval of the difference (Welch)."""
+    verdict_here: str = ""
+    verdict_there: str = ""
+    """Of a gate: pass, fail, missing or unreachable; empty for a metric."""
+    outcome: str
+    """met, not met, or not comparable."""
+
+
+class EarlierMemberRow(Row):
+    """One SAE as a record of cycles of 2026-02 has it, values as they stand there; nothing is recomputed."""
+
+    position: int
+    """Its place among the records of its file, from 0."""
+    condition: str
+    """What its group was called: its name without `_seed<N>`."""
+    architecture: str
+    seed: int | None
+    d_sae: int | None
+    k: int | None
+    """Target L0."""
+    model: str
+    hook_name: str
+    explained_variance: float | None
+    """On the rows it was trained on; of an assignment record the mean over its seeds."""
+    l0: float | None
+    """On the rows it was trained on."""
+    saebench_delta: float | None
+    """Test AUC of the k that is best on the test set, minus that of the raw activation."""
+    llm_auc: float | None
+    """Mean test AUC of logistic regression on the raw activation."""
+    data_sets: str
+    """Names of the probing data sets, joined by commas."""
+    ks: str
+    """How many latents a probe could use, joined by commas."""
+    cebench_interpretability: float | None
+    cebench_delta: float | None
+    """cebench_interpretability minus the baseline's."""
+    cebench_baseline: str
+    """Release and id of the SAE it was compared with; empty where there was none."""
+    cebench_baseline_score: float | None
+    pairs: str
+    """Where the stories come from and how many pairs were used."""
+    evaluated_as: str
+    """The architecture whose encoder the benchmarks used, where the record says so."""
+    failed: str
+    """Which evaluation ended with an error; empty if none did."""
+    checkpoint: str
+    """Where its weights were, on a machine of that time."""
+    weights_sha256: str
+    """Where the record holds it; else empty."""
+
+
+class EarlierGroupRow(Row):
+    """One ranked group of an earlier selection: its own numbers, to be compared with ours."""
+
+    rank: int
+    """From 0, the selected one."""
+    condition: str
+    architecture: str
+    n_seeds: int
+    representative_seed: int | None
+    on_front: bool
+    joint_score: float
+    saebench_score: float | None
+    cebench_score: float | None
+    explained_variance_score: float | None
+    """Normalised components of the joint score."""
+    saebench_delta: float | None
+    saebench_delta_std: float | None
+    saebench_delta_low: float | None
+    saebench_delta_high: float | None
+    cebench_delta: float | None
+    cebench_delta_std: float | None
+    cebench_delta_low: float | None
+    cebench_delta_high: float | None
+    explained_variance: float | None
+    explained_variance_std: float | None
+    explained_variance_low: float | None
+    explained_variance_high: float | None
+    """Means, standard deviations and 95 % intervals over the seeds (z = 1.96)."""
+
+
+class EarlierSweepRow(Row):
+    """One condition of an earlier sweep: of lambda (assignment v2, v3) or of transcoders."""
+
+    condition: str
+    d_sae: int
+    k: int
+    n_seeds: int | None
+    pwmcc: float | None
+    """Of the trained SAEs."""
+    control: float | None
+    """PW-MCC of what they were compared with: random decoders."""
+    delta: float | None
+    delta_low: float | None
+    """As they stated it: lower end of the one interval minus upper end of the other."""
+    explained_variance: float | None
+    alignment: float | None
+    """Mean |cosine| to the reference seed."""
+    saebench_delta: float | None
+    cebench_delta: float | None
+
+
+class EarlierGateRow(Row):
+    """One gate, acceptance or stress value of an earlier cycle, as stated and as its own rule gives it."""
+
+    gate: str
+    value: float | None
+    bound: float | None
+    threshold: float | None
+    direction: str
+    """`above` or `below` the threshold passes; empty where nothing was judged."""
+    required: bool
+    stated: str
+    """pass or fail; empty where it was not judged."""
+    follows: str
+    """What the stated numbers give by the rule of that time."""
+
+
+class CaveatRow(Row):
+    """What is known to be wrong with numbers of an earlier cycle."""
+
+    caveat: str
+    """stale_results, unequal_data_sets, width_ceiling, ...: see `earlier`."""
+    record: str
+    """The record it concerns."""
+    rows: int
+    """How many of its rows."""
+    what: str
+    """One sentence, with the numbers that show it."""
+
+
 TABLES: dict[str, type[Row]] = {
     "sources": SourceRow, "banks": BankRow, "members": MemberRow, "groups": GroupRow, "probes": ProbeRow,
     "candidates": CandidateRow, "controls": ControlRow, "control_saes": ControlSaeRow, "ood": OodRow,
-    "gates": GateRow, "contrastive": ContrastiveRow,
+    "gates": GateRow, "contrastive": ContrastiveRow, "criteria": CriterionRow, "earlier_members": EarlierMemberRow,
+    "earlier_groups": EarlierGroupRow, "earlier_sweep": EarlierSweepRow, "earlier_gates": EarlierGateRow,
+    "caveats": CaveatRow,
 }  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 from nbconvert.filters import strip_ansi
 
-from husai_lib import tables
+from husai_lib import sentences, tables
 from husai_lib.errors import EvidenceError, HusaiError
 from husai_lib.evidence import Run, find_run, find_runs
 from husai_lib.files import REPOSITORY, explain_os_error, write_text
@@ -67,6 +67,7 @@ def index_markdown(run: Run, pages: Sequence[Page]) -> str:
         run=run,
         records={step: run.record(step) for step in run.journal},
         tables=tables,
+        sentences=sentences,
         figures={path.stem for path in run.path.glob("figures/*.png")},
         notebooks=[page for page in pages if page.run == run.name],
         files=[path.relative_to(run.path).as_posix() for path in _json_files(run)],

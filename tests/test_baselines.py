@@ -19,7 +19,7 @@ from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 from small_saes import D_IN, HOOK, bank, cache, condition, random_sae, random_saes, trained
 from test_evaluation import baseline_row, benches
 
-from husai_lib import audit, baselines, gates, tables
+from husai_lib import audit, baselines, gates, sentences, tables
 from husai_lib.activations import Bank
 from husai_lib.baselines import PICKLED, baseline_saes
 from husai_lib.cache import cache_folder, open_entry
@@ -106,7 +106,7 @@ def test_a_matched_sae_is_the_baseline_of_every_seed_and_none_is_trained(
     candidates, _ = member_rows(random_saes([0, 1, 5], TOPK_64), on, [given])
     for row in candidates:
         assert row.cebench_delta == row.cebench_interpretability - given.cebench_interpretability
-    assert "it **is the baseline** at every seed" in tables.given_sentence([given])
+    assert "it **is the baseline** at every seed" in sentences.given_sentence([given])
 
 
 def test_an_sae_of_another_width_is_reported_beside_the_baseline_with_both_ceilings(rows: Bank, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_an_sae_of_another_width_is_reported_beside_the_baseline_with_both_ceili
     candidates, _ = member_rows(random_saes([0, 1], TOPK_64), on, table)
     for row, base in zip(candidates, trained_rows, strict=True):
         assert row.cebench_delta == row.cebench_interpretability - base.cebench_interpretability
-    said = tables.given_sentence(table)
+    said = sentences.given_sentence(table)
     assert "**not the gate's baseline** for 64 latents and k = 8: its width would have to lie within 10 %" in said
     assert "cannot exceed 15.9 at its width and 7.9 at theirs" in said  # 255 / 16 and 63 / 8
     shown = tables.baseline_table(table)
@@ -135,7 +135,7 @@ def test_an_sae_of_another_l0_is_no_baseline(rows: Bank, tmp_path: Path) -> None
     assert names(saes)[1:] == [("baseline", 0), ("baseline", 1)]
     table, _ = member_rows(saes, on, [])
     assert not table[0].l0_matched
-    assert "k = 8: its L0 would have to lie" in tables.given_sentence(table)
+    assert "k = 8: its L0 would have to lie" in sentences.given_sentence(table)
 
 
 def test_a_given_sae_may_match_one_condition_of_two(rows: Bank, tmp_path: Path) -> None:

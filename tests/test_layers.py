@@ -17,10 +17,10 @@ from husai_lib.hyperparameters import ARCHITECTURES
 LAYERS = {
     1: "errors version",
     2: "files catalogue sections hyperparameters params strict_yaml cache records evidence intervals",
-    3: "selection gates audit figures tables",
+    3: "selection gates audit figures tables sentences earlier replay criteria shown",
     4: "language_model texts activations architectures logistic matching tasks randomness",
-    5: "stack training probing contrastive width_study evaluation baselines stress saebench_job",
-    6: "execution cycle cli saebench site webpages",
+    5: "stack training probing contrastive width_study evaluation baselines stress saebench_job upload_job",
+    6: "execution cycle cli export saebench site webpages",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAY_IMPORT = {1: {1}, 2: {1, 2}, 3: {1, 2, 3}, 4: {1, 2, 3, 4}, 5: {1, 2, 3, 4, 5}, 6: {1, 2, 3, 6}}

@@ -77,6 +77,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / "fake" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source)
+    for folder in (path for path in (tmp_path / "fake" / "sae_bench").rglob("") if path.is_dir()):
+        (folder / "__init__.py").touch()  # a package without it gives way to an installed one
     monkeypatch.syspath_prepend(tmp_path / "fake")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
     monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "cache"))
