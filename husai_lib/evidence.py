@@ -161,7 +161,7 @@ class Step:
         return record
 
     def read_earlier(self, run: str, step: str) -> Record:
-        """A record of the earlier run `<cycle>/<run>` or `imported/<name>`, verified; its hash enters this step's record."""
+        """A record of the earlier run `<cycle>/<run>` or `imported/<name>`, verified; its hash is kept."""
         record = earlier_run(self.run.path.parent.parent, run).record(step)
         self.earlier[f"{run}/{step}"] = record.sha256
         return record
@@ -287,7 +287,7 @@ def find_runs(evidence: Path) -> list[Run]:
 
 
 def earlier_run(evidence: Path, name: str) -> Run:
-    """The complete run `<cycle>/<run>` or `imported/<name>` that parameters name: of `evidence`, else of the checkout."""
+    """The complete run `<cycle>/<run>` or `imported/<name>`, of `evidence`, else of the checkout."""
     found = [folder / name for folder in (evidence, REPOSITORY / "evidence") if (folder / name).is_dir()]
     if not found:
         remedy = "'husai ls' lists the runs, 'husai import FILE --as NAME' makes one of an earlier cycle's records"

@@ -287,7 +287,7 @@ class CriterionRow(Row):
     """One comparison of this cycle's candidate with that of an earlier run: a part of a decision criterion."""
 
     criterion: int
-    """1: both external deltas improve jointly, by their bounds; 2: the gate's outcome is better and no control regresses."""
+    """1: both external deltas improve jointly, by their bounds; 2: a better outcome of the gate, no control lost."""
     earlier: str
     """The earlier run."""
     metric: str
