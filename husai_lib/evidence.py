@@ -103,6 +103,11 @@ class Run:
         sha256 = entry["files"][f"records/{step}.json"]
         return Record(step, read_json(self.path / "records" / f"{step}.json", sha256), sha256)
 
+    def find_record(self, name: str) -> Record:
+        """The record of a step of this run, or of an earlier run as `<cycle>/<run>/<step>`; raises as `record` does."""
+        run, _, step = name.rpartition("/")
+        return (earlier_run(self.path.parent.parent, run) if run else self).record(step)
+
     @property
     def is_complete(self) -> bool:
         """Whether the manifest was written."""
@@ -155,16 +160,18 @@ class Step:
     started: float = field(default_factory=time.time)
 
     def read(self, step: str) -> Record:
-        """An earlier step's record, verified; its hash becomes part of this step's record."""
-        record = self.run.record(step)
-        self.inputs[step] = record.sha256
+        """A record, verified; its hash becomes part of this step's record.
+
+        `step` is one of this run, or `<cycle>/<run>/<step>` or `imported/<name>/<record>` of an earlier one.
+        """
+        record = self.run.find_record(step)
+        (self.earlier if "/" in step else self.inputs)[step] = record.sha256
         return record
 
-    def read_earlier(self, run: str, step: str) -> Record:
-        """A record of the earlier run `<cycle>/<run>` or `imported/<name>`, verified; its hash is kept."""
-        record = earlier_run(self.run.path.parent.parent, run).record(step)
-        self.earlier[f"{run}/{step}"] = record.sha256
-        return record
+    def read_run(self, run: str) -> dict[str, Record]:
+        """Every record of the earlier run `<cycle>/<run>` or `imported/<name>`, by step, as `read` gives one."""
+        steps = earlier_run(self.run.path.parent.parent, run).manifest()["steps"]
+        return {step: self.read(f"{run}/{step}") for step in steps}
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Tell whoever watches the run how far this step is."""
@@ -172,8 +179,9 @@ class Step:
         write_text(self.run.path / "progress.json", canonical_json(state))
 
     def publish(self, name: str, data: Any) -> None:
-        """Write a JSON file of the run under a well-known name, such as `release_policy.json`."""
-        self.published[name] = write_json(self.run.path / name, data)
+        """Write a file of the run under a well-known name, such as `release_policy.json`: a text, or data as JSON."""
+        path = self.run.path / name
+        self.published[name] = write_text(path, data) if isinstance(data, str) else write_json(path, data)
 
     def save_figure(self, figure: Any, name: str) -> Any:
         """Keep a matplotlib figure as `figures/<name>.png` and hand it back to be shown."""

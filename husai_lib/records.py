@@ -197,10 +197,15 @@ class CandidateRow(Row):
     cebench_delta_low: float | None
     explained_variance: float | None
     explained_variance_low: float | None
+    saebench_delta_high: float | None = None
+    cebench_delta_high: float | None = None
+    explained_variance_high: float | None = None
     saebench_delta_std: float | None = None
     cebench_delta_std: float | None = None
     explained_variance_std: float | None = None
     """Standard deviations over the seeds, with n - 1."""
+    representative_seed: int | None = None
+    """The seed that stands for the group: the median one by its own joint score."""
     saebench_score: float | None = None
     cebench_score: float | None = None
     explained_variance_score: float | None = None
@@ -306,6 +311,34 @@ class CriterionRow(Row):
     """Of a gate: pass, fail, missing or unreachable; empty for a metric."""
     outcome: str
     """met, not met, or not comparable."""
+
+
+class ReplayRow(Row):
+    """An imported decision taken again by its own rules, and how its stated numbers compare with ours."""
+
+    decision: str
+    """The imported record of the decision."""
+    winner: str | None
+    """Whom the repeated selection chose."""
+    values: int
+    """Stated numbers and names that were compared."""
+    differing: int
+    """How many of them differ by more than 1e-9 of their size."""
+    largest_difference: float | None
+    """Between a stated number and ours."""
+
+
+class RuleChangeRow(Row):
+    """An imported decision under other rules: what today's make of it, one after another."""
+
+    decision: str
+    rule: str
+    """What is asked, together with the rules of the rows before."""
+    over: str
+    """The candidates that were ranked together."""
+    winner: str | None
+    representative_seed: int | None
+    eligible_groups: int
 
 
 class EarlierMemberRow(Row):
@@ -434,8 +467,8 @@ class CaveatRow(Row):
 
 TABLES: dict[str, type[Row]] = {
     "sources": SourceRow, "banks": BankRow, "members": MemberRow, "groups": GroupRow, "probes": ProbeRow,
-    "candidates": CandidateRow, "controls": ControlRow, "control_saes": ControlSaeRow, "ood": OodRow,
-    "gates": GateRow, "contrastive": ContrastiveRow, "criteria": CriterionRow, "earlier_members": EarlierMemberRow,
-    "earlier_groups": EarlierGroupRow, "earlier_sweep": EarlierSweepRow, "earlier_gates": EarlierGateRow,
-    "caveats": CaveatRow,
+    "candidates": CandidateRow, "controls": ControlRow, "control_saes": ControlSaeRow, "ood": OodRow, "gates": GateRow,
+    "contrastive": ContrastiveRow, "criteria": CriterionRow, "replays": ReplayRow, "rule_changes": RuleChangeRow,
+    "earlier_members": EarlierMemberRow, "earlier_groups": EarlierGroupRow, "earlier_sweep": EarlierSweepRow,
+    "earlier_gates": EarlierGateRow, "caveats": CaveatRow,
 }  # fmt: skip

@@ -1,59 +1,27 @@
 """Which group goes before the gate: measured members in, one candidate and its reasons out.
 
 Members -> groups (one condition of one source) -> eligible groups -> lower bound of each metric over
-seeds -> Pareto front on (SAEBench, CE-Bench) -> weighted sum of min-max normalised metrics -> the best
-group of the front. Pure: no files, no torch; the order of the input never matters.
+seeds -> Pareto front on (SAEBench, CE-Bench) -> weighted sum of the scaled metrics -> the best group of
+the front. Pure: no files, no torch; the order of the input never matters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
-from math import isfinite
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from husai_lib.errors import DataError
-from husai_lib.evidence import Record
-from husai_lib.files import canonical_json
+from husai_lib.candidates import METRICS, Candidate, check_comparable, check_finite, differences
 from husai_lib.intervals import Interval, mean_interval
-from husai_lib.params import SelectionParams
-from husai_lib.records import CandidateRow, MemberRow
+from husai_lib.params import WEIGHTS, Metric, SelectionParams
+from husai_lib.ranking import Ranking, Scores, minmax, rank
+from husai_lib.records import CandidateRow
 
-METRICS = ("saebench_delta", "cebench_delta", "explained_variance")
-WEIGHTS: tuple[Literal["saebench", "cebench", "train_ev"], ...] = ("saebench", "cebench", "train_ev")
-
-Scores = NDArray[np.float64]
-"""`[..., groups, 3]` in the order of METRICS; -inf where a metric is missing, which is worse than any value."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One member as selection sees it."""
-
-    source: str
-    """The record it comes from: its step, with cycle and run where that is another one."""
-    condition: str
-    architecture: str
-    seed: int
-    saebench_delta: float | None
-    """None if it was not measured; 0.0 is a measurement. The same for the two below."""
-    cebench_delta: float | None
-    explained_variance: float | None
-    l0_matched: bool
-    key: str = ""
-    """Cache key of the weights."""
-    weights_sha256: str = ""
-    comparability: Mapping[str, str] = field(default_factory=dict)
-    """What must be equal among all candidates: model, hook, data sets, ks, pairs, baseline."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return f"{self.source}/{self.condition}, seed {self.seed}"
+WEIGHTED: tuple[Metric, ...] = ("saebench", "cebench", "train_ev")
+"""What the weights call METRICS."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +38,13 @@ class Group:
     """Why it cannot be selected; empty if it can."""
     note: str
     """Which members failed the floors, and why."""
+    components: tuple[float, ...] = ()
+    """What each metric adds to the joint score before its weight, among eligible groups."""
     joint_score: float | None = None
-    """Weighted sum of the normalised metrics, among eligible groups."""
+    """Weighted sum of the components."""
     on_front: bool = False
+    representative: Candidate | None = None
+    """The member that stands for the group where one checkpoint is needed; see `representative_of`."""
     selection_probability: float | None = None
     """Share of bootstraps over seeds in which the group is selected."""
 
@@ -89,19 +61,26 @@ class Selection:
     groups: tuple[Group, ...]
     """The winner, the rest of the Pareto front, the other eligible groups by score, the dropped ones."""
     winner: Group | None
-    representative: Candidate | None
-    """The median seed of the winner, not its luckiest; see `representative_of`."""
     reason: str
     """One sentence: why the winner, or why nobody."""
     sensitivity: dict[str, str | None]
     """The winner's name under other rules, by what is changed; None where nobody wins."""
     members: int
     """Members given; those that passed the floors are in the groups."""
+    by_scaling: dict[str, str] = field(default_factory=dict)
+    """Dominated groups without which another group would win, and that group: there, min-max scaling decides."""
+    pooled: dict[str, list[str]] = field(default_factory=dict)
+    """What the members were measured on where it differs among them: only the rules 2026-02 rank such together."""
 
     @property
     def front(self) -> tuple[Group, ...]:
         """The Pareto front, the winner first."""
         return tuple(group for group in self.groups if group.on_front)
+
+    @property
+    def representative(self) -> Candidate | None:
+        """The winner's; None without one."""
+        return self.winner.representative if self.winner else None
 
     def rows(self) -> list[CandidateRow]:
         """One row a group, dropped ones included with the reason as their note."""
@@ -126,170 +105,148 @@ class Selection:
             "dropped": {group.name: "; ".join(filter(None, (group.dropped, group.note)))
                         for group in self.groups if group.dropped or group.note},
             "sensitivity": self.sensitivity,
+            "by_scaling": self.by_scaling,
+            "pooled": self.pooled,
         }  # fmt: skip
-
-
-def candidates_from(source: str, members: Sequence[MemberRow], comparability: Mapping[str, str]) -> list[Candidate]:
-    """The members of one record as candidates; `source` names the record."""
-    shared = ("condition", "architecture", "seed", *METRICS, "l0_matched", "key", "weights_sha256")
-    return [
-        Candidate(source, comparability=comparability, **member.model_dump(include=set(shared))) for member in members
-    ]
-
-
-def measured_on(activations: Record, baselines: Record) -> dict[str, str]:
-    """What the members of a run were measured on, for `Candidate.comparability`."""
-    given, bench = activations.data["parameters"], baselines.data["parameters"]
-    shapes = [(c["d_sae"], c["k"], seed) for c in bench["conditions"] for seed in bench["seeds"]]
-    rows = [row for row in baselines.table("members") if any(row.is_baseline_of(*shape) for shape in shapes)]
-    weights = sorted(row.weights_sha256 for row in rows)
-    parts = {
-        "model": given["model"], "hook": given["activations"]["hook_name"], "data sets": given["texts"]["probing"],
-        "probing": bench["probing"], "stories": given["texts"]["stories"],
-        "pairs": {key: value for key, value in bench["contrastive"].items() if key != "study"},
-        "baseline": weights,
-    }  # fmt: skip
-    return {what: canonical_json(part).strip() for what, part in parts.items()}
 
 
 def select(candidates: Sequence[Candidate], rules: SelectionParams) -> Selection:
     """The best group of the Pareto front under `rules`; without an eligible group, a reason and no winner.
 
-    Raises DataError for values that are not finite, for one seed of a condition given twice and for
-    candidates measured on different things, which cannot be ranked together.
+    Raises DataError for values that are not finite and, but under the rules 2026-02, for one seed of a condition
+    given twice and for candidates measured on different things, which cannot be ranked together.
     """
-    members = sorted(candidates, key=lambda c: (c.source, c.condition, c.seed))
-    _check(members)
+    members = sorted(candidates, key=lambda member: member.place)
+    check_finite(members)
+    pooled = differences(members)
+    if rules.rules == "current":
+        check_comparable(members, pooled)
     groups = _groups(members, rules)
     eligible = [group for group in groups if not group.dropped]
     if not eligible:
         why = "; ".join(f"{group.name}: {group.dropped}" for group in groups) or "there are no candidates"
-        return Selection(tuple(groups), None, None, f"No group is eligible: {why}.", {}, len(members))
-    scores = _scores(eligible, rules)
-    joint, front, best = rank(scores, _weights(rules))
-    chances = _selection_probabilities(eligible, rules)
-    ranked = [
-        replace(group, joint_score=float(joint[g]), on_front=bool(front[g]), selection_probability=chances[g])
-        for g, group in enumerate(eligible)
-    ]
-    winner = ranked[int(best)]
-    ranked.sort(key=lambda g: (not g.on_front, -(g.joint_score or 0.0), g.name))
+        return Selection(tuple(groups), None, f"No group is eligible: {why}.", {}, len(members), pooled=pooled)
+    ranking = rank(_scores(eligible, rules), _weights(rules), rules)
+    ranked = _ranked(groups, eligible, ranking, rules)
+    winner = ranked[int(ranking.winner)]
     reason = (
-        f"{winner.name} has the highest joint score, {winner.joint_score:.4g}, of the {int(front.sum())} on the "
-        f"Pareto front of {len(eligible)} eligible groups."
+        f"{winner.name} has the highest joint score, {winner.joint_score:.4g}, of the {int(ranking.front.sum())} on "
+        f"the Pareto front of {len(eligible)} eligible groups."
     )
+    ranked.sort(key=lambda g: (not g.on_front, -(g.joint_score or 0.0), g.name))
     return Selection(
         groups=(*ranked, *(group for group in groups if group.dropped)),
         winner=winner,
-        representative=representative_of(winner, eligible, rules),
         reason=reason,
         sensitivity=_sensitivity(members, rules),
         members=len(members),
+        by_scaling=_decided_by_scaling(eligible, ranking, rules),
+        pooled=pooled,
     )
 
 
-def rank(scores: Scores, weights: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.intp]]:
-    """Joint score and Pareto membership `[..., groups]` and the winner's position `[...]`.
+def _ranked(
+    groups: Sequence[Group], eligible: Sequence[Group], ranking: Ranking, rules: SelectionParams
+) -> list[Group]:
+    """The eligible groups with their scores, standing, representative and chances."""
+    chances = _selection_probabilities(eligible, rules)
+    then = rules.rules == "2026-02"
+    among = groups if then else eligible  # at that time members of groups that were too small took part in the scaling
+    own = _own_scores([member for group in among for member in group.members], rules)
+    return [
+        replace(
+            group,
+            components=tuple(float(value) for value in ranking.components[g]),
+            joint_score=float(ranking.joint[g]),
+            on_front=bool(ranking.front[g]),
+            representative=representative_of(group, own, luckiest=then),
+            selection_probability=chances[g],
+        )
+        for g, group in enumerate(eligible)
+    ]
 
-    The first two metrics span the front: a group is off it if another is at least as good in both and
-    better in one. Of equal joint scores the first group wins; groups come in the order of their names.
+
+def representative_of(group: Group, own: Mapping[tuple[Any, ...], float], *, luckiest: bool = False) -> Candidate:
+    """The group's member whose own joint score is the median: the lower of two middle ones, then the lower seed.
+
+    `own` holds the joint score of each member by its place; `luckiest` takes the best of them instead, as in 2026-02.
     """
-    saebench, cebench = np.ascontiguousarray(scores[..., 0]), np.ascontiguousarray(scores[..., 1])
-    front = np.ones(saebench.shape, dtype=bool)
-    for g in range(saebench.shape[-1]):
-        s, c = saebench[..., g : g + 1], cebench[..., g : g + 1]
-        front &= ~((s >= saebench) & (c >= cebench) & ((s > saebench) | (c > cebench)))
-    joint = joint_scores(scores, weights)
-    return joint, front, np.where(front, joint, -np.inf).argmax(axis=-1)
+    ordered = sorted(group.members, key=lambda member: (own[member.place], member.place))
+    if luckiest:
+        return max(group.members, key=lambda member: own[member.place])
+    return ordered[(len(ordered) - 1) // 2]
 
 
-def joint_scores(scores: Scores, weights: Sequence[float]) -> NDArray[np.float64]:
-    """Weighted sum of the metrics, each scaled to 0..1 from the worst to the best of the groups.
-
-    A metric on which all groups agree, to rounding, gives 0 to all, and a missing one gives 0.
-    """
-    present = np.isfinite(scores)
-    low = np.where(present, scores, np.inf).min(axis=-2, keepdims=True)
-    high = np.where(present, scores, -np.inf).max(axis=-2, keepdims=True)
-    span = np.where(high > low, high - low, 0.0)
-    differs = span > 1e-12 * np.maximum(np.abs(high), np.abs(low))
-    scaled = np.where(present & differs, (scores - low) / np.where(differs, span, 1.0), 0.0)
-    total: NDArray[np.float64] = scaled @ np.asarray(weights)
-    return total
-
-
-def representative_of(winner: Group, eligible: Sequence[Group], rules: SelectionParams) -> Candidate:
-    """The winner's member whose own joint score is the median: the lower of two middle ones, then the lower seed.
-
-    Own joint scores come from the members' values, normalised over the members of all eligible groups.
-    """
-    everyone = [member for group in eligible for member in group.members]
-    joint = joint_scores(np.array([_values(member) for member in everyone]), _weights(rules))
-    own = [(joint[i], m.seed, m) for i, m in enumerate(everyone) if m in winner.members]
-    return sorted(own, key=lambda entry: entry[:2])[(len(own) - 1) // 2][2]
-
-
-def _check(members: Sequence[Candidate]) -> None:
-    for member in members:
-        for metric in METRICS:
-            value = getattr(member, metric)
-            if value is not None and not isfinite(value):
-                raise DataError(f"{member.name}: {metric} is {value}; a missing value is null, measure it again")
-        first = members[0]
-        for what in sorted({*first.comparability, *member.comparability}):
-            mine, other = member.comparability.get(what), first.comparability.get(what)
-            if mine != other:
-                raise DataError(
-                    f"{first.name} and {member.name} cannot be ranked together: {what} is {other!r} and {mine!r}; "
-                    "measure both on the same"
-                )
-    for a, b in pairwise(members):
-        if a.name == b.name:
-            raise DataError(f"{a.name} is given twice; name each record once")
+def _own_scores(members: Sequence[Candidate], rules: SelectionParams) -> dict[tuple[Any, ...], float]:
+    """The joint score of each member by its own values, scaled over all these members."""
+    joint = minmax(np.array([_values(member) for member in members]), rules) @ np.asarray(_weights(rules))
+    return {member.place: float(score) for member, score in zip(members, joint, strict=True)}
 
 
 def _groups(members: Sequence[Candidate], rules: SelectionParams) -> list[Group]:
-    by_group = groupby(members, key=lambda c: (c.source, c.condition))
-    return [_group(list(those), rules) for _, those in by_group]
+    if rules.grouping == "seed":
+        return [_group([member], rules) for member in members]
+    if rules.rules == "2026-02":  # whatever its source: conditions of one name were one group
+        members = sorted(members, key=lambda member: (member.condition, member.place))
+        return [_group(list(those), rules) for _, those in groupby(members, key=lambda member: member.condition)]
+    return [_group(list(those), rules) for _, those in groupby(members, key=lambda m: (m.source, m.condition))]
 
 
 def _group(members: list[Candidate], rules: SelectionParams) -> Group:
-    reasons = {member.seed: _ineligible(member, rules) for member in members}
-    kept = tuple(member for member in members if not reasons[member.seed])
+    reasons = [(member, _ineligible(member, rules)) for member in members]
+    kept = tuple(member for member, reason in reasons if not reason)
     columns = [[getattr(member, metric) for member in kept] for metric in METRICS]
-    intervals = tuple(
-        None if not column or None in column else mean_interval(column, rules.interval, rules.seed)
-        for column in columns
-    )
-    unmatched = [member.seed for member in members if not member.l0_matched]
-    if len(kept) < rules.min_seeds:
-        dropped = f"{len(kept)} eligible seeds, {rules.min_seeds} are needed"
-    elif rules.require_matched_l0 and unmatched:
-        dropped = f"L0 is not within 10 % of k at seeds {', '.join(map(str, unmatched))}"
-    elif all(_score(interval, rules) is None for interval in intervals[:2]):
-        dropped = "neither external metric has a bound over the seeds" if rules.mode == "lcb" else "no external metric"
-    else:
-        dropped = ""
-    note = "; ".join(f"seed {seed}: {reason}" for seed, reason in reasons.items() if reason)
-    first = members[0]
-    return Group(first.source, first.condition, first.architecture, kept, intervals, dropped, note)
+    intervals = tuple(_interval(column, rules) for column in columns)
+    note = "; ".join(f"seed {member.seed}: {reason}" for member, reason in reasons if reason)
+    first, sources = members[0], dict.fromkeys(member.source for member in members)
+    condition = f"{first.condition}_seed{first.seed}" if rules.grouping == "seed" else first.condition
+    dropped = _why_dropped(members, kept, intervals, rules)
+    return Group(" + ".join(sources), condition, first.architecture, kept, intervals, dropped, note)
+
+
+def _interval(column: list[float | None], rules: SelectionParams) -> Interval | None:
+    """Of one metric over a group's members; under the rules 2026-02 over those that have it."""
+    known = [value for value in column if value is not None]
+    if not known or (len(known) < len(column) and rules.rules == "current"):
+        return None
+    return mean_interval(known, rules.interval, rules.seed)
+
+
+def _why_dropped(
+    members: Sequence[Candidate],
+    kept: Sequence[Candidate],
+    intervals: Sequence[Interval | None],
+    rules: SelectionParams,
+) -> str:
+    needed = 1 if rules.grouping == "seed" else rules.min_seeds
+    off = [str(member.seed) for member in members if not member.l0_matched]
+    baselines = [member.unmatched_baseline for member in members if member.unmatched_baseline]
+    if len(kept) < needed:
+        return f"{len(kept)} eligible seeds, {needed} are needed"
+    if rules.require_matched_l0 and off:
+        return f"L0 is not within 10 % of k at seeds {', '.join(off)}"
+    if rules.require_matched_baseline and baselines and rules.rules == "current":
+        return f"its CE-Bench delta is against no matched baseline: {baselines[0]}"
+    if all(_score(interval, rules) is None for interval in intervals[:2]):
+        return "neither external metric has a bound over the seeds" if rules.mode == "lcb" else "no external metric"
+    return ""
 
 
 def _ineligible(member: Candidate, rules: SelectionParams) -> str:
     floors = {"saebench_delta": rules.min_saebench_delta, "cebench_delta": rules.min_cebench_delta}
     for metric, floor in floors.items():
         value = getattr(member, metric)
-        if value is None and (rules.require_both_external or floor is not None):
+        if value is None and (rules.require_both_external or (floor is not None and rules.rules == "current")):
             return f"no {metric}"
         if value is not None and floor is not None and value < floor:
             return f"{metric} {value:.4g} is below {floor:.4g}"
-    return ""
+    return member.failed
 
 
 def _score(interval: Interval | None, rules: SelectionParams) -> float | None:
     if interval is None:
         return None
-    return interval.low if rules.mode == "lcb" else interval.mean
+    return interval.low if rules.mode == "lcb" and rules.grouping == "condition" else interval.mean
 
 
 def _scores(groups: Sequence[Group], rules: SelectionParams) -> Scores:
@@ -303,21 +260,40 @@ def _values(member: Candidate) -> list[float]:
 
 
 def _weights(rules: SelectionParams) -> list[float]:
-    return [rules.weights[name] for name in WEIGHTS]
+    return [rules.weights[name] for name in WEIGHTED]
 
 
 def _sensitivity(members: Sequence[Candidate], rules: SelectionParams) -> dict[str, str | None]:
+    """Who wins when one rule is changed; the values of metrics do not change."""
     changes: dict[str, dict[str, Any]] = {f"min_seeds {n}": {"min_seeds": n} for n in (3, 4)}
-    for name in WEIGHTS:
+    for name in WEIGHTED:
         for percent in (-50, 50):
             weights = {**rules.weights, name: rules.weights[name] * (1 + percent / 100)}
             changes[f"weight {name} {percent:+d} %"] = {"weights": weights}
+    changes |= {
+        f"weights {name}": {"weights": weights} for name, weights in WEIGHTS.items() if weights != rules.weights
+    }
+    changes["scaling rank"] = {"scaling": "rank"}
     return {what: _winner_name(members, rules.model_copy(update=change)) for what, change in changes.items()}
 
 
 def _winner_name(members: Sequence[Candidate], rules: SelectionParams) -> str | None:
     eligible = [group for group in _groups(members, rules) if not group.dropped]
-    return eligible[int(rank(_scores(eligible, rules), _weights(rules))[2])].name if eligible else None
+    return eligible[int(rank(_scores(eligible, rules), _weights(rules), rules).winner)].name if eligible else None
+
+
+def _decided_by_scaling(groups: Sequence[Group], ranking: Ranking, rules: SelectionParams) -> dict[str, str]:
+    """Each dominated group that changes the winner by being there; the front is the same without it."""
+    scores, found = _scores(groups, rules), {}
+    for g in range(len(groups)) if rules.scaling == "minmax" else ():
+        rest = [i for i in range(len(groups)) if i != g]
+        if ranking.front[g]:
+            continue
+        joint = minmax(scores[rest], rules) @ np.asarray(_weights(rules))
+        other = rest[int(np.where(ranking.front[rest], joint, -np.inf).argmax())]
+        if other != ranking.winner:
+            found[groups[g].name] = groups[other].name
+    return found
 
 
 def _selection_probabilities(groups: Sequence[Group], rules: SelectionParams) -> list[float | None]:
@@ -325,7 +301,7 @@ def _selection_probabilities(groups: Sequence[Group], rules: SelectionParams) ->
     if rules.bootstraps == 0:
         return [None] * len(groups)
     scores = np.stack([_resampled_scores(group, rules) for group in groups], axis=1)
-    winners = rank(scores, _weights(rules))[2]
+    winners = rank(scores, _weights(rules), rules).winner
     return [float(share) for share in np.bincount(winners, minlength=len(groups)) / rules.bootstraps]
 
 
@@ -354,19 +330,21 @@ def _resampled_scores(group: Group, rules: SelectionParams) -> Scores:
 
 
 def _row(group: Group, selected: bool) -> CandidateRow:
-    means = [interval.mean if interval else None for interval in group.intervals]
-    lows = [interval.low if interval else None for interval in group.intervals]
+    columns: dict[str, Any] = {}
+    for metric, interval in zip(METRICS, group.intervals, strict=True):
+        columns |= {metric: interval and interval.mean, f"{metric}_low": interval and interval.low}
+        columns |= {f"{metric}_high": interval and interval.high, f"{metric}_std": interval and interval.std}
+    components = group.components or (None, None, None)
     return CandidateRow(
         source=group.source,
         condition=group.condition,
         architecture=group.architecture,
         n_seeds=len(group.members),
-        saebench_delta=means[0],
-        saebench_delta_low=lows[0],
-        cebench_delta=means[1],
-        cebench_delta_low=lows[1],
-        explained_variance=means[2],
-        explained_variance_low=lows[2],
+        representative_seed=group.representative.seed if group.representative else None,
+        **columns,
+        saebench_score=components[0],
+        cebench_score=components[1],
+        explained_variance_score=components[2],
         joint_score=group.joint_score,
         on_front=group.on_front,
         selected=selected,

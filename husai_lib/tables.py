@@ -6,7 +6,9 @@ through here, so that digits, signs and missing values look the same everywhere.
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +20,7 @@ from husai_lib import gates
 from husai_lib.intervals import mean_interval, means_by
 from husai_lib.records import (
     GIVEN,
+    CandidateRow,
     GroupRow,
     MemberRow,
     OodRow,
@@ -42,6 +45,16 @@ class _Cell(string.Formatter):
         if value is None:
             return "n/a"
         return escape(("no", "yes")[value] if isinstance(value, bool) else format(value, format_spec))
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """The rows as CSV with a heading, every column and digit; nothing is left out, null is empty."""
+    text = io.StringIO()
+    note, *columns = type(rows[0]).model_fields if rows else ("note",)
+    writer = csv.DictWriter(text, [*columns, note], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return text.getvalue()
 
 
 def markdown_table(rows: Iterable[Row | Mapping[str, Any]], columns: Columns) -> str:
@@ -211,6 +224,81 @@ _CANDIDATES: Columns = {
 }
 candidates_table = partial(markdown_table, columns=_CANDIDATES)
 """One line for each group that selection saw, with lower 95 % bounds and what became of it."""
+
+_SCORES: Columns = {
+    "Condition": "{condition}",
+    "SAEBench bound → score": "{saebench_delta_low:+.4f} → {saebench_score:.3f}",
+    "CE-Bench bound → score": "{cebench_delta_low:+.3f} → {cebench_score:.3f}",
+    "Explained variance bound → score": "{explained_variance_low:.3f} → {explained_variance_score:.3f}",
+    "Joint score": "{joint_score:.3f}",
+    "On the Pareto front": "{on_front}",
+    "Representative seed": "{representative_seed}",
+}
+
+
+def scores_table(rows: Sequence[CandidateRow]) -> str:
+    """One line for each eligible group: its lower bounds, what each became after scaling, and their weighted sum."""
+    return markdown_table([row for row in rows if row.joint_score is not None], _SCORES)
+
+
+_SENSITIVITY: Columns = {"Rule": "{rule}", "Winner": "{winner}"}
+
+
+def sensitivity_table(winners: Mapping[str, str | None]) -> str:
+    """One line for each changed rule, with the group that then wins."""
+    if not winners:
+        return "No group is eligible."
+    return markdown_table(
+        [{"rule": rule, "winner": winner or "nobody"} for rule, winner in winners.items()], _SENSITIVITY
+    )
+
+
+_REPLAYS: Columns = {
+    "Decision": "{decision}",
+    "Winner": "{winner}",
+    "Numbers compared": "{values:d}",
+    "Differing": "{differing:d}",
+    "Largest difference": "{largest_difference:.1e}",
+    "Note": "{note}",
+}
+replays_table = partial(markdown_table, columns=_REPLAYS)
+"""One line for each imported decision, taken again by its own rules."""
+
+_RULE_CHANGES: Columns = {
+    "Rule": "{rule}",
+    "Ranked together": "{over}",
+    "Eligible groups": "{eligible_groups:d}",
+    "Winner": lambda row: cell(row, "{winner}, seed {representative_seed}") if row["winner"] else "**nobody**",
+    "Why nobody": "{note}",
+}
+rule_changes_table = partial(markdown_table, columns=_RULE_CHANGES)
+"""What an imported decision becomes, one of today's rules after another."""
+
+_CAVEATS: Columns = {
+    "Caveat": lambda row: escape(row["caveat"].replace("_", " ")),
+    "Record": "{record}",
+    "Rows": "{rows:d}",
+    "What is known": "{what}",
+}
+caveats_table = partial(markdown_table, columns=_CAVEATS)
+"""What is known to be wrong with imported numbers, record by record."""
+
+_CRITERIA: Columns = {
+    "Criterion": "{criterion:d}",
+    "Against": "{earlier}",
+    "What": _spoken("metric"),
+    "Here": lambda row: escape(row["verdict_here"]) or cell(row, "{here:+.3f}"),
+    "There": lambda row: escape(row["verdict_there"]) or cell(row, "{there:+.3f}"),
+    "Difference [95 %]": lambda row: (
+        ""
+        if row["difference"] is None
+        else cell(row, "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]")
+    ),
+    "Outcome": lambda row: "met" if row["outcome"] == "met" else f"**{escape(row['outcome'])}**",
+    "Note": "{note}",
+}
+criteria_table = partial(markdown_table, columns=_CRITERIA)
+"""One line for each comparison with an earlier run: both deltas, then every gate."""
 
 _GATES: Columns = {
     "Gate": _spoken("gate"),

@@ -1,0 +1,91 @@
+"""Candidates from every kind of record, and what may be ranked together."""
+
+import pytest
+from synthetic_rows import member
+
+from husai_lib.candidates import Candidate, candidates_from, candidates_from_earlier, candidates_of, differences
+from husai_lib.errors import DataError
+from husai_lib.evidence import Record
+from husai_lib.records import EarlierMemberRow
+
+
+def earlier(**changes):
+    values = {
+        "position": 0, "condition": "topk", "architecture": "topk", "seed": 42, "d_sae": 1024, "k": 32,
+        "model": "pythia", "hook_name": "blocks.0", "explained_variance": 0.74, "l0": 32.0, "saebench_delta": 0.0,
+        "llm_auc": 0.7, "data_sets": "a,b", "ks": "1,2,5", "cebench_interpretability": 7.6, "cebench_delta": -40.4,
+        "cebench_baseline": "res-sm", "cebench_baseline_score": 47.95, "pairs": "stories, 200", "evaluated_as": "",
+        "failed": "", "checkpoint": "sae.pt", "weights_sha256": "ab",
+    }  # fmt: skip
+    return EarlierMemberRow(**values | changes)
+
+
+def record(step, **tables):
+    rows = {name: [row.model_dump() for row in own] for name, own in tables.items()}
+    return Record(step, {"tables": rows, "summary": {}, "parameters": {}}, "0")
+
+
+def test_members_of_a_record_become_candidates():
+    row = member("topk", 3, cebench_delta=None, saebench_delta=0.5, explained_variance=0.25)
+    expected = Candidate("frontier", "topk", "topk", 3, 0.5, None, 0.25, True, "ab" * 32, "cd" * 32, {"model": "m"})
+    assert candidates_from("frontier", [row], {"model": "m"}) == [expected]
+
+
+def test_rows_of_an_imported_record_become_candidates_with_what_they_were_measured_on():
+    [found] = candidates_from_earlier("imported/c/f", [earlier(position=4)])
+    assert (found.name, found.saebench_delta, found.l0_matched, found.position) == (
+        "imported/c/f/topk, seed 42", 0.0, True, 4,
+    )  # fmt: skip
+    assert found.comparability == {
+        "model": "pythia", "hook": "blocks.0", "data sets": "a,b", "ks": "1,2,5", "pairs": "stories, 200",
+        "baseline": "res-sm",
+    }  # fmt: skip
+    # (1024 - 1) / sqrt(1024) = 31.97
+    assert found.unmatched_baseline == "the baseline's 47.95 lies above 31.97, the highest score of 1,024 latents"
+
+
+def test_an_imported_row_without_a_checkpoint_was_no_candidate():
+    assert candidates_from_earlier("f", [earlier(checkpoint="")]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"d_sae": 32768}, "its record does not give the baseline's width and L0"),
+        ({"cebench_baseline_score": None}, "its record names no baseline or no width"),
+        ({"d_sae": None}, "its record names no baseline or no width"),
+    ],
+)
+def test_an_imported_delta_has_no_matched_baseline_and_says_why(changes, why):
+    assert candidates_from_earlier("f", [earlier(**changes)])[0].unmatched_baseline == why
+
+
+@pytest.mark.parametrize(
+    ("changes", "matched"), [({"l0": 35.2}, True), ({"l0": 35.3}, False), ({"l0": None}, False), ({"k": None}, False)]
+)
+def test_imported_l0_is_matched_within_ten_percent_of_a_known_k(changes, matched):
+    assert candidates_from_earlier("f", [earlier(**changes)])[0].l0_matched is matched
+
+
+def test_a_source_is_read_by_its_name_and_an_imported_one_needs_nothing_else():
+    asked = []
+
+    def read(name):
+        asked.append(name)
+        return record("x", earlier_members=[earlier()])
+
+    assert len(candidates_of("imported/cycle3/frontier_results", read)) == 1
+    assert asked == ["imported/cycle3/frontier_results"]
+
+
+def test_a_source_without_saes_is_refused():
+    with pytest.raises(DataError, match=r"selection\.sources: gate holds no SAEs; name a step such as frontier"):
+        candidates_of("gate", lambda name: record("gate", gates=[]))
+
+
+def test_what_differs_is_told_with_its_values_and_what_one_lacks_is_not_known():
+    pool = candidates_from_earlier("f", [earlier(), earlier(data_sets="a,b,c", position=1)])
+    pool.append(Candidate("g", "a", "a", 0, 0.0, 0.0, 0.0, True, comparability={"model": "pythia"}))
+    found = differences(pool)
+    assert found["data sets"] == ["a,b", "a,b,c", "not known"]
+    assert "model" not in found
