@@ -32,8 +32,9 @@ from training import has_bf16
 
 from husai_lib import probing
 from husai_lib.activations import Bank, last_token_bank, text_bank
+from husai_lib.conditions import Condition
 from husai_lib.language_model import LanguageModel, open_model
-from husai_lib.params import ActivationParams, Condition, ModelParams, ProbingParams
+from husai_lib.params import ActivationParams, ModelParams, ProbingParams
 from husai_lib.tasks import device, run_tasks
 from husai_lib.texts import Text, drawn_texts, probing_set
 from husai_lib.training import TrainedSae, members, train_bank

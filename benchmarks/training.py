@@ -43,8 +43,8 @@ from tqdm import tqdm
 
 from husai_lib.activations import Bank
 from husai_lib.cache import cached
+from husai_lib.conditions import Condition
 from husai_lib.files import write_json
-from husai_lib.params import Condition
 from husai_lib.stack import Data, Member, Stack, batches, stacks_of
 from husai_lib.tasks import run_tasks
 from husai_lib.training import train_bank

@@ -25,10 +25,11 @@ from transformer_lens.loading_from_pretrained import get_official_model_name
 from husai_lib.activations import Bank
 from husai_lib.cache import Entry, cached
 from husai_lib.catalogue import local_path
+from husai_lib.conditions import BaselineParams, Condition, SaeParams, baseline_shapes
 from husai_lib.errors import DataError, ModelError
 from husai_lib.evaluation import measure
 from husai_lib.files import REPOSITORY, sha256_file
-from husai_lib.params import BaselineParams, Condition, ModelParams, SaeParams, baseline_shapes
+from husai_lib.params import ModelParams
 from husai_lib.records import GIVEN, is_matched
 from husai_lib.sections import one_of
 from husai_lib.stack import Member

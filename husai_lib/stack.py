@@ -26,9 +26,9 @@ from torch.utils._pytree import tree_map
 from husai_lib.activations import Bank
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.architectures.base import Loss, TrainState
+from husai_lib.conditions import Condition, SaeParams
 from husai_lib.errors import ParameterError
 from husai_lib.files import canonical_json, write_bytes
-from husai_lib.params import Condition, SaeParams
 from husai_lib.randomness import numpy_generator, torch_generator
 
 GRADIENT_NORM = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from husai_lib.activations import Bank, text_bank
+from husai_lib.conditions import Condition
 from husai_lib.errors import DataError
 from husai_lib.evidence import Record
 from husai_lib.gates import CONTROLS, group_sha256
 from husai_lib.intervals import Interval, mean_interval, means_by
 from husai_lib.language_model import open_model
 from husai_lib.matching import Pairs, mean_over_pairs, pairwise_pwmcc, pwmcc_difference
-from husai_lib.params import ActivationParams, Condition, ModelParams, ProbingParams, StressParams, TextParams
+from husai_lib.params import ActivationParams, ModelParams, ProbingParams, StressParams, TextParams
 from husai_lib.probing import ProbeScore, ProbeTask
 from husai_lib.records import ControlRow, ControlSaeRow, OodRow, is_matched
 from husai_lib.stack import Member
@@ -28,9 +29,11 @@ from husai_lib.training import TrainedSae, open_trained
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is put under stress: the SAEs of the selected condition, one a seed; empty where nothing was selected."""
+    """What is put under stress: the SAEs of the selected condition, one a seed; empty where there are none."""
 
     saes: Sequence[TrainedSae]
+    why_none: str = "no candidate was selected"
+    """Why there are none, where there are none."""
 
     @property
     def condition(self) -> Condition:
@@ -53,14 +56,17 @@ class Candidate:
         return decoder_pairs(self.saes)
 
 
-def open_candidate(frontier: Record, selected: dict[str, Any] | None) -> Candidate:
-    """The selected condition's SAEs at all their seeds, weights verified; none without a selection.
+def open_candidate(selected: dict[str, Any] | None, read: Callable[[str], Record]) -> Candidate:
+    """The selected condition's SAEs at all their seeds, weights verified; none without a selection, or of an import.
 
-    Raises DataError if the selection is of another record than `frontier`, and IntegrityError for
-    weights that are not those of the record.
+    `read` gives the record that the selection names as its source. Raises DataError if it holds other weights than the
+    selected, and IntegrityError for weights that are not those of the record.
     """
     if not selected:
         return Candidate([])
+    frontier = read(selected["source"])
+    if "conditions" not in frontier.data["parameters"]:
+        return Candidate([], f"the candidate is of {selected['source']}, an import without weights")
     conditions = {given["name"]: Condition(**given) for given in frontier.data["parameters"]["conditions"]}
     rows = [row for row in frontier.table("members") if row.condition == selected["condition"]]
     if selected["weights_sha256"] not in [row.weights_sha256 for row in rows]:
@@ -186,7 +192,7 @@ def not_run(candidate: Candidate, rows: Sequence[ControlRow], params: StressPara
     for name in [name for name in CONTROLS if name not in {row.control for row in rows}]:
         switch = "random_model" if name == "random_decoder" else name
         why = "the control was not run" if getattr(params, switch) else f"switched off by stress.{switch}: false"
-        note = why if candidate.saes else "no candidate was selected"
+        note = why if candidate.saes else candidate.why_none
         missing.append(
             ControlRow(control=name, metric=_metric(name), **values, candidate_sha256=candidate.sha256, note=note)
         )

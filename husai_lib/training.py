@@ -28,10 +28,10 @@ from tqdm import tqdm
 from husai_lib.activations import Bank
 from husai_lib.architectures import TrainableSae
 from husai_lib.cache import Entry, cache_folder, cached, code_hash, is_cached, key_of, open_entry
+from husai_lib.conditions import BaselineParams, Condition, SaeParams
 from husai_lib.errors import DataError, IntegrityError
 from husai_lib.files import canonical_json, sha256_text
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import BaselineParams, Condition, SaeParams
 from husai_lib.stack import Data, Member, Stack, batches, stacks_of
 from husai_lib.tasks import Progress, device, run_tasks
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from husai_lib.activations import Bank
 from husai_lib.cache import code_hash
+from husai_lib.conditions import Condition, SaeParams
 from husai_lib.contrastive import ContrastiveScore, cached_score, contrastive_scores
 from husai_lib.matching import random_decoders
-from husai_lib.params import Condition, ContrastiveParams, SaeParams
+from husai_lib.params import ContrastiveParams
 from husai_lib.records import ContrastiveRow, ceiling
 from husai_lib.tasks import Progress, run_tasks
 from husai_lib.training import members, train_bank

@@ -13,8 +13,8 @@ from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
 from husai_lib.activations import Bank
 from husai_lib.cache import cached
+from husai_lib.conditions import Condition
 from husai_lib.files import write_json
-from husai_lib.params import Condition
 from husai_lib.stack import Member
 from husai_lib.training import TrainedSae
 

@@ -11,10 +11,11 @@ from synthetic_banks import bank_of, dictionary, sparse_rows
 
 from husai_lib.activations import Bank
 from husai_lib.architectures import new_sae
+from husai_lib.conditions import Condition
 from husai_lib.errors import ParameterError
 from husai_lib.evaluation import measure
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import Condition, check
+from husai_lib.params import check
 from husai_lib.stack import Data, Member, Stack
 from husai_lib.training import train_bank
 

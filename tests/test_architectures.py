@@ -37,9 +37,9 @@ from husai_lib import architectures, cache, stack
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.architectures.base import TrainState
 from husai_lib.cache import source_of
+from husai_lib.conditions import Condition
 from husai_lib.evaluation import measure
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import Condition
 from husai_lib.stack import Data, Member, Stack
 from husai_lib.training import load_sae, train_bank
 

@@ -23,12 +23,13 @@ from husai_lib import audit, baselines, gates, sentences, tables
 from husai_lib.activations import Bank
 from husai_lib.baselines import PICKLED, baseline_saes
 from husai_lib.cache import cache_folder, open_entry
+from husai_lib.candidates import measured_on
+from husai_lib.conditions import BaselineParams, Condition
 from husai_lib.errors import DataError, HusaiError, ModelError
 from husai_lib.evaluation import measure, member_rows
 from husai_lib.evidence import Record
-from husai_lib.params import BaselineParams, Condition, ModelParams
+from husai_lib.params import ModelParams
 from husai_lib.records import MemberRow
-from husai_lib.selection import measured_on
 from husai_lib.training import TrainedSae, load_sae
 
 assert cache  # the fixture that every test of this module uses

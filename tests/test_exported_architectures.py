@@ -17,9 +17,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from husai_lib.architectures import TrainableSae
+from husai_lib.conditions import Condition
 from husai_lib.evaluation import measure
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import Condition
 from husai_lib.stack import Data, Member, Stack
 from husai_lib.training import load_sae
 

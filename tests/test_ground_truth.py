@@ -16,8 +16,8 @@ from synthetic_banks import bank_of, dictionary
 from torch import Tensor
 
 from husai_lib.activations import Bank
+from husai_lib.conditions import Condition
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import Condition
 from husai_lib.stack import Member
 from husai_lib.training import train_bank
 

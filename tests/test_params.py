@@ -16,21 +16,11 @@ from pydantic import ValidationError
 from stand_ins import SMOKE, smoke_data, write_params
 
 from husai_lib.catalogue import data_set_names, layer_count, package_path, shifted_data_set_names
+from husai_lib.conditions import BaselineParams, Condition, baseline_shapes
 from husai_lib.errors import ParameterError
 from husai_lib.files import REPOSITORY
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import (
-    ActivationParams,
-    BaselineParams,
-    Condition,
-    CycleParams,
-    GateParams,
-    ModelParams,
-    baseline_shapes,
-    check,
-    check_sections,
-    load_cycle,
-)
+from husai_lib.params import ActivationParams, CycleParams, GateParams, ModelParams, check, check_sections, load_cycle
 from husai_lib.strict_yaml import override, parse_yaml
 
 SHARED = {"d_sae": 64, "k": 8, "training_samples": 16384, "batch_size": 512, "learning_rate": 3e-3}
@@ -259,7 +249,7 @@ def test_a_folder_without_one_of_the_files_of_saelens_is_refused(missing: str, s
 def test_a_relative_folder_of_a_baseline_starts_at_the_repository(
     sae_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("husai_lib.params.REPOSITORY", sae_folder.parent)
+    monkeypatch.setattr("husai_lib.conditions.REPOSITORY", sae_folder.parent)
     assert BaselineParams(folder=sae_folder.name).folder == sae_folder.name
 
 

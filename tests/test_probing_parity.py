@@ -15,8 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from husai_lib import logistic
 from husai_lib.activations import Bank, prompt_banks
+from husai_lib.conditions import Condition
 from husai_lib.language_model import open_model
-from husai_lib.params import ActivationParams, Condition, ModelParams, ProbingParams
+from husai_lib.params import ActivationParams, ModelParams, ProbingParams
 from husai_lib.probing import ProbeTask, _scores_by_k, llm_scores, probe_tasks
 from husai_lib.texts import probing_set
 from husai_lib.training import TrainedSae, members, train_bank

@@ -14,9 +14,9 @@ from husai_lib import stack
 from husai_lib.activations import Bank
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.architectures.base import revival_loss
+from husai_lib.conditions import Condition
 from husai_lib.evaluation import measure
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import Condition
 from husai_lib.stack import Member
 from husai_lib.training import train_bank
 

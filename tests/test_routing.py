@@ -19,9 +19,10 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from husai_lib.architectures import TrainableSae, new_sae
 from husai_lib.architectures.base import TrainState
+from husai_lib.conditions import Condition
 from husai_lib.errors import ParameterError
 from husai_lib.evaluation import measure
-from husai_lib.params import Condition, CycleParams, ProbingParams, check
+from husai_lib.params import CycleParams, ProbingParams, check
 from husai_lib.probing import ProbeTask, sae_scores
 from husai_lib.stack import Data, Member, Stack
 from husai_lib.texts import ProbingSet

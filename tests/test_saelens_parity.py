@@ -20,7 +20,7 @@ from sae_lens import (
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from husai_lib.params import Condition
+from husai_lib.conditions import Condition
 from husai_lib.stack import Data, Member, Stack
 
 if TYPE_CHECKING:

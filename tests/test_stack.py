@@ -21,10 +21,10 @@ from torch import Tensor
 from husai_lib import stack, training
 from husai_lib.activations import Bank
 from husai_lib.architectures.base import Loss
+from husai_lib.conditions import Condition
 from husai_lib.errors import DataError, EvidenceError, ParameterError
 from husai_lib.evaluation import measure
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import Condition
 from husai_lib.stack import Data, Member, Stack, stacks_of
 from husai_lib.training import train_bank
 

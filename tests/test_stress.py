@@ -231,6 +231,11 @@ def record(saes: list[TrainedSae]) -> Any:
     return SimpleNamespace(data=data, table=lambda name: {"members": rows}[name])
 
 
+def reading(saes: list[TrainedSae]) -> Any:
+    """Gives the record of these SAEs under the name of its step."""
+    return {"frontier": record(saes)}.__getitem__
+
+
 def selected(sae: TrainedSae) -> dict[str, Any]:
     return {
         "source": "frontier", "condition": sae.member.condition.name, "seed": sae.member.seed,
@@ -240,10 +245,10 @@ def selected(sae: TrainedSae) -> dict[str, Any]:
 
 def test_the_candidate_is_every_seed_of_the_selected_condition() -> None:
     topk, other = random_saes([3, 1, 2], condition("topk")), random_saes([3, 1, 2], condition("other", k=9), start=50)
-    found = open_candidate(record([*topk, *other]), selected(other[1])).saes
+    found = open_candidate(selected(other[1]), reading([*topk, *other])).saes
     assert [sae.member for sae in found] == [sae.member for sae in other]
     assert [sae.weights_sha256 for sae in found] == [sae.weights_sha256 for sae in other]
-    assert open_candidate(record([*topk, *other]), None).saes == []
+    assert open_candidate(None, reading([*topk, *other])).saes == []
 
 
 def test_a_candidate_that_this_run_did_not_train_is_refused() -> None:
@@ -251,24 +256,33 @@ def test_a_candidate_that_this_run_did_not_train_is_refused() -> None:
     elsewhere = trained(random_sae(77), of=condition("elsewhere"))
     for chosen in (selected(elsewhere), selected(elsewhere) | {"condition": "topk"}):
         with pytest.raises(DataError, match="no such weights in the record of frontier"):
-            open_candidate(record(saes), chosen)
+            open_candidate(chosen, reading(saes))
+
+
+def test_a_candidate_of_an_import_has_no_saes_and_its_controls_say_why() -> None:
+    imported = SimpleNamespace(data={"parameters": {}, "tables": {"earlier_members": []}})
+    chosen = selected(random_saes([0])[0]) | {"source": "imported/cycle3/frontier_results"}
+    found = open_candidate(chosen, {"imported/cycle3/frontier_results": imported}.__getitem__)
+    assert found.saes == []
+    why = "the candidate is of imported/cycle3/frontier_results, an import without weights"
+    assert [row.note for row in not_run(found, [], StressParams())] == [why] * 4
 
 
 def test_weights_that_are_not_those_of_the_record_are_refused_by_hash(cache: Path) -> None:
     saes = random_saes([10, 11])
     claimed = record([saes[0], replace(saes[0], entry=replace(saes[1].entry, key=saes[0].entry.key))])
     with pytest.raises(IntegrityError, match="not those of its record"):
-        open_candidate(claimed, selected(saes[0]))
+        open_candidate(selected(saes[0]), lambda source: claimed)
     weights = saes[1].entry.path / "sae_weights.safetensors"
     weights.write_bytes((saes[0].entry.path / "sae_weights.safetensors").read_bytes())
     with pytest.raises(IntegrityError, match="damaged"):
-        open_candidate(record(saes), selected(saes[0]))
+        open_candidate(selected(saes[0]), reading(saes))
     # Even where the entry vouches for the other weights, the record does not.
     entry = read_json(weights.parent / "entry.json")
     entry["files"]["sae_weights.safetensors"] = sha256_file(weights)
     write_json(weights.parent / "entry.json", entry)
     with pytest.raises(IntegrityError, match="not those of its record"):
-        open_candidate(record(saes), selected(saes[0]))
+        open_candidate(selected(saes[0]), reading(saes))
 
 
 def test_the_control_of_a_random_model_has_the_same_rows_of_another_seed() -> None:

@@ -16,10 +16,10 @@ from synthetic_banks import bank_of, dictionary, sparse_rows
 from husai_lib import training
 from husai_lib.activations import Bank
 from husai_lib.architectures import new_sae
+from husai_lib.conditions import BaselineParams, Condition, SaeParams
 from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evaluation import measure
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import BaselineParams, Condition, SaeParams
 from husai_lib.stack import Member, batches
 from husai_lib.training import (
     TrainedSae,

@@ -11,8 +11,9 @@ from small_saes import bank, cache
 
 from husai_lib import width_study as study_module
 from husai_lib.activations import Bank
+from husai_lib.conditions import SaeParams
 from husai_lib.contrastive import score
-from husai_lib.params import ContrastiveParams, SaeParams, WidthStudyParams
+from husai_lib.params import ContrastiveParams, WidthStudyParams
 from husai_lib.records import ContrastiveRow, ceiling
 from husai_lib.training import members, train_bank
 from husai_lib.width_study import random_topk, width_study

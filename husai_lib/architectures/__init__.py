@@ -11,8 +11,8 @@ import importlib
 import torch
 
 from husai_lib.architectures.base import TrainableSae
+from husai_lib.conditions import Condition
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import Condition
 
 __all__ = ["TrainableSae", "new_sae"]
 

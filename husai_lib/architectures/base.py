@@ -18,7 +18,7 @@ from torch.nn.functional import normalize, relu
 
 from husai_lib.architectures.latents import Latents, PreActivations, Selection
 from husai_lib.architectures.sparse import SCORED_TOGETHER, pre_activations_at
-from husai_lib.params import Condition
+from husai_lib.conditions import Condition
 
 
 class TrainState(NamedTuple):

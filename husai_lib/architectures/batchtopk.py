@@ -22,7 +22,7 @@ from husai_lib.architectures.base import (
     squared,
 )
 from husai_lib.architectures.latents import LargestOfBatch, Latents
-from husai_lib.params import Condition
+from husai_lib.conditions import Condition
 
 
 class Sae(TrainableSae):

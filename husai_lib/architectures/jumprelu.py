@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
 from husai_lib.architectures.latents import Above
-from husai_lib.params import Condition
+from husai_lib.conditions import Condition
 
 
 class Sae(TrainableSae):

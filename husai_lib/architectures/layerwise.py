@@ -24,8 +24,8 @@ from typing_extensions import override
 
 from husai_lib.architectures import standard, topk
 from husai_lib.architectures.base import Loss, TrainableSae, TrainState
+from husai_lib.conditions import Condition
 from husai_lib.hyperparameters import ARCHITECTURES
-from husai_lib.params import Condition
 
 BLOCKS: dict[str, type[TrainableSae]] = {"topk": topk.Sae, "standard": standard.Sae}
 

@@ -28,7 +28,7 @@ from typing_extensions import override
 from husai_lib.architectures import topk
 from husai_lib.architectures.base import Loss, TrainState, revival_loss
 from husai_lib.architectures.latents import LargestOfEachRow
-from husai_lib.params import Condition
+from husai_lib.conditions import Condition
 
 
 def route(x: Tensor, centre: Tensor, W_router: Tensor, b_router: Tensor) -> tuple[Tensor, Tensor]:

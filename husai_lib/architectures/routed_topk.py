@@ -33,7 +33,7 @@ from typing_extensions import override
 from husai_lib.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
 from husai_lib.architectures.latents import LargestOfEachRow, Latents, Selection, SparseLatents
 from husai_lib.architectures.sparse import SCORED_TOGETHER, Active, largest_of_each_row, pre_activations_at
-from husai_lib.params import Condition
+from husai_lib.conditions import Condition
 
 
 @dataclass

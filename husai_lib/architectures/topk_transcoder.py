@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from husai_lib.architectures import topk
 from husai_lib.architectures.base import Loss, TrainState
-from husai_lib.params import Condition
+from husai_lib.conditions import Condition
 
 
 @dataclass
