@@ -13,6 +13,8 @@ from husai_lib.evidence import Record
 from husai_lib.files import canonical_json
 from husai_lib.records import EarlierMemberRow, MemberRow, ceiling, is_matched
 
+WHICH_TOKENS = ("probe_tokens", "skip_positions", "max_norm_ratio")
+"""Parameters of the activations that decide which tokens the benchmarks see."""
 METRICS = ("saebench_delta", "cebench_delta", "explained_variance")
 
 
@@ -103,17 +105,22 @@ def _why_unmatched(row: EarlierMemberRow) -> str:
     return f"the baseline's {score} lies above {highest}, the highest score of {row.d_sae:,} latents"
 
 
-def measured_on(activations: Record, baselines: Record) -> dict[str, str]:
-    """What the members of a run were measured on, for `Candidate.comparability`."""
+def measured_on(activations: Record, baselines: Record, group: Sequence[MemberRow] = ()) -> dict[str, str]:
+    """What the members of a run were measured on, for `Candidate.comparability`.
+
+    The baselines are those of every width and k of the run, as deltas against them are ranked together; with a `group`,
+    those that its own deltas are taken against.
+    """
     given, bench = activations.data["parameters"], baselines.data["parameters"]
-    shapes = [(c["d_sae"], c["k"], seed) for c in bench["conditions"] for seed in bench["seeds"]]
+    every = [(c["d_sae"], c["k"], seed) for c in bench["conditions"] for seed in bench["seeds"]]
+    shapes = [(row.d_sae, row.k, row.seed) for row in group] or every
     rows = [row for row in baselines.table("members") if any(row.is_baseline_of(*shape) for shape in shapes)]
-    weights = sorted(row.weights_sha256 for row in rows)
     parts = {
         "model": given["model"], "hook": given["activations"]["hook_name"], "data sets": given["texts"]["probing"],
+        "tokens": {key: value for key, value in given["activations"].items() if key in WHICH_TOKENS},
         "probing": bench["probing"], "stories": given["texts"]["stories"],
         "pairs": {key: value for key, value in bench["contrastive"].items() if key != "study"},
-        "baseline": weights,
+        "baseline": sorted(row.weights_sha256 for row in rows),
     }  # fmt: skip
     return {what: canonical_json(part).strip() for what, part in parts.items()}
 

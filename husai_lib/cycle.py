@@ -15,10 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from husai_lib.cache import CACHED, cache_folder
-from husai_lib.errors import EvidenceError, HusaiError, ParameterError, StepError
-from husai_lib.evidence import Run, find_runs, new_run, step_key
+from husai_lib.conditions import baseline_shapes
+from husai_lib.errors import DataError, EvidenceError, HusaiError, ParameterError, StepError
+from husai_lib.evidence import Run, earlier_run, find_runs, new_run, step_key
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
-from husai_lib.params import CycleParams, baseline_shapes
+from husai_lib.params import CycleParams
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 NEEDED_BYTES = 2 * 10**9
@@ -40,9 +41,9 @@ STEPS = (
     CycleStep("activations", "01_activations.ipynb", ("model", "texts", "activations", "contrastive", "stress")),
     CycleStep("baselines", "02_baselines.ipynb", ("seeds", "sae", "conditions", "baseline", "probing", "contrastive")),
     CycleStep("frontier", "03_frontier.ipynb", ("seeds", "sae", "conditions", "probing", "contrastive")),
-    CycleStep("selection", "06_selection.ipynb", ("selection",)),
+    CycleStep("selection", "06_selection.ipynb", ("selection", "earlier")),
     CycleStep("stress", "07_stress.ipynb", ("model", "texts", "activations", "probing", "stress")),
-    CycleStep("gate", "08_gate.ipynb", ("gates",)),
+    CycleStep("gate", "08_gate.ipynb", ("gates", "earlier")),
     CycleStep("report", "09_report.ipynb", ()),
 )
 
@@ -64,6 +65,22 @@ class PlannedStep:
     """A rough share of the cycle's work; only their ratios mean anything."""
     reason: str
     """Why it runs; empty where its result of an earlier attempt is kept."""
+
+
+def check_earlier(params: CycleParams, evidence: Path) -> None:
+    """Raise ParameterError for an earlier run or record that the parameters name and that cannot serve."""
+    from husai_lib.decisions import earlier_standing  # noqa: PLC0415 - takes a second to import
+
+    key = "earlier"
+    try:
+        for name in params.earlier:
+            run = earlier_run(evidence, name)
+            earlier_standing(name, {step: run.record(step) for step in run.manifest()["steps"]})
+        key = "selection.sources"
+        for source in (source for source in params.selection.sources if "/" in source):
+            Run(evidence / params.cycle / "new").find_record(source)
+    except (DataError, EvidenceError) as error:
+        raise ParameterError(f"{key}: {error}") from error
 
 
 def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOKS) -> list[PlannedStep]:
@@ -109,6 +126,9 @@ def _reasons_to_run(step: CycleStep, given: dict[str, Any], run: Run, kept: set[
     for earlier, sha256 in record["inputs"].items():
         if earlier not in kept or run.record(earlier).sha256 != sha256:
             yield f"it rests on step {earlier}, which runs again"
+    for name, sha256 in record.get("earlier", {}).items():
+        if run.find_record(name).sha256 != sha256:
+            yield f"{name} is another record now"
     if not all(_cached_entries(record)):
         yield "what it made is no longer in the cache"
 
@@ -200,6 +220,7 @@ def run_cycle(
     """
     evidence = evidence.absolute()
     check_ready(evidence, notebooks)
+    check_earlier(params, evidence)
     with only_run_of(params.cycle, evidence):
         run = resumable_run(params, evidence) if resume else None
         planned = plan(params, run, notebooks)

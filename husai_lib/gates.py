@@ -15,7 +15,7 @@ from husai_lib.errors import DataError, IntegrityError
 from husai_lib.files import canonical_json, sha256_text
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.params import GateParams
-from husai_lib.records import MATCHED_WITHIN, ControlRow, GateRow, MemberRow
+from husai_lib.records import ControlRow, GateRow, MemberRow, is_matched
 
 CONTROLS = {
     "random_model": ("min_random_model_delta", "require_random_model"),
@@ -96,15 +96,15 @@ def external_results(members: Sequence[MemberRow], baseline: Sequence[MemberRow]
     """
     if not members:
         return External(None, None, note="no group was selected", source=source)
+    members = sorted(members, key=lambda row: row.seed)  # a mean of floats depends on their order
     own = [row for row in baseline if any(row.is_baseline_of(m.d_sae, m.k, m.seed) for m in members)]
-    baseline = own or baseline
     saebench = mean_interval([member.saebench_delta for member in members])
     deltas = [member.cebench_delta for member in members if member.cebench_delta is not None]
-    note = _why_unmatched(members, baseline)
+    note = _why_unmatched(members, own)
     if len(deltas) < len(members):
         note = f"{len(members) - len(deltas)} of {len(members)} members have no cebench_delta"
     cebench = None if note else mean_interval(deltas)
-    score = fmean(row.cebench_interpretability for row in baseline) if baseline else None
+    score = fmean(row.cebench_interpretability for row in own) if own else None
     return External(saebench, cebench, score, min(member.cebench_ceiling for member in members), note, source)
 
 
@@ -149,10 +149,11 @@ def group_sha256(weights: Iterable[tuple[int, str]]) -> str:
 
 
 def release_policy(policy: Policy) -> dict[str, Any]:
-    """The decision as JSON values for `release_policy.json`; every table is by gate."""
+    """The decision as JSON values for `release_policy.json`: every gate as a whole row, and tables by gate."""
     gates = policy.gates
     return {
         "basis": policy.basis,
+        "rows": [gate.model_dump() for gate in gates],
         "metrics": {gate.gate: {"metric": gate.metric, "value": gate.value, "bound": gate.bound} for gate in gates},
         "thresholds": {gate.gate: {gate.direction: gate.threshold} for gate in gates},
         "gates": {gate.gate: gate.verdict == "pass" for gate in gates},
@@ -198,16 +199,17 @@ def _external(external: External, params: GateParams) -> list[GateRow]:
         cebench = cebench.model_copy(update={"verdict": "unreachable", "note": note})
     both = (saebench, cebench)
     worst = next((v for v in ("missing", "unreachable", "fail") if v in (saebench.verdict, cebench.verdict)), "pass")
-    joint = saebench.model_copy(
-        update={
-            "gate": "external",
-            "metric": "smaller margin over both thresholds",
-            "value": _margin([(gate.value, gate.threshold) for gate in both]),
-            "bound": _margin([(gate.bound, gate.threshold) for gate in both]),
-            "threshold": 0.0,
-            "verdict": worst,
-            "note": "" if worst == "pass" else "both benchmarks must pass",
-        }
+    joint = GateRow(
+        gate="external",
+        metric="smaller margin over both thresholds",
+        value=_margin([(gate.value, gate.threshold) for gate in both]),
+        bound=_margin([(gate.bound, gate.threshold) for gate in both]),
+        threshold=0.0,
+        direction="above",
+        required=params.require_external,
+        verdict=worst,
+        source=external.source,
+        note="" if worst == "pass" else "both benchmarks must pass",
     )
     return [saebench, cebench, joint]
 
@@ -251,11 +253,11 @@ def _margin(numbers: Sequence[tuple[float | None, float]]) -> float | None:
 
 
 def _why_unmatched(members: Sequence[MemberRow], baseline: Sequence[MemberRow]) -> str:
-    """Why the baseline is no matched one: its width or L0 is more than 10 % off; empty if it is."""
+    """Why the members' own baseline is no matched one: its width or L0 is more than 10 % off; empty if it is."""
     if not baseline:
-        return "there is no baseline"
+        return "the baseline is not matched: none has the candidate's width, target k and seeds"
     for what in ("d_sae", "l0"):
         own, other = (fmean(getattr(row, what) for row in rows) for rows in (members, baseline))
-        if abs(other - own) > MATCHED_WITHIN * own:
+        if not own or not is_matched(other, own):
             return f"the baseline is not matched: its {what} is {other:.4g}, the candidate's {own:.4g}"
     return ""

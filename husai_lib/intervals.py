@@ -81,6 +81,25 @@ def jackknife_interval(statistic: Callable[[Sequence[int]], float], n: int, smal
     return Interval(estimate, estimate - half, estimate + half, n, std)
 
 
+def difference_interval(a: Interval, b: Interval) -> Interval:
+    """The interval of `a.mean - b.mean` of two independent groups of seeds: Welch's, with Satterthwaite's degrees.
+
+    It is never narrower than either group's own t interval. Welch's alone can be, because the degrees of freedom
+    grow where a small deviation joins a large one, so that noise would make a difference surer. No bounds where a
+    group has a single seed or no `std`. `std` is the standard error times sqrt(n), n the seeds of both.
+    """
+    mean, n = a.mean - b.mean, a.n + b.n
+    if a.std is None or b.std is None or min(a.n, b.n) < 2:
+        return Interval(mean, None, None, n, None)
+    sides = sorted((group.std / math.sqrt(group.n), group.n - 1) for group in (a, b) if group.std)
+    error = math.hypot(*(own for own, _ in sides))
+    halves = [_t_quantile(degrees) * own for own, degrees in sides]
+    if error:  # two constant groups differ for sure
+        halves.append(_t_quantile(1 / sum((own / error) ** 4 / degrees for own, degrees in sides)) * error)
+    half = max(halves, default=0.0)
+    return Interval(mean, mean - half, mean + half, n, error * math.sqrt(n))
+
+
 def means_by(values: Iterable[tuple[Key, float]]) -> dict[Key, float]:
     """The mean of each key's values, in the order in which the keys first appear."""
     known: dict[Key, list[float]] = {}
@@ -90,5 +109,5 @@ def means_by(values: Iterable[tuple[Key, float]]) -> dict[Key, float]:
 
 
 @cache
-def _t_quantile(degrees: int) -> float:
+def _t_quantile(degrees: float) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, degrees))

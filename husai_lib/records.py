@@ -305,7 +305,7 @@ class CriterionRow(Row):
     """here minus there."""
     difference_low: float | None
     difference_high: float | None
-    """95 % interval of the difference (Welch)."""
+    """95 % interval of the difference: Welch's, never narrower than either side's own."""
     verdict_here: str = ""
     verdict_there: str = ""
     """Of a gate: pass, fail, missing or unreachable; empty for a metric."""

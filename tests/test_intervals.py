@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from husai_lib.intervals import jackknife_interval, mean_interval
+from husai_lib.intervals import Interval, difference_interval, jackknife_interval, mean_interval
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "cycle3" / "selection_summary.json"
 values = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)
@@ -121,3 +121,85 @@ def test_jackknife_refuses_too_few_seeds_and_what_is_not_finite():
         jackknife_interval(len, 1)
     with pytest.raises(ValueError, match="not finite"):
         jackknife_interval(lambda seeds: math.nan if 0 in seeds else 1.0, 3)
+
+
+samples = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)
+spreads = st.one_of(st.just(0.0), st.floats(1e-9, 1e3))
+sizes = st.integers(2, 12)
+
+
+def group(mean, std, n):
+    """A group of n seeds; its own bounds play no part in a difference."""
+    return Interval(mean, None, None, n, std)
+
+
+def test_welch_interval_by_hand():
+    # Standard errors 0.3 / sqrt(9) = 0.1 and 0.8 / sqrt(16) = 0.2: error sqrt(0.05), degrees of freedom
+    # 0.05^2 / (0.1^4 / 8 + 0.2^4 / 15) = 0.0025 / (0.0000125 + 0.000106667) = 20.979.
+    difference = difference_interval(group(1.0, 0.3, 9), group(0.4, 0.8, 16))
+    half = stats.t.ppf(0.975, 20.979) * math.sqrt(0.05)
+    assert (difference.mean, difference.n) == (pytest.approx(0.6), 25)
+    assert [difference.low, difference.high] == pytest.approx([0.6 - half, 0.6 + half], abs=1e-5)
+    assert difference.std == pytest.approx(math.sqrt(0.05 * 25))
+
+
+@given(samples, samples)
+def test_interval_of_a_difference_is_scipys_welch_or_that_of_the_noisier_side(a, b):
+    if np.ptp(a) < 1e-3 or np.ptp(b) < 1e-3:
+        return
+    welch = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    alone = [(side.high - side.low) / 2 for side in map(mean_interval, (a, b))]
+    mean = np.mean(a) - np.mean(b)
+    half = max((welch.high - welch.low) / 2, *alone)
+    difference = difference_interval(mean_interval(a), mean_interval(b))
+    assert [difference.low, difference.high] == pytest.approx([mean - half, mean + half], rel=1e-6, abs=1e-6)
+
+
+def test_welch_alone_would_be_surer_for_more_noise_and_ours_is_not():
+    # Five seeds with standard error 1 against three constant ones: 4 degrees of freedom, t = 2.776. A standard error
+    # of 0.3 in those three gives Welch 1.09^2 / (1 / 4 + 0.3^4 / 2) = 4.677 degrees, and a narrower interval.
+    still, noisy = group(0.0, 0.0, 3), group(0.0, 0.3 * math.sqrt(3), 3)
+    five = group(0.0, math.sqrt(5), 5)
+    assert stats.t.ppf(0.975, 4.677) * math.sqrt(1.09) < stats.t.ppf(0.975, 4)
+    for other in (still, noisy):
+        assert difference_interval(five, other).high == pytest.approx(stats.t.ppf(0.975, 4))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(spreads, spreads, spreads, sizes, sizes)
+def test_more_spread_on_either_side_never_narrows_the_interval_of_a_difference(spread, more, other, n, m):
+    narrow, wide = (difference_interval(group(0.0, s, n), group(0.0, other, m)) for s in (spread, spread + more))
+    assert narrow.high <= wide.high * (1 + 1e-12)
+    assert narrow.low >= wide.low * (1 + 1e-12)
+
+
+@settings(max_examples=500, deadline=None)
+@given(samples, samples)
+def test_the_difference_of_a_and_b_is_minus_that_of_b_and_a(a, b):
+    forward, back = (difference_interval(*map(mean_interval, pair)) for pair in ((a, b), (b, a)))
+    assert (forward.mean, forward.low, forward.high) == (-back.mean, -back.high, -back.low)
+    assert (forward.std, forward.n) == (back.std, back.n)
+
+
+def test_constant_groups_differ_for_sure():
+    assert difference_interval(group(0.3, 0.0, 3), group(0.1, 0.0, 2)) == Interval(
+        0.3 - 0.1, 0.3 - 0.1, 0.3 - 0.1, 5, 0.0
+    )
+    one = difference_interval(group(0.0, 0.0, 3), group(-0.0, 2.0, 4))  # t(3) = 3.1824, standard error 1
+    assert [one.low, one.high] == pytest.approx([-3.18245, 3.18245], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [mean_interval([0.3]), group(0.3, 0.0, 1), group(0.3, None, 3)],
+    ids=["one seed", "one seed, its deviation stated as 0", "no deviation stated"],
+)
+def test_a_difference_has_no_bounds_where_one_side_has_no_deviation(alone):
+    three = mean_interval([0.1, 0.1, 0.1])
+    assert difference_interval(alone, three) == Interval(pytest.approx(0.2), None, None, alone.n + 3, None)
+    assert difference_interval(three, alone).low is None
+
+
+def test_deviations_too_small_to_be_squared_still_count():
+    tiny = group(0.0, 1e-200, 4)
+    assert difference_interval(tiny, group(0.0, 0.0, 4)).high == pytest.approx(stats.t.ppf(0.975, 3) * 5e-201)

@@ -1,0 +1,284 @@
+"""Is a cycle better than an earlier one? What two candidates achieved in, the parts of both decision criteria out.
+
+1. Both external deltas improve jointly: the lower 95 % bound of each difference of group means lies above 0.
+2. Of the gates required there, more pass here than there, and no stress control that passed there is lost.
+
+Deltas that were measured on different things are not subtracted. Pure: no files, no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from husai_lib.errors import DataError
+from husai_lib.files import canonical_json
+from husai_lib.gates import CONTROLS, spoken
+from husai_lib.intervals import Interval, difference_interval, mean_interval
+from husai_lib.records import CriterionRow, EarlierGateRow, EarlierGroupRow, EarlierMemberRow, GateRow, MemberRow
+from husai_lib.tables import cell, escape
+
+Outcome = Literal["met", "not met", "not comparable"]
+DECIDING: tuple[Outcome, ...] = ("not met", "not comparable", "met")
+"""Of two deltas that must both improve, the first of these that occurs decides."""
+UNUSED = {"saebench": ("stories", "pairs", "baseline"), "cebench": ("data sets", "probing")}
+"""What each benchmark does not use, of all that a run is measured on."""
+OF_THE_NULL = ("pairs permutations", "pairs seed")
+"""These decide the calibrated CE-Bench score alone, which is in no delta."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a run's candidate achieved."""
+
+    name: str
+    """`<cycle>/<run>` or `imported/<name>`."""
+    saebench: Interval | None
+    """SAEBench delta over the group's seeds."""
+    cebench: Interval | None
+    """CE-Bench delta over the group's seeds."""
+    measured_on: Mapping[str, str]
+    """What the deltas were measured on: thing -> canonical JSON; a thing that is not known is left out."""
+    gates: Mapping[str, str]
+    """Verdicts of the required gates: pass, fail, missing or unreachable."""
+    note: str = ""
+    """Why a delta is missing."""
+
+
+def standing_of_run(
+    name: str, members: Sequence[MemberRow], gates: Sequence[GateRow], measured_on: Mapping[str, str]
+) -> Standing:
+    """The standing of a run, from the members of its selected group, its gates and `candidates.measured_on`.
+
+    A delta for which the gate has no value, as without a matched baseline, is missing here too.
+    """
+    members = sorted(members, key=lambda row: row.seed)  # a mean of floats depends on their order
+    refused = {row.metric: row.note for row in gates if row.gate.startswith("external_") and row.value is None}
+    saebench = None if "saebench_delta" in refused else _interval([row.saebench_delta for row in members])
+    cebench = None if "cebench_delta" in refused else _interval([row.cebench_delta for row in members])
+    verdicts = {row.gate: row.verdict for row in gates if row.required}
+    return Standing(name, saebench, cebench, _things(measured_on), verdicts, "; ".join(dict.fromkeys(refused.values())))
+
+
+def standing_of_import(
+    name: str, groups: Sequence[EarlierGroupRow], members: Sequence[EarlierMemberRow], gates: Sequence[EarlierGateRow]
+) -> Standing:
+    """The standing of an imported cycle: its group of rank 0 as stated there, and the gates that were required.
+
+    Raises DataError where it holds several selections or judges a gate twice.
+    """
+    chosen = [group for group in groups if group.rank == 0]
+    required = [row for row in gates if row.required and row.gate != "pass_all"]  # that one sums up the others
+    verdicts = {row.gate: row.stated or "missing" for row in required}
+    if len(chosen) > 1 or len(verdicts) < len(required):
+        what = f"{len(chosen)} selections" if len(chosen) > 1 else "several verdicts on one gate"
+        raise DataError(f"{name} holds {what}; import each decision under its own name")
+    if not chosen:
+        return Standing(name, None, None, {}, verdicts, "no selection was imported")
+    own = [row for row in members if row.condition == chosen[0].condition]
+    saebench, cebench = _stated(chosen[0], "saebench"), _stated(chosen[0], "cebench")
+    return Standing(name, saebench, cebench, _earlier_things(own), verdicts)
+
+
+def compare(here: Standing, there: Standing) -> list[CriterionRow]:
+    """The parts of both criteria: a row for each external delta, then one for each gate that either has.
+
+    A gate's row is met where it passes here; a gate that was not required there is not comparable.
+    """
+    gates = dict.fromkeys([*here.gates, *there.gates])
+    return [*(_delta_row(which, here, there) for which in UNUSED), *(_gate_row(gate, here, there) for gate in gates)]
+
+
+def criterion_outcome(rows: Sequence[CriterionRow]) -> Outcome:
+    """What the rows of one criterion against one earlier run come to.
+
+    1 is met where both deltas are, and not met as soon as one is not. 2 is met where more of the gates required there
+    pass here than there, and every stress control that passed there passes here; more or fewer gates gain nothing.
+    """
+    compared = [row for row in rows if row.outcome != "not comparable"]
+    if rows[0].criterion == 1:
+        return next(outcome for outcome in DECIDING if outcome in {row.outcome for row in rows})
+    if not compared:
+        return "not comparable"
+    better = _passes(compared, "verdict_here") > _passes(compared, "verdict_there")
+    return "met" if better and not _lost(compared) else "not met"
+
+
+def outcome_sentence(rows: Sequence[CriterionRow]) -> str:
+    """A sentence for each earlier run and criterion, as a Markdown list: met, not met or not comparable, and why."""
+    if not rows:
+        return "No earlier cycle is named in these parameters, so this comparison was **not made**."
+    parts = groupby(sorted(rows, key=_which), key=_which)
+    return "\n".join(f"- {_sentence(list(own))}" for _, own in parts)
+
+
+def _interval(values: Sequence[float | None]) -> Interval | None:
+    known = [value for value in values if value is not None]
+    return mean_interval(known) if known and len(known) == len(values) else None
+
+
+def _stated(group: EarlierGroupRow, which: str) -> Interval | None:
+    mean, low, high, std = (getattr(group, f"{which}_delta{end}") for end in ("", "_low", "_high", "_std"))
+    return None if mean is None else Interval(mean, low, high, group.n_seeds, std)
+
+
+def _things(measured_on: Mapping[str, str]) -> dict[str, str]:
+    """`candidates.measured_on` with each setting as a thing of its own, as earlier cycles know only some of them."""
+    things: dict[str, Any] = {}
+    for what, text in measured_on.items():
+        part = json.loads(text)
+        things |= {f"{what} {key}": value for key, value in part.items()} if isinstance(part, dict) else {what: part}
+    seed = things.pop("model seed", None)
+    if str(things.get("model name")).startswith("random:"):
+        things["model name"] += f", seed {seed}"
+    return {what: _canonical(value) for what, value in things.items() if what not in OF_THE_NULL}
+
+
+def _earlier_things(members: Sequence[EarlierMemberRow]) -> dict[str, str]:
+    """What the members of an imported group say they were measured on; on several things it is like no other."""
+    found: dict[str, set[str]] = {}
+    for member in members:
+        for what, value in _named(member).items():
+            if value not in ("", []):
+                found.setdefault(what, set()).add(_canonical(value))
+    return {
+        what: texts.pop() if len(texts) == 1 else _canonical({"several": sorted(texts)})
+        for what, texts in found.items()
+    }
+
+
+def _named(member: EarlierMemberRow) -> dict[str, Any]:
+    stories, _, pairs = member.pairs.removesuffix(" pairs").partition(", ")
+    return {
+        "model name": member.model,
+        "hook": member.hook_name,
+        "data sets": [name.strip() for name in member.data_sets.split(",") if name.strip()],
+        "probing ks": [int(k) for k in member.ks.split(",") if k.strip()],
+        "probing choose_k": "test",  # what the row's saebench_delta is
+        "stories": stories,
+        "pairs max_rows": int(pairs) if pairs.isdecimal() else pairs,
+        "baseline": member.cebench_baseline,
+    }
+
+
+def _canonical(value: Any) -> str:
+    return canonical_json(sorted(value) if isinstance(value, list) else value).strip()
+
+
+def _delta_row(which: str, here: Standing, there: Standing) -> CriterionRow:
+    mine, theirs = (getattr(standing, which) for standing in (here, there))
+    absent = [f"not measured there{_because(there)}"]
+    differing = _differences(which, here.measured_on, there.measured_on) if theirs else absent
+    difference = difference_interval(mine, theirs) if mine and not differing else None
+    mean, low, high = (difference.mean, difference.low, difference.high) if difference else (None, None, None)
+    missing = "" if mine else f"not measured here{_because(here)}"
+    few = "too few seeds for a 95 % bound" if difference and low is None else ""
+    return CriterionRow(
+        criterion=1,
+        earlier=there.name,
+        metric=f"{which}_delta",
+        here=mine and mine.mean,
+        there=theirs and theirs.mean,
+        difference=mean,
+        difference_low=low,
+        difference_high=high,
+        outcome="not comparable" if differing else "met" if low is not None and low > 0 else "not met",
+        note="; ".join(filter(None, [*differing, missing, few])),
+    )
+
+
+def _because(standing: Standing) -> str:
+    return f" ({standing.note})" if standing.note else ""
+
+
+def _differences(which: str, here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    """What a benchmark's two deltas were measured on that differs, or that only one side names."""
+    used = [what for what in dict.fromkeys([*here, *there]) if not what.startswith(UNUSED[which])]
+    told = [_told(what, json.loads(here[what]), json.loads(there[what]))
+            for what in used if what in here and what in there and here[what] != there[what]]  # fmt: skip
+    for side, known in (("here", here), ("there", there)):
+        if unknown := [what for what in used if what not in known]:
+            told.append(f"not known {side}: {', '.join(unknown)}")
+    return told
+
+
+def _told(what: str, mine: Any, theirs: Any) -> str:
+    common = f", {len({*mine} & {*theirs})} in common" if _counted(mine) and _counted(theirs) else ""
+    return f"{what}: {_brief(mine)} here, {_brief(theirs)} there{common}"
+
+
+def _counted(value: Any) -> bool:
+    """Whether it is a list of several names."""
+    return isinstance(value, list) and len(value) > 1 and isinstance(value[0], str)
+
+
+def _brief(value: Any) -> str:
+    """A value in a note: several names by their number, a long text by its start."""
+    if isinstance(value, dict):
+        return "several"
+    if _counted(value):
+        return str(len(value))
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _gate_row(gate: str, here: Standing, there: Standing) -> CriterionRow:
+    mine, theirs = here.gates.get(gate, ""), there.gates.get(gate, "")
+    notes = {not mine: "not required here", not theirs: "not required there"}
+    return CriterionRow(
+        criterion=2,
+        earlier=there.name,
+        metric=gate,
+        here=None,
+        there=None,
+        difference=None,
+        difference_low=None,
+        difference_high=None,
+        verdict_here=mine,
+        verdict_there=theirs,
+        outcome="not comparable" if not theirs else "met" if mine == "pass" else "not met",
+        note=notes.get(True, "passed there" if theirs == "pass" != mine else ""),
+    )
+
+
+def _passes(rows: Sequence[CriterionRow], side: Literal["verdict_here", "verdict_there"]) -> int:
+    return sum(getattr(row, side) == "pass" for row in rows)
+
+
+def _lost(rows: Sequence[CriterionRow]) -> list[str]:
+    return [row.metric for row in rows if row.metric in CONTROLS and row.verdict_there == "pass" != row.verdict_here]
+
+
+def _which(row: CriterionRow) -> tuple[str, int]:
+    return (row.earlier, row.criterion)
+
+
+def _sentence(rows: Sequence[CriterionRow]) -> str:
+    why = _gates_told(rows) if rows[0].criterion == 2 else _deltas_told(rows)
+    return f"Criterion {rows[0].criterion} against {escape(rows[0].earlier)}: **{criterion_outcome(rows)}** ({why})."
+
+
+def _deltas_told(rows: Sequence[CriterionRow]) -> str:
+    if any(row.difference is not None for row in rows):
+        return "; ".join(map(_delta_told, rows))
+    return escape("; ".join(dict.fromkeys(part for row in rows for part in row.note.split("; "))))
+
+
+def _delta_told(row: CriterionRow) -> str:
+    name, note = escape(spoken(row.metric)), escape(row.note)
+    if row.difference is None:
+        return f"{name} {row.outcome}: {note}"
+    told = cell(dict(row), "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]")
+    return f"{name} {told}" + (f", {note}" if note else "")
+
+
+def _gates_told(rows: Sequence[CriterionRow]) -> str:
+    compared = [row for row in rows if row.outcome != "not comparable"]
+    if not compared:
+        return "no gate was required there"
+    lost = ", ".join(escape(spoken(name)) for name in _lost(compared)) or "none"
+    passes = f"{_passes(compared, 'verdict_here')} here and {_passes(compared, 'verdict_there')} there"
+    return f"of {len(compared)} gates required there {passes} pass; stress controls lost: {lost}"
