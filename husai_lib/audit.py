@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from itertools import product, zip_longest
+from pathlib import Path
 from typing import Any
 
-from husai_lib import tables
+from husai_lib import decisions, shown, tables
 from husai_lib.cache import CACHED, cache_folder, open_entry
+from husai_lib.conditions import Condition, baseline_shapes
+from husai_lib.earlier import audit_import
 from husai_lib.errors import HusaiError
-from husai_lib.evidence import Record, Run, results
-from husai_lib.files import canonical_json, read_json
-from husai_lib.gates import evaluate_members, group_sha256
-from husai_lib.intervals import mean_interval, means_by
-from husai_lib.params import GateParams, SelectionParams
-from husai_lib.records import is_matched
-from husai_lib.selection import candidates_from, select
+from husai_lib.evidence import IMPORTED, Record, Run, earlier_run, results
+from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_text
+from husai_lib.gates import Policy, release_policy
+from husai_lib.recomputed import Rows, recomputed
+from husai_lib.records import GIVEN
+from husai_lib.replay import replays, rule_changes
+from husai_lib.shown import NOT_CHECKED, Check, Records
 
+NOTEBOOKS = REPOSITORY / "notebooks"
 NOT_HERE = "not in the cache of this machine"
-NAMING = {"condition", "origin", "seed", "data_set", "at", "task", "control", "gate"}
+NAMING = {"condition", "origin", "seed", "data_set", "at", "task", "control", "gate", "bank"}
 """Columns that say which row of a table is meant."""
-
-Check = tuple[str, Any, Any]
-"""What is checked, what the run states, what it must be."""
-Records = Mapping[str, Record]
-Rows = Mapping[tuple[str, str], list[Any]]
-"""The typed rows of (step, table); none where there is no such table."""
 
 
 @dataclass
 class Audit:
-    """What came of checking a run."""
+    """What came of checking a run or a site."""
 
     checked: int = 0
     """Values that were checked."""
     not_here: int = 0
     """Weights and activations that are not in the cache of this machine and cannot be checked."""
+    not_checked: int = 0
+    """What cannot be made again here: figures of another matplotlib, prose of another version of a notebook, files of
+    unknown content."""
     problems: list[str] = field(default_factory=list)
     """One sentence each."""
 
+    def __str__(self) -> str:
+        """The counts, in words."""
+        counts = [f"{self.checked:,} values checked", f"{self.not_here} cached files not here"]
+        if self.not_checked:
+            counts.append(f"{self.not_checked} not checked")
+        return ", ".join([*counts, f"{len(self.problems)} problems" if self.problems else "no problem"])
 
-def audit_run(run: Run) -> Audit:
-    """Check a complete run; raises EvidenceError only where there is no manifest to check it against."""
-    audit = Audit()
-    try:
-        for what, stated, must in _checks(run):
-            audit.checked += 1
-            audit.not_here += stated == NOT_HERE
+    def take(self, checks: Iterable[Check]) -> None:
+        """Count every check; one that finds another value is a problem."""
+        for what, stated, must in checks:
+            self.not_here += stated == NOT_HERE
+            self.not_checked += stated == NOT_CHECKED
+            self.checked += stated not in (NOT_HERE, NOT_CHECKED)
             close = isinstance(stated, float) and isinstance(must, float) and math.isclose(stated, must, abs_tol=1e-9)
             if stated != must and not close:
-                audit.problems.append(f"{what} is {stated!r} but must be {must!r}")
+                self.problems.append(f"{what} is {stated!r} but must be {must!r}")
+
+
+def audit_run(run: Run, notebooks: Path = NOTEBOOKS) -> Audit:
+    """Check a complete run and all that its notebooks show; raises EvidenceError only where it has no manifest.
+
+    Its prose is held to the notebooks of the folder `notebooks`, where these have the same code.
+    """
+    audit = Audit()
+    try:
+        audit.take(_checks(run, notebooks))
     except HusaiError as error:
         if not run.is_complete:
             raise
         audit.problems.append(str(error))
+    except (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError) as error:
+        # Whoever makes all hashes agree can write anything into a record, and then nothing can be computed from it.
+        audit.problems.append(f"the records of {run.name} do not fit together ({type(error).__name__}: {error})")
     return audit
 
 
-def _checks(run: Run) -> Iterator[Check]:
+def _checks(run: Run, notebooks: Path) -> Iterator[Check]:
     manifest = run.manifest()
+    if run.path.parent.name == IMPORTED:
+        yield from audit_import(run)
+        return
     files = dict.fromkeys(manifest["files"], "missing") | run.files()
     yield from _follow("SHA-256 of", files, manifest["files"])
     if files != manifest["files"]:
@@ -72,13 +92,24 @@ def _checks(run: Run) -> Iterator[Check]:
     rows = defaultdict(list, {(s, table): r.table(table) for s, r in records.items() for table in r.data["tables"]})
     yield from _chain(run, manifest, records)
     yield from _cache(rows)
+    if "selection" in records:
+        rows |= _candidate(run, records["selection"].summary["selected"])
+    yield from _saes(records, rows)
     yield from _numbers(rows)
     if "selection" in records:
-        yield from _decisions(records, rows)
-    if "report" in records:
-        again = results([records[step] for step in records["report"].data["inputs"]])
-        yield "results.json", canonical_json(read_json(run.path / "results.json")), canonical_json(again)
-    yield from _shown(run, rows)
+        yield from _decisions(run, records, rows)
+        yield from _published(run, records)
+    group = [member.model_dump() for member in rows["candidate", "saes"]]
+    yield from shown.checks(run, records | {"candidate": Record("", {"tables": {"members": group}}, "")}, notebooks)
+
+
+def _candidate(run: Run, chosen: dict[str, Any] | None) -> dict[tuple[str, str], list[Any]]:
+    """The selected group, of this run or of an earlier one: its SAEs, and how alike they are."""
+    saes, _ = decisions.selected_group(chosen, run.find_record)
+    record = run.find_record(chosen["source"] if chosen else "frontier")
+    groups = record.table("groups") if "groups" in record.data["tables"] else []
+    own = [row for row in groups if row.condition in {sae.condition for sae in saes}]
+    return {("candidate", "saes"): saes, ("candidate", "stability"): own}
 
 
 def _follow(what: str, stated: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Check]:
@@ -100,6 +131,52 @@ def _chain(run: Run, manifest: dict[str, Any], records: Records) -> Iterator[Che
         yield from _follow(f"record {step}: SHA-256 of", data["published"], manifest["files"])
         yield from _follow(f"record {step}: SHA-256 of record", data["inputs"], hashes)
         yield from _follow(f"record {step}: section", data["parameters"], parameters)
+        key = {"step": step, "parameters": data["parameters"], "code": data["environment"]["code"]["library_sha256"]}
+        yield f"journal of {step}: key", run.journal[step]["key"], sha256_text(canonical_json(key))
+        times = [records[other].data["finished_utc"] for other in data["inputs"]]
+        yield f"record {step}: finished_utc", data["finished_utc"], max([data["finished_utc"], *times])
+        made = [name for name in run.journal[step]["files"] if name.startswith("notebooks/")]
+        yield f"number of notebooks of step {step}", len(made), 1
+    times = [record.data["finished_utc"] for record in records.values()]
+    yield "manifest: finished_utc", manifest["finished_utc"], max([manifest["finished_utc"], *times])
+    written = {name for entry in run.journal.values() for name in entry["files"]}
+    others = {name for name in manifest["files"].keys() - written if not name.startswith("figures/")}
+    yield "files of no step", sorted(others), ["journal.json", "parameters.json"]
+
+
+def _saes(records: Records, rows: Rows) -> Iterator[Check]:
+    """Which SAEs, groups, probes and tasks there must be by the parameters, no more and no less."""
+    if "frontier" not in records or "conditions" not in records["frontier"].data["parameters"]:
+        return
+    asked = records["frontier"].data["parameters"]
+    conditions, seeds = [Condition(**given) for given in asked["conditions"]], asked["seeds"]
+    names = records["activations"].data["parameters"]["texts"]["probing"]
+    ats = {(probe.data_set, str(probe.at)) for probe in rows["baselines", "probes"]}
+    yield "data sets that are probed", sorted({name for name, _ in ats}), sorted(names)
+    must = {"baselines": _baselines(records, rows, conditions)}
+    must["frontier"] = [(c.name, c.architecture, seed, c.d_sae, c.k) for c in conditions for seed in seeds]
+    for step, saes in must.items():
+        made = [(m.condition, m.architecture, m.seed, m.d_sae, m.k) for m in rows[step, "members"]]
+        for stated, sae in zip_longest(made, saes, fillvalue="no SAE"):
+            yield f"SAE of {step}", stated, sae
+        probed = sorted((p.condition, p.seed, p.data_set, str(p.at)) for p in rows[step, "probes"])
+        yield f"probes of {step}", probed, sorted((sae[0], sae[2], *at) for sae, at in product(saes, ats))
+    yield "conditions of groups", [g.condition for g in rows["frontier", "groups"]], [c.name for c in conditions]
+    tasks = sorted((row.task, row.seed) for row in rows["stress", "ood"])
+    if tasks:
+        ood = records["stress"].data["parameters"]["texts"]["ood"]
+        yield "tasks of the OOD control", tasks, sorted(product(ood, [m.seed for m in rows["candidate", "saes"]]))
+
+
+def _baselines(records: Records, rows: Rows, conditions: Sequence[Condition]) -> list[tuple[Any, ...]]:
+    """The given SAE, if there is one, and a trained one for each seed and shape that it does not match."""
+    asked = records["baselines"].data["parameters"]
+    given = [row for row in rows["baselines", "members"][:1] if row.condition == GIVEN]
+    shapes = baseline_shapes(conditions)
+    free = {n: s for n, s in shapes.items() if not any(row.is_baseline_of(s.d_sae, s.k, 0) for row in given)}
+    architecture = asked["baseline"]["architecture"]
+    trained = [(name, architecture, seed, s.d_sae, s.k) for name, s in free.items() for seed in asked["seeds"]]
+    return [*((row.condition, row.architecture, 0, row.d_sae, row.k) for row in given), *trained]
 
 
 def _cache(rows: Rows) -> Iterator[Check]:
@@ -118,134 +195,67 @@ def _name(step: str, table: str, row: Any) -> str:
 def _numbers(rows: Rows) -> Iterator[Check]:
     for step, table in list(rows):
         for row in rows[step, table]:
-            for column, value in _recomputed(step, table, row, rows).items():
+            for column, value in recomputed(step, table, row, rows).items():
                 yield f"{column} of {_name(step, table, row)}", getattr(row, column), value
 
 
-def _recomputed(step: str, table: str, row: Any, rows: Rows) -> dict[str, Any]:
-    """Every column of a row that follows from other numbers in the run's records, with its value."""
-    if table == "members":
-        probes = [p for p in rows[step, "probes"] if (p.condition, p.seed) == (row.condition, row.seed)]
-        others = rows["baselines", "members"] if step != "baselines" else []
-        base = [other for other in others if other.is_baseline_of(row.d_sae, row.k, row.seed)]
-        return {
-            "saebench_auc": _mean(means_by((probe.data_set, probe.test_auc) for probe in probes).values()),
-            "saebench_delta": _mean(means_by((probe.data_set, probe.delta) for probe in probes).values()),
-            "l0_matched": is_matched(row.l0, row.k),
-            "cebench_ceiling": (row.d_sae - 1) / math.sqrt(row.d_sae),
-            "cebench_delta": row.cebench_interpretability - base[0].cebench_interpretability if base else None,
-        }
-    if table == "groups":
-        corrected = (row.pwmcc - row.null_gaussian) / (1 - row.null_gaussian)
-        seeds = sum(member.condition == row.condition for member in rows[step, "members"])
-        pwmcc = _inside(row.pwmcc, row.pwmcc_low, row.pwmcc_high)
-        probes = [probe for probe in rows[step, "probes"] if probe.condition == row.condition]
-        sets = mean_interval(list(means_by((probe.data_set, probe.delta) for probe in probes).values()))
-        saebench = {"saebench_delta": sets.mean, "sets_low": sets.low, "sets_high": sets.high}
-        return {"n_seeds": seeds, "pwmcc_corrected": corrected, "pwmcc": pwmcc} | saebench
-    if table in {"controls", "control_saes"}:
-        return _control(row, rows) if table == "controls" else _control_sae(row, rows)
-    if table == "contrastive":
-        return {"ceiling": (row.d_sae - 1) / math.sqrt(row.d_sae)}
-    if table == "ood":
-        inside, shifted = row.in_domain_auc - row.in_domain_llm_auc, row.shifted_auc - row.shifted_llm_auc
-        weights = {member.seed: member.weights_sha256 for member in _candidate(rows)}
-        return {"drop": inside - shifted, "weights_sha256": weights.get(row.seed)}
-    return {"delta": row.test_auc - row.llm_auc} if table == "probes" else {}
-
-
-def _candidate(rows: Rows) -> list[Any]:
-    """The members of the selected condition."""
-    chosen = [candidate.condition for candidate in rows["selection", "candidates"] if candidate.selected]
-    return [member for member in rows["frontier", "members"] if member.condition in chosen]
-
-
-def _control(row: Any, rows: Rows) -> dict[str, Any]:
-    """Of a control that was not run only whose it is; the PW-MCC of a control's own SAEs takes torch."""
-    members, tasks = _candidate(rows), rows["stress", "ood"]
-    found: dict[str, Any] = {"candidate_sha256": group_sha256((m.seed, m.weights_sha256) for m in members)}
-    if row.delta is None or (row.control == "ood" and not tasks):
-        return found | dict.fromkeys(("candidate", "control_value", "delta", "delta_low", "delta_high"))
-    if row.control == "ood":
-        return found | _ood(tasks)
-    groups = [group for group in rows["frontier", "groups"] if group.condition in [m.condition for m in members]]
-    if row.control == "random_decoder":
-        found["control_value"] = _mean(group.null_random for group in groups)
-    else:
-        made = [sae.seed for sae in rows["stress", "control_saes"] if sae.control == row.control]
-        found["control"] = row.control if made == [m.seed for m in members] else f"a control at the seeds {made}"
-    delta = (row.candidate - row.control_value) * (-1 if row.control == "transcoder" else 1)
-    pwmcc = _mean(group.pwmcc for group in groups)
-    return found | {"candidate": pwmcc, "delta": _inside(delta, row.delta_low, row.delta_high)}
-
-
-def _control_sae(row: Any, rows: Rows) -> dict[str, Any]:
-    """Seed, width, k and, but for a transcoder, architecture are those of a member of the candidate."""
-    own = [member for member in _candidate(rows) if member.seed == row.seed]
-    if not own:
-        return {"seed": None}
-    architecture = "topk_transcoder" if row.control == "transcoder" else own[0].architecture
-    matched = is_matched(row.l0, row.k)
-    return {"architecture": architecture, "d_sae": own[0].d_sae, "k": own[0].k, "l0_matched": matched}
-
-
-def _ood(rows: list[Any]) -> dict[str, Any]:
-    by_seed, by_task = (
-        mean_interval(list(means_by((getattr(row, column), row.drop) for row in rows).values()))
-        for column in ("seed", "task")
-    )
-    return {
-        "candidate": fmean(row.in_domain_auc - row.in_domain_llm_auc for row in rows),
-        "control_value": fmean(row.shifted_auc - row.shifted_llm_auc for row in rows),
-        "delta": by_seed.mean, "delta_low": by_seed.low, "delta_high": by_seed.high,
-        "tasks_low": by_task.low, "tasks_high": by_task.high,
-    }  # fmt: skip
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    known = list(values)
-    return fmean(known) if known else None
-
-
-def _inside(value: float, low: float | None, high: float | None) -> float:
-    """The value, or the end of its interval that it lies beyond."""
-    return min(max(value, value if low is None else low), value if high is None else high)
-
-
-def _decisions(records: Records, rows: Rows) -> Iterator[Check]:
-    """Selection and gates, done again on the members and controls of this run."""
-    members = rows["frontier", "members"]
-    rules = SelectionParams.model_validate(records["selection"].data["parameters"]["selection"])
-    selection = select(candidates_from("frontier", members, {}), rules)
-    chosen = [m for m in members if selection.winner and m.condition == selection.winner.condition]
-    thresholds = GateParams.model_validate(records["gate"].data["parameters"]["gates"])
-    policy = evaluate_members(chosen, rows["baselines", "members"], rows["stress", "controls"], thresholds)
-    summary, selected = selection.summary(), {"selected": selection.summary()["selected"]}
+def _decisions(run: Run, records: Records, rows: Rows) -> Iterator[Check]:
+    """Selection, gates and the comparison with earlier runs, done again on the records that they were made from."""
+    selection, policy = decisions.selection_of(run.find_record), decisions.policy_of(run.find_record)
+    selected = {"selected": selection.summary()["selected"]}
     decided = {"verdict": policy.verdict, "pass_all": policy.pass_all}
-    for step, must in (("selection", summary), ("stress", selected), ("gate", decided | selected)):
+    for step, must in (("selection", selection.summary()), ("stress", selected), ("gate", decided | selected)):
         yield from _follow(f"record {step}:", records[step].summary, must)
-    for step, table, again in (("selection", "candidates", selection.rows()), ("gate", "gates", policy.gates)):
-        yield f"number of {table}", len(rows[step, table]), len(again)
-        for row, same in zip(rows[step, table], again, strict=False):
+    again: dict[tuple[str, str], list[Any]] = {("selection", "candidates"): selection.rows()}
+    again |= {("gate", "gates"): list(policy.gates)} | _against_earlier(run, records, policy)
+    for (step, table), made in again.items():
+        yield f"number of {table}", len(rows[step, table]), len(made)
+        for row, same in zip(rows[step, table], made, strict=False):
             yield from _follow(f"{_name(step, table, same)}:", dict(row), dict(same))
 
 
-def _shown(run: Run, rows: Rows) -> Iterator[Check]:
-    """Every line of a table in a notebook's output whose heading is that of a table made from records.
+def _against_earlier(run: Run, records: Records, policy: Policy) -> dict[tuple[str, str], list[Any]]:
+    """The tables that rest on earlier runs, as far as these records have them."""
 
-    `tables` shows a table of that name with its function `<name>_table`, the baseline's members with `baseline_table`;
-    what is made from several tables, or shows one in another way, is named here.
-    """
-    makers = {name: getattr(tables, f"{name}_table", lambda _: "") for _, name in rows}
-    made = [makers[name](own) for (_, name), own in rows.items() if own]
-    members, groups = rows["frontier", "members"], rows["frontier", "groups"]
-    made += [tables.baseline_table(rows["baselines", "members"]), tables.frontier_table(members)]
-    made += [tables.external_table(groups, members), tables.data_sets_table(rows["frontier", "probes"])]
-    lines = {line for table in made for line in table.splitlines()}
-    for path in sorted(run.path.glob("notebooks/*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        for output in [output for cell in cells for output in cell.get("outputs", ())]:
-            text = "".join(output.get("data", {}).get("text/markdown", ""))
-            for heading, *rest in (found.splitlines() for found in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)):
-                for line in rest if heading in lines else ():
-                    yield f"line '{line}' of {path.name}", line in lines, True
+    def read_run(name: str) -> dict[str, Record]:
+        steps = earlier_run(run.path.parent.parent, name).manifest()["steps"]
+        return {step: run.find_record(f"{name}/{step}") for step in steps}
+
+    made: dict[tuple[str, str], list[Any]] = {}
+    if "criteria" in records["gate"].data["tables"]:
+        earlier = records["gate"].data["parameters"].get("earlier", [])
+        made["gate", "criteria"] = decisions.against(earlier, policy.gates, run.find_record, read_run)
+    if "replays" in records["selection"].data["tables"]:
+        names = [name for name in records["selection"].data["parameters"]["earlier"] if name.startswith("imported/")]
+        imported = {name: read_run(name) for name in names}
+        made["selection", "replays"] = [row for name, those in imported.items() for row in replays(name, those)]
+        made["selection", "rule_changes"] = [r for name, those in imported.items() for r in rule_changes(name, those)]
+        made["selection", "caveats"] = [row for those in imported.values() for row in those["caveats"].table("caveats")]
+    return made
+
+
+def _published(run: Run, records: Records) -> Iterator[Check]:
+    """The files under well-known names, written again from the records, which were checked by themselves."""
+    selection, gate = records["selection"], records["gate"]
+    basis = gate.data["parameters"]["gates"]["basis"]
+    policy = Policy(tuple(gate.table("gates")), gate.summary["pass_all"], gate.summary["verdict"], basis)
+    selected = {"selected": selection.summary["selected"]}
+    front = {"groups": [row for row in selection.data["tables"]["candidates"] if row["on_front"]]}
+    known: dict[str, Any] = {
+        "selection_summary.json": selection.summary, "selected_candidate.json": selected, "pareto_front.json": front,
+        "release_policy.json": release_policy(policy) | selected,
+        "release_policy.md": f"{policy.verdict}\n\n{tables.gates_table(policy.gates)}\n",
+    }  # fmt: skip
+    if "report" in records:
+        known["results.json"] = results([records[step] for step in records["report"].data["inputs"]])
+    for step, record in records.items():
+        rows = {tables.csv_table(record.table(name)) for name in record.data["tables"]}
+        for name in [name for name in record.data["published"] if not name.startswith("figures/")]:
+            text = (run.path / name).read_bytes().decode()
+            if name.endswith(".csv"):
+                yield f"{name} is a table of record {step}", text in rows, True
+            elif name in known:
+                must = known[name] if isinstance(known[name], str) else canonical_json(known[name])
+                yield name, *shown.first_difference(text, must)
+            else:
+                yield name, NOT_CHECKED, NOT_CHECKED

@@ -13,21 +13,22 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from husai_lib.cache import cache_folder
-from husai_lib.cycle import NOTEBOOKS, cached_already, check_ready, plan, resumable_run, run_cycle
+from husai_lib.cycle import NOTEBOOKS, cached_already, check_earlier, check_ready, plan, resumable_run, run_cycle
 from husai_lib.errors import GateError, HusaiError, IntegrityError, ModelError
-from husai_lib.evidence import Run, find_run, find_runs
+from husai_lib.evidence import Run, find_imports, find_run, find_runs
 from husai_lib.files import REPOSITORY
 from husai_lib.params import CycleParams, load_cycle
 from husai_lib.strict_yaml import override
 
 INTERRUPTED = 130
-SHOWN = {"gates": "gate", "candidates": "selection", "groups": "frontier"}
+SHOWN = {"gates": "gate", "criteria": "gate", "candidates": "selection", "groups": "frontier"}
 """Tables that `show` prints, and their steps."""
 EVIDENCE = REPOSITORY / "evidence"
 
 app = typer.Typer(
     help="May this sparse autoencoder be released, or does its evidence not hold up?",
-    epilog="Exit codes: 0 done, 1 a step failed, 2 usage or parameters, 3 a gate failed (with --fail-on-gate-fail), "
+    epilog="Exit codes: 0 done, 1 a step failed, 2 usage or parameters, 3 a gate failed (with --fail-on-gate-fail, "
+    "or at export), "
     "4 an audit failed, 130 interrupted.",
     add_completion=False,
     no_args_is_help=True,
@@ -69,6 +70,17 @@ Setting = Annotated[
 ]
 Copies = Annotated[Path | None, typer.Option(metavar="DIR", help="Also copy the results here; default: cache only.")]
 Download = Annotated[bool, typer.Option("--download", help="Let sae-bench fetch missing data from the hub.")]
+Records = Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...", help="Records of an earlier cycle, as JSON.")]
+ImportName = Annotated[str, typer.Option("--as", metavar="NAME", help="What the import is called: imported/NAME.")]
+Judged = Annotated[
+    str, typer.Argument(metavar="RUN", help="<cycle>/<run>, <run>, its folder, or <cycle> for its newest.")
+]
+Into = Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")]
+Failed = Annotated[bool, typer.Option("--even-if-failed", help="Also one that failed; its card says so first.")]
+Push = Annotated[str | None, typer.Option(metavar="REPO", help="Then upload it to this repository of the hub.")]
+SiteFolder = Annotated[
+    Path | None, typer.Option("--site", metavar="DIR", help="Rendered site to check; default: _site if there is one.")
+]
 Out = Annotated[Path, typer.Option(help="Folder the pages are written to.", metavar="DIR")]
 
 
@@ -106,6 +118,7 @@ def run(
     cycle = load_cycle(params, assignments or [])
     if dry_run:
         check_ready(evidence, NOTEBOOKS)
+        check_earlier(cycle, evidence)
         _show_plan(cycle, evidence, resumable_run(cycle, evidence) if resume else None)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that kernels are shut down, as at Ctrl-C
@@ -142,9 +155,64 @@ def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
     chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
     typer.echo(f"{chosen.name}: {_state(chosen)}\nevidence: {chosen.path}")
     for table, step in SHOWN.items():
-        if step in chosen.journal:
+        if step in chosen.journal and table in chosen.record(step).data["tables"]:
             rows = chosen.record(step).table(table)
             out.print(Markdown(f"**{table} of step {step}**\n\n{getattr(tables, f'{table}_table')(rows)}"))
+
+
+@app.command()
+def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Evidence = EVIDENCE) -> None:
+    """Judge a run's candidate again from its records: every gate, and the verdict. For CI, with --fail-on-gate-fail."""
+    from husai_lib import decisions, tables  # noqa: PLC0415 - takes a second to import
+
+    chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
+    if chosen.files() != chosen.manifest()["files"]:
+        raise IntegrityError(f"{chosen.name} was changed after it was finished; 'husai audit {chosen.name}' tells what")
+    policy = decisions.policy_of(chosen.find_record)
+    out.print(Markdown(tables.gates_table(policy.gates)))
+    typer.echo(f"{chosen.name}: {policy.verdict}")
+    if policy.gates != tuple(chosen.record("gate").table("gates")):
+        raise IntegrityError(
+            f"{chosen.name}: its gate record states other gates than its inputs give; 'husai audit' tells"
+        )
+    if fail_on_gate_fail and not policy.pass_all:
+        raise GateError(f"{chosen.name} does not pass its gates: {policy.verdict}")
+
+
+@app.command()
+def export(
+    run: Judged,
+    folder: Into,
+    *,
+    even_if_failed: Failed = False,
+    push: Push = None,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Write a run's candidate as a folder that SAELens loads, with a model card. Exit code 3 if it failed its gate."""
+    from husai_lib import export as release  # noqa: PLC0415 - takes a second to import
+
+    typer.echo(f"exported: {release.export(find_run(evidence, run), folder, even_if_failed=even_if_failed)}")
+    if push:
+        typer.echo(f"uploaded: {release.push(folder, push)}")
+
+
+@app.command(name="import")
+def import_(
+    paths: Records,
+    name: ImportName,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Read records of cycles of 2026-02 into evidence/imported/NAME/, with what is known to be wrong with them."""
+    from husai_lib import earlier, replay, sentences  # noqa: PLC0415 - takes a second to import
+
+    run = earlier.import_earlier(paths, name, evidence)
+    records = {step: run.record(step) for step in run.manifest()["steps"]}
+    for step, record in records.items():
+        typer.echo(f"{step}: {record.summary.get('kind', '')} {record.summary.get('source', '')}".rstrip())
+    for row in records["caveats"].table("caveats"):
+        typer.echo(f"caveat: {row.record}, {row.rows} rows, {row.caveat}: {row.what}")
+    typer.echo(sentences.replays_sentence(replay.replays(run.name, records)).replace("**", ""))
+    typer.echo(f"imported: {run.path}")
 
 
 @app.command()
@@ -158,7 +226,31 @@ def verify(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
         typer.echo(f"problem: {problem}")
     if audit.problems:
         raise IntegrityError(f"{chosen.name} does not verify, {len(audit.problems)} problems: {audit.problems[0]}")
-    typer.echo(f"{chosen.name} verifies: {audit.checked} values checked, {audit.not_here} cached files not here")
+    typer.echo(f"{chosen.name} verifies: {audit}")
+
+
+@app.command()
+def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = EVIDENCE) -> None:
+    """Make all again that runs, imports and pages show, from their records. Exit code 4 where anything differs.
+
+    Without RUN every complete run, every import, the front page and the site are checked.
+    """
+    from husai_lib.audit import audit_run  # noqa: PLC0415 - takes a second to import
+    from husai_lib.site import check_index, check_site  # noqa: PLC0415 - takes seconds to import
+
+    found = [find_run(evidence, run)] if run else [one for one in find_runs(evidence) if one.is_complete]
+    audits = {one.name: audit_run(one) for one in [*found, *([] if run else find_imports(evidence))]}
+    pages = site or Path("_site")
+    if run is None:
+        audits["index.md"] = check_index(evidence)
+    if site or (run is None and pages.exists()):
+        audits[str(pages)] = check_site(pages, evidence)
+    for name, one in audits.items():
+        for problem in one.problems:
+            typer.echo(f"problem: {name}: {problem}")
+        typer.echo(f"{name}: {one}")
+    if count := sum(len(one.problems) for one in audits.values()):
+        raise IntegrityError(f"the audit found {count} problems; each stands above")
 
 
 @app.command()

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from husai_lib.params import check, check_sections
 from husai_lib.records import TABLES, Row
 from husai_lib.version import __version__
 
+IMPORTED = "imported"
+"""The folder of `evidence/` that holds records of earlier cycles, in place of a cycle's name."""
 TRANSIENT = {"manifest.json", "progress.json"}
 """Files of a run that its manifest does not list."""
 
@@ -259,7 +262,7 @@ def environment(device: str) -> dict[str, Any]:
         "husai": __version__,
         "code": {"library_sha256": library_hash(), "git_commit": git_commit()},
         "python": platform.python_version(),
-        "packages": versions(),
+        "packages": versions() | {"matplotlib": version("matplotlib")},
         "device": device,
         "cpu": platform.machine(),
     }
@@ -292,6 +295,11 @@ def new_run(evidence: Path, cycle: str) -> Run:
 def find_runs(evidence: Path) -> list[Run]:
     """All runs under `evidence`, oldest first."""
     return [Run(p) for p in sorted(evidence.glob("*/run_*"), key=lambda p: (p.name, p.parent.name)) if p.is_dir()]
+
+
+def find_imports(evidence: Path) -> list[Run]:
+    """All imports of earlier cycles' records under `evidence`, by name."""
+    return [Run(path) for path in sorted(evidence.glob(f"{IMPORTED}/*")) if path.is_dir()]
 
 
 def earlier_run(evidence: Path, name: str) -> Run:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from statistics import fmean
+from typing import Any
 
 from husai_lib import gates
 from husai_lib.records import (
@@ -17,6 +18,8 @@ from husai_lib.records import (
     GroupRow,
     MemberRow,
     OodRow,
+    ReplayRow,
+    RuleChangeRow,
     ceiling,
     is_matched,
 )
@@ -125,4 +128,145 @@ def stability_sentence(rows: Sequence[GroupRow]) -> str:
     return (
         f"PW-MCC exceeds the Gaussian null by its lower 95 % bound in {len(above)} of {len(rows)} conditions"
         f"{' (' + ', '.join(above) + ')' if above else ''}."
+    )
+
+
+def model_sentence(model: Mapping[str, Any], activations: Mapping[str, Any]) -> str:
+    """Which model is read where, and whether texts start with BOS; takes these sections of the parameters."""
+    bos = "with" if model["prepend_bos"] else "without"
+    return (
+        f"The model is `{model['name']}`, every text {bos} BOS; activations are read at `{activations['hook_name']}`."
+    )
+
+
+def disjoint_sentence(texts: int) -> str:
+    """That no text of training occurs elsewhere, out of so many distinct ones."""
+    return f"The training data sets hold {texts:,} distinct texts, and none of them occurs in any other role."
+
+
+def trained_sentence(conditions: Sized, seeds: Sized) -> str:
+    """How many SAEs conditions and seeds make."""
+    made = len(conditions) * len(seeds)
+    return f"{made} SAEs: {len(conditions)} conditions at {len(seeds)} seeds."
+
+
+def candidate_sentence(selected: Mapping[str, Any] | None, rows: Sequence[MemberRow]) -> str:
+    """Whom the controls stress; takes the selected candidate of a summary and the members of the frontier."""
+    if selected is None:
+        return "No candidate was selected, so there is nothing to stress."
+    seeds = sum(row.condition == selected["condition"] for row in rows)
+    return f"The candidate is `{selected['condition']}` at {seeds} seeds."
+
+
+def representative_sentence(selected: Mapping[str, Any] | None) -> str:
+    """Which checkpoint stands for the selected group; takes the selected candidate of a summary."""
+    if selected is None:
+        return "There is no representative, because no group is eligible."
+    weights = selected["weights_sha256"][:12]
+    return f"The representative is seed {selected['seed']} of `{selected['condition']}`, weights `{weights}`."
+
+
+def measured_on_sentence(
+    model: Mapping[str, Any], activations: Mapping[str, Any], texts: Mapping[str, Any], story_pairs: int
+) -> str:
+    """What a cycle was measured on; takes these sections of the parameters and the count of pairs of stories."""
+    offline = texts["stories"] == "offline"
+    stories = "the offline stories of this project" if offline else texts["stories"]
+    return (
+        f"Model `{model['name']}`, hook `{activations['hook_name']}`, "
+        f"{len(texts['probing'])} probing data sets, {story_pairs} pairs of {stories}."
+    )
+
+
+def stories_sentence(stories: str) -> str:
+    """Whether CE-Bench scores on these stories can be compared with published ones."""
+    if stories != "offline":
+        return "CE-Bench was run on the named set of stories."
+    return "CE-Bench scores on offline stories **cannot be compared with published ones**: other stories, other number."
+
+
+def results_sentence(records: Sized) -> str:
+    """What `results.json` holds."""
+    return f"`results.json` holds the tables of {len(records)} records, without times, paths or machine names."
+
+
+def winner_sentence(rows: Sequence[CandidateRow], weights: Mapping[str, float]) -> str:
+    """Why the selected group won: its joint score, term by term, beside that of the next on the front."""
+    front = [row for row in rows if row.on_front]
+    if not front:
+        return "No group is eligible, so nothing was weighed."
+    first = f"**{escape(front[0].condition)}** wins with a joint score of {_terms(front[0], weights)}."
+    if len(front) == 1:
+        return f"{first} It is alone on the Pareto front: no other eligible group is better in either benchmark."
+    return f"{first} The next on the front, {escape(front[1].condition)}, has {_terms(front[1], weights)}."
+
+
+def _terms(row: CandidateRow, weights: Mapping[str, float]) -> str:
+    parts = (
+        ("saebench", row.saebench_score, "SAEBench"),
+        ("cebench", row.cebench_score, "CE-Bench"),
+        ("train_ev", row.explained_variance_score, "explained variance"),
+    )
+    terms = " + ".join(f"{weights[name]:g} × {score or 0.0:.2f} ({what})" for name, score, what in parts)
+    return f"{row.joint_score or 0.0:.3f} = {terms}"
+
+
+def scaling_sentence(by_scaling: Mapping[str, str]) -> str:
+    """Whether the choice hangs on groups that cannot win: these stretch the scale of the others."""
+    if not by_scaling:
+        return "No dominated group decides: without any one of them the same group wins."
+    cases = "; ".join(f"without {escape(name)}, {escape(winner)} would win" for name, winner in by_scaling.items())
+    return f"**The scaling decides here.** Groups that cannot win themselves stretch the 0 to 1 scale: {cases}."
+
+
+def replays_sentence(rows: Sequence[ReplayRow]) -> str:
+    """How many imported decisions their own rules reproduce, and over how many numbers."""
+    if not rows:
+        return "These parameters name no imported decision, so none was taken again."
+    same = [row for row in rows if row.values and not row.differing]
+    return (
+        f"{len(same)} of {len(rows)} imported decisions are **reproduced by their own rules**, in all "
+        f"{sum(row.values for row in same):,} of their numbers and names."
+    )
+
+
+def rule_changes_sentence(rows: Sequence[RuleChangeRow]) -> str:
+    """What each imported decision was, and what all of today's rules together leave of it; a list in Markdown."""
+    said = []
+    for decision in dict.fromkeys(row.decision for row in rows):
+        then, *today = [row for row in rows if row.decision == decision]
+        last = [row.winner for row in today if row.rule == today[-1].rule]
+        kept = ", ".join(f"**{escape(name)}**" for name in last if name) or "**nobody**"
+        chosen = f"**{escape(then.winner)}**, seed {then.representative_seed}" if then.winner else "nobody"
+        said.append(f"- {escape(decision)} chose {chosen}. All of today's rules together leave {kept}.")
+    return "\n".join(said) or "There is nothing to take again."
+
+
+_ASKED = {
+    "random_model": "Do its seeds agree more than those of the same recipe on a model with random weights?",
+    "random_decoder": "Do its seeds agree more than random decoders do?",
+    "transcoder": "Do the seeds of a matched transcoder agree at least as much as its own?",
+    "ood": "Does its probing delta survive a shift of domain?",
+    "external_saebench": "Do a few of its latents probe as well as the whole activation?",
+    "external_cebench": "Do its latents tell stories apart better than a matched baseline's?",
+    "external": "Do both benchmarks pass?",
+}
+
+
+def gate_sentences(rows: Sequence[GateRow]) -> str:
+    """Each required gate as a question, with the number that answers it; a list in Markdown."""
+    required = [row for row in rows if row.required]
+    return "\n".join(f"- {_ASKED[row.gate]} {_answer(row)}" for row in required) or "No gate is required."
+
+
+def _answer(row: GateRow) -> str:
+    word = {"pass": "Yes", "fail": "**No**"}.get(row.verdict, f"**Not shown** ({escape(row.verdict)})")
+    if row.value is None or row.verdict == "unreachable":
+        return f"{word}: {escape(row.note)}."
+    if row.bound is None:
+        return f"{word}: {row.value:+.3f}; {escape(row.note)}."
+    needed = "exceed" if row.gate.startswith("random") else "be at most" if row.direction == "below" else "be at least"
+    return (
+        f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the end of its interval that speaks against release; "
+        f"it must {needed} {row.threshold:g}."
     )

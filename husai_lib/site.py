@@ -10,17 +10,23 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbconvert.filters import strip_ansi
 
-from husai_lib import sentences, tables
+from husai_lib import criteria, sentences, tables
+from husai_lib.audit import Audit
 from husai_lib.errors import EvidenceError, HusaiError
 from husai_lib.evidence import Run, find_run, find_runs
-from husai_lib.files import REPOSITORY, explain_os_error, write_text
+from husai_lib.files import REPOSITORY, explain_os_error, read_json, sha256_file, write_json, write_text
+from husai_lib.shown import NOT_CHECKED, Check, first_difference
 from husai_lib.webpages import DATA, TEMPLATES, Page, markdown_to_html, notebook_page, passive_notebook, read_notebook
+
+ABOUT = "site.json"
+"""What a site was made from: renderer, run of the front page, hashes of every page and of every run's manifest."""
 
 
 def render(evidence: Path, out: Path, run: str | None = None) -> Path:
@@ -37,27 +43,40 @@ def render(evidence: Path, out: Path, run: str | None = None) -> Path:
     runs = find_runs(evidence)
     complete = [found for found in runs if found.is_complete]
     chosen = complete[-1] if run is None and complete else find_run(evidence, run)
-    pages = [notebook_page(path, found.name) for found in runs for path in _notebooks(found)]
-    index = index_markdown(chosen, pages)
+    renderer = "quarto" if shutil.which("quarto") else "nbconvert"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="husai-site-", dir=out.parent) as temporary:
-            made = Path(temporary) / "site"
-            for found in runs:
-                for path in [*_json_files(found), *found.path.glob("figures/*.png")]:
-                    _copy(path, made / "evidence" / found.name / path.relative_to(found.path))
-            if shutil.which("quarto"):
-                made = _render_with_quarto(made, index, runs)
-            else:
-                _render_with_nbconvert(made, index, pages, runs, chosen)
+            made = _made(Path(temporary) / "site", runs, chosen, renderer)
+            _tell(made, runs, chosen, renderer)
             if out.exists():
                 out.rename(Path(temporary) / "old")
             made.rename(out)
         if evidence.resolve() == REPOSITORY / "evidence":
-            write_text(REPOSITORY / "index.md", index)
+            write_text(REPOSITORY / "index.md", _index(chosen))
     except OSError as error:
         raise explain_os_error(error, out) from error
     return out / "index.html"
+
+
+def _tell(site: Path, runs: Sequence[Run], chosen: Run, renderer: str) -> None:
+    about = {"renderer": renderer, "front": chosen.name, "runs": _manifests(runs), "pages": _hashes(site)}
+    write_json(site / ABOUT, about)
+
+
+def _made(folder: Path, runs: Sequence[Run], chosen: Run, renderer: str) -> Path:
+    """Write records, figures and pages into `folder`; returns the site, which Quarto makes in a folder of its own."""
+    for run in runs:
+        for path in [*_json_files(run), *run.path.glob("figures/*.png")]:
+            _copy(path, folder / "evidence" / run.name / path.relative_to(run.path))
+    if renderer == "quarto":
+        return _render_with_quarto(folder, _index(chosen), runs)
+    _render_with_nbconvert(folder, runs, chosen)
+    return folder
+
+
+def _index(run: Run) -> str:
+    return index_markdown(run, [notebook_page(path, run.name) for path in _notebooks(run)])
 
 
 def index_markdown(run: Run, pages: Sequence[Page]) -> str:
@@ -68,6 +87,7 @@ def index_markdown(run: Run, pages: Sequence[Page]) -> str:
         records={step: run.record(step) for step in run.journal},
         tables=tables,
         sentences=sentences,
+        criteria=criteria,
         figures={path.stem for path in run.path.glob("figures/*.png")},
         notebooks=[page for page in pages if page.run == run.name],
         files=[path.relative_to(run.path).as_posix() for path in _json_files(run)],
@@ -109,9 +129,10 @@ def _render_with_quarto(project: Path, index: str, runs: Sequence[Run]) -> Path:
     return project / "_site"
 
 
-def _render_with_nbconvert(site: Path, index: str, pages: Sequence[Page], runs: Sequence[Run], chosen: Run) -> None:
+def _render_with_nbconvert(site: Path, runs: Sequence[Run], chosen: Run) -> None:
     """Write the pages of a website into `site`, the front page first."""
-    _, _, body = index.split("---\n", 2)
+    pages = [notebook_page(path, run.name) for run in runs for path in _notebooks(run)]
+    _, _, body = index_markdown(chosen, pages).split("---\n", 2)
     ordered = [Page("index.html", _title(chosen), markdown_to_html(body)), *pages]
     unfinished = {run.name for run in runs if not run.is_complete}
     for page in ordered:
@@ -134,3 +155,82 @@ def strip_notebook(path: Path) -> None:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
     text = nbformat.writes(nbformat.from_dict(notebook)).rstrip("\n") + "\n"
     write_text(path, text.replace(f"{REPOSITORY}/", "").replace(str(REPOSITORY), "."))
+
+
+# ---------------------------------------------------------------------------------------------
+# Is a site that of its records?
+# ---------------------------------------------------------------------------------------------
+
+
+def check_site(site: Path, evidence: Path) -> Audit:
+    """Hold every file of a rendered site to the runs of `evidence`.
+
+    Its `site.json` must have the hash of every file and of every run's manifest, and rendering again must give the
+    same files. Of a site by Quarto, where Quarto is not installed, pages are held to their hashes only, which is
+    counted as not checked.
+    """
+    audit = Audit()
+    if not (site / ABOUT).exists():
+        audit.problems.append(f"{site} has no {ABOUT}, so what it was made from is unknown; render it again")
+        return audit
+    try:
+        audit.take(_site_checks(site, find_runs(evidence)))
+    except HusaiError as error:
+        audit.problems.append(str(error))
+    except (
+        AttributeError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:  # of what `render` did not write
+        audit.problems.append(f"{site / ABOUT} is damaged ({type(error).__name__}: {error}); render the site again")
+    return audit
+
+
+def check_index(evidence: Path) -> Audit:
+    """Hold a checkout's `index.md` to the records of the run that it shows; of another folder nothing is checked."""
+    audit, path = Audit(), REPOSITORY / "index.md"
+    if evidence.resolve() == REPOSITORY / "evidence" and path.exists():
+        text, complete = path.read_bytes().decode(), [run for run in find_runs(evidence) if run.is_complete]
+        named = [run for run in complete if f"Run {tables.escape(run.name)}.\n" in text] or complete
+        audit.take([(f"line of {path}", *first_difference(text, _index(named[-1])))] if named else [])
+    return audit
+
+
+def _site_checks(site: Path, runs: Sequence[Run]) -> Iterator[Check]:
+    about, found = read_json(site / ABOUT), _hashes(site)
+    yield from _compared("manifest that the site was made from, of", about["runs"], _manifests(runs))
+    yield from _compared(f"SHA-256 in {site} of", found, about["pages"])
+    front = (site / "index.html").read_text(encoding="utf-8")
+    renderer = "nbconvert" if "Rendered with nbconvert" in front else "quarto"
+    yield "renderer of the site", about["renderer"], renderer
+    chosen = [run for run in runs if run.name == about["front"]]
+    yield "runs of the front page", [run.name for run in chosen], [about["front"]]
+    if not chosen:
+        return
+    with tempfile.TemporaryDirectory(prefix="husai-site-") as temporary:
+        if renderer == "nbconvert" or shutil.which("quarto"):
+            again = _hashes(_made(Path(temporary) / "site", runs, chosen[0], renderer))
+            yield from _compared(f"rendered again, SHA-256 in {site} of", found, again)
+            return
+    copied = {f"evidence/{run.name}/{name}": sha256 for run in runs for name, sha256 in run.files().items()}
+    for name, sha256 in found.items():
+        known = copied.get(name, NOT_CHECKED)  # of pages, as Quarto is not here
+        yield f"SHA-256 in {site} of {name}", sha256 if name in copied else known, known
+
+
+def _compared(what: str, stated: Mapping[str, Any], must: Mapping[str, Any]) -> Iterator[Check]:
+    for name in sorted(stated.keys() | must.keys()):
+        yield f"{what} {name}", stated.get(name, "absent"), must.get(name, "absent")
+
+
+def _hashes(site: Path) -> dict[str, str]:
+    """SHA-256 of every file of a site but the one that holds these hashes."""
+    files = (path for path in sorted(site.rglob("*")) if path.is_file() and path != site / ABOUT)
+    return {path.relative_to(site).as_posix(): sha256_file(path) for path in files}
+
+
+def _manifests(runs: Sequence[Run]) -> dict[str, str]:
+    """SHA-256 of every run's manifest; of an unfinished run only that it is."""
+    return {run.name: sha256_file(run.path / "manifest.json") if run.is_complete else "unfinished" for run in runs}

@@ -249,7 +249,7 @@ def sensitivity_table(winners: Mapping[str, str | None]) -> str:
     if not winners:
         return "No group is eligible."
     return markdown_table(
-        [{"rule": rule, "winner": winner or "nobody"} for rule, winner in winners.items()], _SENSITIVITY
+        [{"rule": rule, "winner": winner or "nobody"} for rule, winner in sorted(winners.items())], _SENSITIVITY
     )
 
 

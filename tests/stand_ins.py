@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -9,25 +10,29 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 from unittest import mock
 
+import nbformat
 import pytest
 import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from husai_lib import cli, cycle, tables
+from husai_lib import cli, cycle, shown, tables
 from husai_lib.cache import Entry, cached
-from husai_lib.cycle import CycleStep, notebook_code
-from husai_lib.evidence import Run, Step, new_run, open_step
-from husai_lib.files import REPOSITORY, sha256_file, write_json
-from husai_lib.gates import evaluate_members, group_sha256
+from husai_lib.candidates import candidates_from
+from husai_lib.cycle import CycleStep
+from husai_lib.evidence import Record, Run, Step, new_run, open_step, results
+from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file, sha256_text, write_json
+from husai_lib.gates import Policy, evaluate_members, group_sha256, release_policy
 from husai_lib.intervals import mean_interval, means_by
 from husai_lib.params import CycleParams, load_cycle
-from husai_lib.records import BankRow, ControlRow, ControlSaeRow, GroupRow, MemberRow, OodRow, ProbeRow
-from husai_lib.selection import candidates_from, select
+from husai_lib.records import BankRow, ControlRow, ControlSaeRow, GroupRow, MemberRow, OodRow, ProbeRow, SourceRow
+from husai_lib.selection import select
 
 SMOKE = REPOSITORY / "params" / "smoke.yaml"
 
@@ -41,12 +46,12 @@ STEPS = (
 PARAMETERS = {"activations": "run = ''\nactivations = {}", "frontier": "run = ''\nseeds: list = [0]",
               "gate": "run = ''\ngates = {}"}  # fmt: skip
 BODIES = {
-    "activations": "step = open_step('activations', run, activations=activations)\nstep.write()",
-    "frontier": "step = open_step('frontier', run, seeds=seeds)\nstep.read('activations')\nstep.write()",
+    "activations": "step = open_step('activations', run, activations=activations)\nrecord = step.write()",
+    "frontier": "step = open_step('frontier', run, seeds=seeds)\nstep.read('activations')\nrecord = step.write()",
     "gate": (
         "step = open_step('gate', run, gates=gates)\nstep.read('frontier')\n"
         "step.publish('release_policy.json', {'pass_all': False})\n"
-        "step.write(verdict='Not released: a stand-in.', pass_all=False)"
+        "record = step.write(verdict='Not released: a stand-in.', pass_all=False)"
     ),
 }
 
@@ -88,19 +93,22 @@ def write_params(path: Path, data: Any) -> Path:
 def synthetic_run(evidence: Path) -> Run:
     """A complete run made of rows that agree with each other, with weights in the cache.
 
-    It is written through Step.write: two conditions at three seeds, a baseline, controls, gates.
+    It is written through Step.write: two conditions at three seeds, a baseline, controls, gates. Its notebooks lie in
+    `notebooks` beside `evidence`, and show tables, sentences and figures as those of the project do.
     """
     params = load_cycle(SMOKE)
+    params = params.model_copy(update={"conditions": params.conditions[:2]})
     run = new_run(evidence, "smoke")
     write_json(run.path / "parameters.json", params.model_dump(mode="json"))
     bank = _cached("banks", "training", "rows.npy")
-    step = _open(run, params, "activations", "activations")
+    step = _open(run, params, "activations", "model", "texts", "activations", "contrastive", "stress")
     row = BankRow(bank="training", hook_name="blocks.0.hook_resid_post", rows=8, d_in=4, key=bank.key,
                   sha256=bank.files["rows.npy"])  # fmt: skip
-    _finish(run, step, {"banks": [row]}, "01_activations")
+    rows: dict[str, Any] = {"banks": [row], "sources": [_source(*about) for about in SOURCES]}
+    _finish(run, step, rows, "01_activations", distinct_training_texts=7, story_pairs=12)
 
     baseline = [_member("baseline", seed, 0.01 * seed, None) for seed in params.seeds]
-    step = _open(run, params, "baselines", "seeds", "baseline")
+    step = _open(run, params, "baselines", "seeds", "sae", "conditions", "baseline", "probing", "contrastive")
     step.read("activations")
     _finish(run, step, {"members": [m for m, _ in baseline], "probes": [p for _, ps in baseline for p in ps]},
             "02_baselines")  # fmt: skip
@@ -111,38 +119,91 @@ def synthetic_run(evidence: Path) -> Run:
         for seed in params.seeds
     ]
     members = [member for member, _ in made]
-    groups = [_group("topk", 0.6, made), _group("standard", 0.4, made)]
-    step = _open(run, params, "frontier", "seeds", "conditions")
+    step = _open(run, params, "frontier", "seeds", "sae", "conditions", "probing", "contrastive")
     step.read("baselines")
-    rows = {"members": members, "groups": groups, "probes": [p for _, ps in made for p in ps]}
-    shown = [f"Text before.\n\n{tables.members_table(members)}\n", tables.groups_table(groups)]
-    shown += [tables.external_table(groups, members), tables.data_sets_table(rows["probes"])]
-    _finish(run, step, rows, "03_frontier", shown)
+    groups = [_group("topk", 0.6, made), _group("standard", 0.4, made)]
+    _finish(run, step, {"members": members, "groups": groups, "probes": [p for _, ps in made for p in ps]},
+            "03_frontier")  # fmt: skip
 
     selection = select(candidates_from("frontier", members, {}), params.selection)
     step = _open(run, params, "selection", "selection")
     step.read("frontier")
-    step.publish("selection_summary.json", selection.summary())
-    shown = [tables.candidates_table(selection.rows())]
-    _finish(run, step, {"candidates": selection.rows()}, "06_selection", shown, **selection.summary())
+    step.publish("candidate_table.csv", tables.csv_table(selection.rows()))
+    _finish(run, step, {"candidates": selection.rows()}, "06_selection", **selection.summary())
 
     winner = [m for m in members if selection.winner and m.condition == selection.winner.condition]
     controls, control_saes, ood = _controls(winner)
-    step = _open(run, params, "stress", "seeds", "stress")
+    step = _open(run, params, "stress", "model", "texts", "activations", "probing", "stress")
     step.read("selection")
-    _figure(step)
-    rows = {"controls": controls, "control_saes": control_saes, "ood": ood}
-    shown = [tables.controls_table(controls), tables.ood_table(ood)]
-    _finish(run, step, rows, "07_stress", shown, selected=selection.summary()["selected"])
+    selected = {"selected": selection.summary()["selected"]}
+    _finish(run, step, {"controls": controls, "control_saes": control_saes, "ood": ood}, "07_stress", **selected)
 
     policy = evaluate_members(winner, [m for m, _ in baseline], controls, params.gates)
     step = _open(run, params, "gate", "gates")
     step.read("stress")
-    step.publish("release_policy.json", {"pass_all": policy.pass_all})
-    _finish(run, step, {"gates": list(policy.gates)}, "08_gate", [tables.gates_table(policy.gates)],
-            verdict=policy.verdict, pass_all=policy.pass_all, selected=selection.summary()["selected"])  # fmt: skip
+    decided = {"verdict": policy.verdict, "pass_all": policy.pass_all}
+    _finish(run, step, {"gates": list(policy.gates), "criteria": []}, "08_gate", **decided, **selected)
+
+    step = _open(run, params, "report")
+    for name in ("activations", "baselines", "frontier", "selection", "stress", "gate"):
+        step.read(name)
+    _finish(run, step, {}, "09_report", **decided)
     complete(run)
     return run
+
+
+SOURCES = (("157_amazon_5star", 5), ("161_agnews_0", 3))
+SHOWN: dict[str, dict[str, str]] = {
+    "01_activations": {
+        "model_sentence": 'sentences.model_sentence(step.parameters["model"], step.parameters["activations"])',
+        "disjoint_sentence": "sentences.disjoint_sentence(unseen)",
+        "sources_table": 'tables.sources_table(record.table("sources"))',
+    },
+    "02_baselines": {
+        "baseline_table": 'tables.baseline_table(record.table("members"))',
+        "given_sentence": 'sentences.given_sentence(record.table("members"))',
+        "probes_table": 'tables.probes_table(record.table("probes"))',
+        "unreachable_sentence": "sentences.unreachable_sentence(step.params.sae.d_sae)",
+    },
+    "03_frontier": {
+        "trained_sentence": "sentences.trained_sentence(step.params.conditions, step.params.seeds)",
+        "frontier": "frontier",
+        "members_table": 'tables.members_table(record.table("members"))',
+        "matched_sentence": 'sentences.matched_sentence(record.table("members"))',
+        "groups_table": 'tables.groups_table(record.table("groups"))',
+        "stability_sentence": 'sentences.stability_sentence(record.table("groups"))',
+        "external_table": 'tables.external_table(record.table("groups"), record.table("members"))',
+        "data_sets_table": 'tables.data_sets_table(record.table("probes"))',
+    },
+    "06_selection": {
+        "candidates_table": 'tables.candidates_table(record.table("candidates"))',
+        "selection_sentence": 'sentences.selection_sentence(record.table("candidates"))',
+        "sensitivity_table": 'tables.sensitivity_table(record.summary["sensitivity"])',
+        "winner_sentence": 'sentences.winner_sentence(record.table("candidates"), step.params.selection.weights)',
+        "scores_table": 'tables.scores_table(record.table("candidates"))',
+        "scaling_sentence": 'sentences.scaling_sentence(record.summary["by_scaling"])',
+        "representative_sentence": 'sentences.representative_sentence(record.summary["selected"])',
+    },
+    "07_stress": {
+        "candidate_sentence": "sentences.candidate_sentence(chosen, group)",
+        "controls_table": 'tables.controls_table(record.table("controls"))',
+        "controls": "controls",
+        "ood_table": 'tables.ood_table(record.table("ood")) if shifted else "No shifted set was probed."',
+        "ood_sentence": 'sentences.ood_sentence(record.table("ood")) if shifted else ""',
+    },
+    "08_gate": {
+        "gates_table": 'tables.gates_table(record.table("gates"))',
+        "gate_sentences": 'sentences.gate_sentences(record.table("gates"))',
+        "verdict_sentence": 'sentences.verdict_sentence(record.table("gates"))',
+    },
+    "09_report": {
+        "verdict_sentence": 'sentences.verdict_sentence(gate.table("gates"))',
+        "members_table": 'tables.members_table(frontier.table("members"))',
+        "stories_sentence": 'sentences.stories_sentence(given["texts"]["stories"])',
+        "results_sentence": "sentences.results_sentence(records)",
+    },
+}
+"""What each notebook of the synthetic run shows: its function, or its figure, and the code that does."""
 
 
 def complete(run: Run) -> None:
@@ -151,30 +212,148 @@ def complete(run: Run) -> None:
     run.write_manifest(cycle="smoke", verdict=gate["verdict"], pass_all=gate["pass_all"], steps=list(run.journal))
 
 
+def notebooks_of(run: Run) -> Path:
+    """The notebooks that a synthetic run was made with."""
+    return run.path.parent.parent.parent / "notebooks"
+
+
 def _open(run: Run, params: CycleParams, step: str, *sections: str) -> Step:
     values = params.model_dump(mode="json")
     return open_step(step, str(run.path), **{name: values[name] for name in sections})
 
 
-def _finish(run: Run, step: Step, rows: dict[str, Any], stem: str, shown: list[str] | None = None,
-            **summary: Any) -> None:  # fmt: skip
-    step.write(rows, **summary)
-    path = notebook(run.path / "notebooks" / f"{stem}.ipynb", "run = ''", "show()", outputs=shown)
-    note_notebook(run, step.name, path)
+def _source(data_set: str, rows: int) -> SourceRow:
+    return SourceRow(role="training", data_set=data_set, texts=rows, tokens=2 * rows, rows=rows)
+
+
+def _finish(run: Run, step: Step, rows: dict[str, Any], stem: str, **summary: Any) -> None:
+    """Write the step's record, and an executed notebook that shows what it shows of the records so far."""
+    record = step.write(rows, **summary)
+    publish(run, step.name)
+    path = _execute(run, stem, step.parameters)
+    show(run, stem)
+    note_notebook(run, record.step, path)
+
+
+def records_of(run: Run) -> dict[str, Record]:
+    """Every record of a run as it lies in its file, whatever its hash."""
+    paths = [run.path / "records" / f"{step}.json" for step in run.journal]
+    return {path.stem: Record(path.stem, read_json(path), sha256_file(path)) for path in paths}
+
+
+def _execute(run: Run, stem: str, parameters: dict[str, Any]) -> Path:
+    """The notebook itself, and it executed but without outputs: prose, parameters, a cell for each thing shown."""
+    codes = {
+        name: f'step.save_figure(figures.{name}(record.table("x")), "{name}")' if name == code else f"Markdown({code})"
+        for name, code in SHOWN[stem].items()
+    }
+    cells = [new_markdown_cell(f"# {stem}\n\nThe threshold is 0.5."), _tagged("run = ''", "parameters")]
+    cells += [cell for code in codes.values() for cell in (new_markdown_cell("Prose."), new_code_cell(code))]
+    source = notebooks_of(run) / f"{stem}.ipynb"
+    source.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), source)
+    lines = [f"{name} = {value!r}" for name, value in ({"run": str(run.path)} | parameters).items()]
+    cells.insert(2, _tagged("\n".join(["# Parameters", *lines]), "injected-parameters"))
+    path = run.path / "notebooks" / source.name
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def _tagged(source: str, tag: str) -> Any:
+    return new_code_cell(source, metadata={"tags": [tag]})
+
+
+def show(run: Run, stem: str) -> None:
+    """Put what the records give into the outputs of an executed notebook, as running it would."""
+    path = run.path / "notebooks" / f"{stem}.ipynb"
+    notebook, records = nbformat.read(path, 4), records_of(run)
+    if stem == "09_report":
+        records.setdefault("report", records["gate"])
+    records.setdefault("candidate", records.get("frontier", records["activations"]))
+    texts = shown.fragments(records)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and not cell.metadata]
+    for name, cell in zip(SHOWN[stem], cells, strict=True):
+        if name in shown.FIGURES:
+            make, *takes = shown.FIGURES[name]
+            figure = make(*(records[what.split("/")[0]].table(what.split("/")[1]) for what in takes))
+            step = Step("", run, None, {})
+            data = {"image/png": base64.b64encode(step.save_figure(figure, name)._repr_png_()).decode()}
+        else:
+            data = {"text/markdown": texts[name], "text/plain": "<IPython.core.display.Markdown object>"}
+        cell.outputs = [new_output("execute_result", data, execution_count=1)]
+    nbformat.write(notebook, path)
+
+
+def publish(run: Run, step: str) -> None:
+    """Write the files that a step publishes from its record, and their hashes into record and journal."""
+    record = records_of(run)[step]
+    selected = {"selected": record.summary.get("selected")}
+    files: dict[str, Any] = {}
+    if step == "selection":
+        front = [row for row in record.data["tables"]["candidates"] if row["on_front"]]
+        files = {"selection_summary.json": record.summary, "selected_candidate.json": selected,
+                 "pareto_front.json": {"groups": front}}  # fmt: skip
+    if step == "gate":
+        basis = record.data["parameters"]["gates"]["basis"]
+        decided = {name: record.summary[name] for name in ("verdict", "pass_all")}
+        policy = Policy(gates=tuple(record.table("gates")), basis=basis, **decided)
+        files = {"release_policy.json": release_policy(policy) | selected}
+    if step == "report":
+        records = records_of(run)
+        files = {"results.json": results([records[name] for name in record.data["inputs"]])}
+    published = record.data["published"] | {name: write_json(run.path / name, data) for name, data in files.items()}
+    name = f"records/{step}.json"
+    sha256 = write_json(run.path / name, record.data | {"published": published})
+    entry = run.journal[step]
+    run.note_step(step, entry | {"files": entry["files"] | published | {name: sha256}})
+
+
+def rewrite(run: Run, step: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a record, and make all that follows from it agree as a careful forger would.
+
+    That is: published files, the outputs of notebooks, figures and every hash; but no number of another record.
+    """
+    path = run.path / "records" / f"{step}.json"
+    record = read_json(path)
+    change(record)
+    write_json(path, record)
+    for name in run.journal:
+        publish(run, name)
+    for stem in SHOWN:
+        show(run, stem)
+    forge_hashes(run)
+
+
+def forge_hashes(run: Run) -> None:
+    """Make every hash of a run agree with its files: in records, journal and manifest."""
+    journal = run.journal
+    for _ in journal:  # hashes of hashes: as often as records rest on each other
+        for other in journal:
+            path = run.path / "records" / f"{other}.json"
+            data = read_json(path)
+            data["inputs"] = {s: sha256_file(run.path / "records" / f"{s}.json") for s in data["inputs"]}
+            data["published"] = {name: sha256_file(run.path / name) for name in data["published"]}
+            write_json(path, data)
+    for step, entry in journal.items():
+        files = {name: sha256_file(run.path / name) for name in entry["files"]}
+        [path] = [run.path / name for name in files if name.endswith(".ipynb")]
+        run.note_step(step, entry | {"files": files, "notebook_code": _own_code(path)})
+    complete(run)
+
+
+def _own_code(path: Path) -> str:
+    """Hash of the code of an executed notebook, without the cell of its parameters."""
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    own = [cell.source for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    return sha256_text(canonical_json(own))
 
 
 def note_notebook(run: Run, step: str, path: Path) -> None:
     """Take an executed notebook into the journal, as a cycle does."""
     entry = run.journal[step]
     files = entry["files"] | {str(path.relative_to(run.path)): sha256_file(path)}
-    run.note_step(step, entry | {"files": files, "notebook_code": notebook_code(path)})
-
-
-def _figure(step: Step) -> None:
-    path = step.run.path / "figures" / "stress.png"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(bytes(range(256)))
-    step.published["figures/stress.png"] = sha256_file(path)
+    run.note_step(step, entry | {"files": files, "notebook_code": _own_code(path)})
 
 
 def _cached(kind: str, name: str, file: str) -> Entry:
@@ -195,8 +374,9 @@ def _member(condition: str, seed: int, delta: float, baseline: MemberRow | None)
     score = 5.0 + 10 * delta
     entry = _cached("saes", f"{condition} {seed}", "sae_weights.safetensors")
     member = MemberRow(
-        condition=condition, architecture="topk", seed=seed, d_sae=64, k=8, explained_variance=0.8 + delta,
-        l0=8.0, l0_matched=True, dead_fraction=0.1, saebench_auc=fmean(p.test_auc for p in probes),
+        condition=condition, architecture=_architecture(condition), seed=seed, d_sae=64, k=8,
+        explained_variance=0.8 + delta, l0=8.0, l0_matched=True, dead_fraction=0.1,
+        saebench_auc=fmean(p.test_auc for p in probes),
         saebench_delta=fmean(p.delta for p in probes), cebench_contrastive=3.0, cebench_independence=3.0,
         cebench_interpretability=score, cebench_calibrated=1.5, cebench_calibrated_contrastive=1.25,
         cebench_delta=score - baseline.cebench_interpretability if baseline else None,
@@ -205,11 +385,15 @@ def _member(condition: str, seed: int, delta: float, baseline: MemberRow | None)
     return member, probes
 
 
+def _architecture(condition: str) -> str:
+    return "topk" if condition == "baseline" else condition
+
+
 def _group(condition: str, pwmcc: float, made: list[tuple[MemberRow, list[ProbeRow]]]) -> GroupRow:
     probes = [probe for member, own in made for probe in own if member.condition == condition]
     saebench = mean_interval(list(means_by((probe.data_set, probe.delta) for probe in probes).values()))
     return GroupRow(
-        condition=condition, architecture="topk", n_seeds=3, pwmcc=pwmcc, pwmcc_low=pwmcc - 0.1,
+        condition=condition, architecture=_architecture(condition), n_seeds=3, pwmcc=pwmcc, pwmcc_low=pwmcc - 0.1,
         pwmcc_high=pwmcc + 0.1, pwmcc_max=pwmcc + 0.05, null_random=0.2, null_gaussian=0.25,
         pwmcc_corrected=(pwmcc - 0.25) / 0.75, encoder_mcc=0.3, reappearing_fraction=0.4, subspace_overlap=0.5,
         saebench_delta=saebench.mean, sets_low=saebench.low, sets_high=saebench.high,

@@ -19,7 +19,7 @@ from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 from small_saes import D_IN, HOOK, bank, cache, condition, random_sae, random_saes, trained
 from test_evaluation import baseline_row, benches
 
-from husai_lib import audit, baselines, gates, sentences, tables
+from husai_lib import baselines, gates, recomputed, sentences, tables
 from husai_lib.activations import Bank
 from husai_lib.baselines import PICKLED, baseline_saes
 from husai_lib.cache import cache_folder, open_entry
@@ -173,7 +173,7 @@ def test_the_gate_compares_with_the_baseline_of_the_candidates_own_shape() -> No
 def test_the_audit_takes_the_delta_over_the_given_sae_where_it_is_matched() -> None:
     row = baseline_row(2, 5.0)
     for base, delta in ((given_row(4.0, 70, 8.0), 1.0), (given_row(4.0, 128, 8.0), None)):
-        found = audit._recomputed(
+        found = recomputed.recomputed(
             "frontier", "members", row, {("frontier", "probes"): [], ("baselines", "members"): [base]}
         )
         assert found["cebench_delta"] == delta

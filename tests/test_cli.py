@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stand_ins import SMOKE, husai, short_cycle, synthetic_run
+from stand_ins import SMOKE, complete, husai, short_cycle, synthetic_run
 
 from husai_lib import cycle
 from husai_lib.evidence import Run
+from husai_lib.files import read_json, write_json
 
 COMMANDS = {
     "run": ("PARAMS", "--set", "--resume", "--dry-run", "--device", "--jobs", "--fail-on-gate-fail", "--evidence"),
     "ls": ("--evidence",),
     "show": ("RUN", "--evidence"),
     "verify": ("RUN", "--evidence"),
+    "gate": ("RUN", "--fail-on-gate-fail", "--evidence"),
+    "audit": ("RUN", "--site", "--evidence"),
+    "export": ("RUN", "DIR", "--even-if-failed", "--push", "--evidence"),
+    "import": ("FILE", "--as", "--evidence"),
     "render": ("RUN", "--out", "--evidence"),
     "eval": ("saebench",),
 }
@@ -179,3 +186,84 @@ def test_the_command_line_starts_without_the_heavy_packages() -> None:
         "'papermill', 'nbconvert', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# The gate for CI
+
+
+def test_the_gate_is_judged_again_and_told_with_its_verdict(made: Run, evidence: Path) -> None:
+    said = husai("gate", "smoke", "--evidence", evidence)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines()[-1] == f"{made.name}: {made.manifest()['verdict']}"
+    assert "random model" in said.out
+    assert "transcoder" in said.out
+
+
+def test_a_failed_gate_is_an_error_only_where_it_is_asked_for(evidence: Path) -> None:
+    said = husai("gate", "--fail-on-gate-fail", "--evidence", evidence)
+    assert said.code == 3
+    assert re.fullmatch(r"husai: smoke/run_\w+ does not pass its gates: Not releasable: .*\n", said.err)
+
+
+def test_a_gate_record_that_its_inputs_contradict_is_an_integrity_error(made: Run, tmp_path: Path) -> None:
+    shutil.copytree(made.path, tmp_path / "smoke" / "run_x")
+    run = Run(tmp_path / "smoke" / "run_x")
+    path = run.path / "records" / "gate.json"
+    data = read_json(path)
+    for row in data["tables"]["gates"]:
+        row["verdict"] = "pass"
+    entry = run.journal["gate"]
+    entry["files"]["records/gate.json"] = write_json(path, data)
+    run.note_step("gate", entry)
+    said = husai("gate", "--evidence", tmp_path)
+    assert (said.code, "was changed after it was finished" in said.err) == (4, True)
+    complete(run)  # a forger makes the manifest agree too
+    said = husai("gate", "--evidence", tmp_path)
+    assert said.code == 4
+    assert "its gate record states other gates than its inputs give" in said.err
+
+
+def test_a_run_without_a_gate_step_has_no_gate(tmp_path: Path) -> None:
+    (tmp_path / "smoke" / "run_x").mkdir(parents=True)
+    said = husai("gate", "--evidence", tmp_path)
+    assert said.code == 1
+    assert "run smoke/run_x is unfinished" in said.err
+
+
+# Earlier cycles
+
+
+def test_an_import_tells_what_was_read_and_what_is_wrong_with_it(tmp_path: Path) -> None:
+    sae = {"architecture": "topk", "seed": 42, "checkpoint": "results/run_20260101T000000Z/checkpoints/a/sae.pt",
+           "train_metrics": {"explained_variance": 0.7, "l0": 650.0}, "saebench": None, "cebench": None}  # fmt: skip
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"config": {"k": 32, "d_sae": 1024}, "records": [sae], "aggregate": {}}))
+    said = husai("import", file, "--as", "old", "--evidence", tmp_path / "evidence")
+    assert (said.code, said.err) == (0, "")
+    first, *_, last = said.out.splitlines()
+    assert first == "results: frontier results.json"
+    assert last == f"imported: {tmp_path / 'evidence' / 'imported' / 'old'}"
+    assert "caveat: results, 1 rows, unmatched_l0" in said.out
+    again = husai("import", file, "--as", "old", "--evidence", tmp_path / "evidence")
+    assert again.code != 0
+    assert "old" in again.err
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not JSON", ""])
+def test_what_is_no_record_of_an_earlier_cycle_is_refused_and_leaves_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    said = husai("import", tmp_path / "x.json", "--as", "old", "--evidence", tmp_path / "evidence")
+    assert said.code == 1
+    assert "x.json" in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "evidence" / "imported" / "old").exists()
+
+
+@pytest.mark.parametrize(
+    "assignment", ["earlier=[imported/nowhere]", "selection.sources=[frontier, imported/nowhere/frontier]"]
+)
+def test_an_earlier_run_that_is_not_there_is_told_before_anything_runs(tmp_path: Path, assignment: str) -> None:
+    said = husai("run", SMOKE, "--set", assignment, "--evidence", tmp_path)
+    assert said.code == 2
+    assert said.err.startswith(f"husai: {assignment.partition('=')[0]}: no earlier run is called 'imported/nowhere'")
+    assert not list(tmp_path.glob("smoke/run_*"))

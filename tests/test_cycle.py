@@ -29,7 +29,7 @@ from husai_lib.cache import cached
 from husai_lib.records import BankRow
 entry = cached("banks", "husai_lib.files", {"name": "bank"}, lambda folder: (folder / "rows.npy").write_bytes(b"rows"))
 step = open_step('activations', run, activations=activations)
-step.write({"banks": [BankRow(bank="training", hook_name="h", rows=1, d_in=1, key=entry.key, sha256="")]})
+record = step.write({"banks": [BankRow(bank="training", hook_name="h", rows=1, d_in=1, key=entry.key, sha256="")]})
 """
 
 

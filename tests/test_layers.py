@@ -16,8 +16,9 @@ from husai_lib.hyperparameters import ARCHITECTURES
 
 LAYERS = {
     1: "errors version",
-    2: "files catalogue sections hyperparameters params strict_yaml cache records evidence intervals",
-    3: "selection gates audit figures tables sentences earlier replay criteria shown",
+    2: "files catalogue sections hyperparameters conditions params strict_yaml cache records evidence intervals",
+    3: "candidates ranking selection gates criteria decisions earlier json_parts earlier_records earlier_gates "
+    "earlier_stress caveats replay audit recomputed shown figures tables sentences",
     4: "language_model texts activations architectures logistic matching tasks randomness",
     5: "stack training probing contrastive width_study evaluation baselines stress saebench_job upload_job",
     6: "execution cycle cli export saebench site webpages",
