@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from husai_lib.cache import cache_folder
 from husai_lib.cycle import NOTEBOOKS, cached_already, check_earlier, check_ready, plan, resumable_run, run_cycle
 from husai_lib.errors import GateError, HusaiError, IntegrityError, ModelError
-from husai_lib.evidence import Run, find_imports, find_run, find_runs
+from husai_lib.evidence import Run, find_imports, find_run, find_runs, made_by_other_code
 from husai_lib.files import REPOSITORY
 from husai_lib.params import CycleParams, load_cycle
 from husai_lib.strict_yaml import override
@@ -249,6 +249,8 @@ def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = 
         for problem in one.problems:
             typer.echo(f"problem: {name}: {problem}")
         typer.echo(f"{name}: {one}")
+    for other in (other for other in found if audits[other.name].problems and made_by_other_code(other)):
+        typer.echo(f"{other.name} was made by other code than this: check its commit out to audit it by its own rules")
     if count := sum(len(one.problems) for one in audits.values()):
         raise IntegrityError(f"the audit found {count} problems; each stands above")
 

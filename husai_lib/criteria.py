@@ -26,6 +26,7 @@ DECIDING: tuple[Outcome, ...] = ("not met", "not comparable", "met")
 """Of two deltas that must both improve, the first of these that occurs decides."""
 UNUSED = {"saebench": ("stories", "pairs", "baseline"), "cebench": ("data sets", "probing")}
 """What each benchmark does not use, of all that a run is measured on."""
+NOT_KNOWN = "not known"
 OF_THE_NULL = ("pairs permutations", "pairs seed")
 """These decide the calibrated CE-Bench score alone, which is in no delta."""
 
@@ -201,7 +202,7 @@ def _differences(which: str, here: Mapping[str, str], there: Mapping[str, str]) 
             for what in used if what in here and what in there and here[what] != there[what]]  # fmt: skip
     for side, known in (("here", here), ("there", there)):
         if unknown := [what for what in used if what not in known]:
-            told.append(f"not known {side}: {', '.join(unknown)}")
+            told.append(f"{NOT_KNOWN} {side}: {', '.join(unknown)}")
     return told
 
 
@@ -264,7 +265,12 @@ def _sentence(rows: Sequence[CriterionRow]) -> str:
 def _deltas_told(rows: Sequence[CriterionRow]) -> str:
     if any(row.difference is not None for row in rows):
         return "; ".join(map(_delta_told, rows))
-    return escape("; ".join(dict.fromkeys(part for row in rows for part in row.note.split("; "))))
+    parts = list(dict.fromkeys(part for row in rows for part in row.note.split("; ")))
+    differ = list(dict.fromkeys(part.partition(":")[0] for part in parts if " here, " in part))
+    told = [f"measured on other things: {', '.join(differ)}"] if differ else []
+    unknown = {name for part in parts if part.startswith(NOT_KNOWN) for name in part.partition(": ")[2].split(", ")}
+    told += [f"{len(unknown)} settings are not known of one of them"] if unknown else []
+    return escape("; ".join(told or parts))
 
 
 def _delta_told(row: CriterionRow) -> str:

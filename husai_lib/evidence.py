@@ -256,6 +256,12 @@ def library_hash() -> str:
     return sha256_text(canonical_json({str(p.relative_to(REPOSITORY)): sha256_file(p) for p in modules}))
 
 
+def made_by_other_code(run: Run) -> bool:
+    """Whether any record of a run was written by another state of the library than the present one."""
+    records = [run.record(step).data for step in run.journal]
+    return any(data["environment"]["code"]["library_sha256"] != library_hash() for data in records)
+
+
 def environment(device: str) -> dict[str, Any]:
     """Where a record was made: versions, code, device; no names of people or machines."""
     return {

@@ -67,7 +67,7 @@ def _tell(site: Path, runs: Sequence[Run], chosen: Run, renderer: str) -> None:
 def _made(folder: Path, runs: Sequence[Run], chosen: Run, renderer: str) -> Path:
     """Write records, figures and pages into `folder`; returns the site, which Quarto makes in a folder of its own."""
     for run in runs:
-        for path in [*_json_files(run), *run.path.glob("figures/*.png")]:
+        for path in [*_data_files(run), *run.path.glob("figures/*.png")]:
             _copy(path, folder / "evidence" / run.name / path.relative_to(run.path))
     if renderer == "quarto":
         return _render_with_quarto(folder, _index(chosen), runs)
@@ -90,7 +90,7 @@ def index_markdown(run: Run, pages: Sequence[Page]) -> str:
         criteria=criteria,
         figures={path.stem for path in run.path.glob("figures/*.png")},
         notebooks=[page for page in pages if page.run == run.name],
-        files=[path.relative_to(run.path).as_posix() for path in _json_files(run)],
+        files=[path.relative_to(run.path).as_posix() for path in _data_files(run)],
     )
 
 
@@ -102,9 +102,10 @@ def _notebooks(run: Run) -> list[Path]:
     return sorted(run.path.glob("notebooks/*.ipynb"))
 
 
-def _json_files(run: Run) -> list[Path]:
+def _data_files(run: Run) -> list[Path]:
     """Records, then the published files; not the transient note of progress."""
-    return sorted(run.path.glob("records/*.json")) + sorted(set(run.path.glob("*.json")) - {run.path / "progress.json"})
+    published = {path for ending in ("json", "csv", "md") for path in run.path.glob(f"*.{ending}")}
+    return sorted(run.path.glob("records/*.json")) + sorted(published - {run.path / "progress.json"})
 
 
 def _copy(path: Path, target: Path) -> None:

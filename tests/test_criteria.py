@@ -1,5 +1,6 @@
 """The decision criteria: every outcome by hand, what may be subtracted, and the properties that keep them honest."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -429,6 +430,11 @@ def test_the_sentences_say_why_there_is_nothing_to_compare():
     first, second = outcome_sentence(rows).splitlines()
     assert r"imported/a\_\*b\*: **not comparable** (not measured there (no selection was imported))." in first
     assert second.endswith("**not comparable** (no gate was required there).")
+    other = replace(standing(), measured_on=measured(stories="other", hook="blocks.9"))
+    both, _ = outcome_sentence(compare(standing(), other)).splitlines()
+    assert both.endswith("**not comparable** (measured on other things: hook, stories).")
+    silent = replace(standing(), measured_on={"hook": measured()["hook"]})
+    assert re.search(r"\(\d+ settings are not known of one of them\)\.", outcome_sentence(compare(standing(), silent)))
     several = outcome_sentence([*compare(standing(), standing("imported/b")), *rows])
     assert [line.split(":")[0] for line in several.splitlines()] == [
         r"- Criterion 1 against imported/a\_\*b\*", r"- Criterion 2 against imported/a\_\*b\*",
