@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from statistics import median
 from typing import Any
 
@@ -293,7 +294,7 @@ def _shared_results_folder(probings: list[Probing]) -> Iterator[CaveatRow]:
     for path, group in _by(lambda p: p.results_path, [p for p in probings if p.results_path]).items():
         saes = {(p.record, p.sae) for p in group}
         for record, own in _by(lambda p: p.record, group).items() if len(saes) > 1 else ():
-            what = f"The SAEBench means of {len(saes)} SAEs come from the one folder {path}"
+            what = f"The SAEBench means of {len(saes)} SAEs come from the one folder {PurePosixPath(path).name}"
             what += ", in which results of another SAE would enter the mean unseen."
             yield from _caveat("shared_results_folder", record, len(own), what)
 

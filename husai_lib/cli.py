@@ -89,7 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
     code, message = 0, ""
     try:
         code = app(arguments, standalone_mode=False) or 0
-        message = "interrupted; finished steps are kept: run again with --resume" if code == INTERRUPTED else ""
+        if code == INTERRUPTED:
+            run = next(iter(sys.argv[1:] if arguments is None else arguments), "") == "run"
+            message = f"interrupted; {'finished steps are kept: run again with --resume' if run else 'run it again'}"
     except HusaiError as error:
         code, message = error.exit_code, str(error)
     except typer.TyperException as error:

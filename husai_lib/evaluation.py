@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from husai_lib.activations import Bank
-from husai_lib.contrastive import contrastive_scores
+from husai_lib.contrastive import ContrastiveScore, contrastive_scores
 from husai_lib.intervals import mean_interval, means_by
 from husai_lib.matching import group_stability, mean_over_pairs, pairwise_pwmcc, random_decoders
 from husai_lib.params import ContrastiveParams, ProbingParams
@@ -78,7 +78,6 @@ def member_rows(
     for trained, scores, story in zip(saes, probed, told_apart, strict=True):
         condition, seed = trained.member.condition, trained.member.seed
         own = probe_rows(condition.name, seed, benches.tasks, scores, llm)
-        quality = measure(trained.sae, benches.held_out)
         shape = condition.d_sae, condition.k, seed
         reference = next((row.cebench_interpretability for row in baseline if row.is_baseline_of(*shape)), None)
         notes = {
@@ -88,33 +87,46 @@ def member_rows(
             "no calibrated CE-Bench score: its null does not vary": story.calibrated_interpretability is None,
             "each best k was chosen on the test set": benches.probing.choose_k == "test",
         }
-        rows.append(
-            MemberRow(
-                condition=condition.name,
-                architecture=condition.architecture,
-                seed=seed,
-                d_sae=condition.d_sae,
-                k=condition.k,
-                explained_variance=quality.explained_variance,
-                l0=quality.l0,
-                l0_matched=is_matched(quality.l0, condition.k),
-                dead_fraction=quality.dead_fraction,
-                saebench_auc=fmean(means_by((row.data_set, row.test_auc) for row in own).values()),
-                saebench_delta=fmean(means_by((row.data_set, row.delta) for row in own).values()),
-                cebench_contrastive=story.contrastive,
-                cebench_independence=story.independence,
-                cebench_interpretability=story.interpretability,
-                cebench_calibrated_contrastive=story.calibrated_contrastive,
-                cebench_calibrated=story.calibrated_interpretability,
-                cebench_delta=None if reference is None else story.interpretability - reference,
-                cebench_ceiling=ceiling(condition.d_sae),
-                key=trained.entry.key,
-                weights_sha256=trained.weights_sha256,
-                note="; ".join(note for note, applies in notes.items() if note and applies),
-            )
-        )
+        note = "; ".join(note for note, applies in notes.items() if note and applies)
+        rows.append(_member_row(trained, own, story, measure(trained.sae, benches.held_out), reference, note=note))
         probes += own
     return rows, probes
+
+
+def _member_row(
+    trained: TrainedSae,
+    probes: Sequence[ProbeRow],
+    story: ContrastiveScore,
+    quality: Reconstruction,
+    reference: float | None,
+    *,
+    note: str,
+) -> MemberRow:
+    """`reference` is the CE-Bench interpretability that the delta is taken over."""
+    condition = trained.member.condition
+    return MemberRow(
+        condition=condition.name,
+        architecture=condition.architecture,
+        seed=trained.member.seed,
+        d_sae=condition.d_sae,
+        k=condition.k,
+        explained_variance=quality.explained_variance,
+        l0=quality.l0,
+        l0_matched=is_matched(quality.l0, condition.k),
+        dead_fraction=quality.dead_fraction,
+        saebench_auc=fmean(means_by((row.data_set, row.test_auc) for row in probes).values()),
+        saebench_delta=fmean(means_by((row.data_set, row.delta) for row in probes).values()),
+        cebench_contrastive=story.contrastive,
+        cebench_independence=story.independence,
+        cebench_interpretability=story.interpretability,
+        cebench_calibrated_contrastive=story.calibrated_contrastive,
+        cebench_calibrated=story.calibrated_interpretability,
+        cebench_delta=None if reference is None else story.interpretability - reference,
+        cebench_ceiling=ceiling(condition.d_sae),
+        key=trained.entry.key,
+        weights_sha256=trained.weights_sha256,
+        note=note,
+    )
 
 
 def group_row(saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], probes: Sequence[ProbeRow]) -> GroupRow:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from refresh_notebooks import REPOSITORY, cpu_kind
+from stand_ins import husai
 
 from husai_lib.audit import audit_run
-from husai_lib.evidence import find_run, find_runs
+from husai_lib.evidence import find_imports, find_run, find_runs
 
 KILLS = int(os.environ.get("HUSAI_TEST_KILLS", "3"))
 SMOKE = str(REPOSITORY / "params" / "smoke.yaml")
@@ -86,11 +88,19 @@ def test_killed_and_resumed_it_writes_the_same_bytes(finished, tmp_path):
     assert audit_run(run).problems == []
 
 
-def test_committed_evidence_verifies():
-    runs = find_runs(REPOSITORY / "evidence")
+def test_committed_evidence_passes_the_audit_and_so_does_a_site_made_of_it(tmp_path, monkeypatch):
+    committed = REPOSITORY / "evidence"
+    runs = find_runs(committed)
     assert {run.path.parent.name for run in runs} >= {"smoke", "quickstart"}
-    for run in runs:
-        assert audit_run(run).problems == [], run.name
+    monkeypatch.chdir(tmp_path)  # where no older site lies
+    said = husai("audit", "--evidence", committed)
+    assert (said.code, said.err) == (0, ""), said.out
+    audited = [line.partition(":")[0] for line in said.out.splitlines()]
+    assert audited == [*(run.name for run in runs), *(found.name for found in find_imports(committed)), "index.md"]
+    shutil.copytree(committed, tmp_path / "evidence")
+    assert husai("render", "--evidence", tmp_path / "evidence", "--out", tmp_path / "site").code == 0
+    said = husai("audit", "--evidence", tmp_path / "evidence", "--site", tmp_path / "site")
+    assert (said.code, said.out.splitlines()[-1].endswith("no problem")) == (0, True), said.out
 
 
 def test_committed_evidence_carries_no_weights():
