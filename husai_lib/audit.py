@@ -6,26 +6,28 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product, zip_longest
+from itertools import combinations, product, zip_longest
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from safetensors import SafetensorError
 
 from husai_lib import decisions, shown, tables
 from husai_lib.cache import CACHED, cache_folder, open_entry
 from husai_lib.conditions import Condition, baseline_shapes
 from husai_lib.earlier import audit_import
 from husai_lib.errors import HusaiError
-from husai_lib.evidence import IMPORTED, Record, Run, earlier_run, results
+from husai_lib.evidence import Record, Run, results
 from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_text
 from husai_lib.gates import Policy, release_policy
-from husai_lib.recomputed import Rows, recomputed
-from husai_lib.records import GIVEN
+from husai_lib.recomputed import NOT_HERE, Rows, recomputed
+from husai_lib.records import GIVEN, IMPORTED
 from husai_lib.replay import replays, rule_changes
 from husai_lib.shown import NOT_CHECKED, Check, Records
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-NOT_HERE = "not in the cache of this machine"
-NAMING = {"condition", "origin", "seed", "data_set", "at", "task", "control", "gate", "bank"}
+NAMING = {"condition", "origin", "seed", "data_set", "at", "task", "control", "gate", "bank", "of", "seed_a", "seed_b"}
 """Columns that say which row of a table is meant."""
 
 
@@ -36,10 +38,10 @@ class Audit:
     checked: int = 0
     """Values that were checked."""
     not_here: int = 0
-    """Weights and activations that are not in the cache of this machine and cannot be checked."""
+    """Weights, pairs of them, and activations that are not in the cache of this machine and cannot be checked."""
     not_checked: int = 0
     """What cannot be made again here: figures of another matplotlib, prose of another version of a notebook, files of
-    unknown content."""
+    unknown content, pairs of random decoders or of wide SAEs, intervals of PW-MCC in records without pairs."""
     problems: list[str] = field(default_factory=list)
     """One sentence each."""
 
@@ -73,7 +75,7 @@ def audit_run(run: Run, notebooks: Path = NOTEBOOKS) -> Audit:
         if not run.is_complete:
             raise
         audit.problems.append(str(error))
-    except (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, OSError, SyntaxError, SafetensorError, TypeError, ValueError) as error:
         # Whoever makes all hashes agree can write anything into a record, and then nothing can be computed from it.
         audit.problems.append(f"the records of {run.name} do not fit together ({type(error).__name__}: {error})")
     return audit
@@ -95,6 +97,7 @@ def _checks(run: Run, notebooks: Path) -> Iterator[Check]:
     if "selection" in records:
         rows |= _candidate(run, records["selection"].summary["selected"])
     yield from _saes(records, rows)
+    yield from _pairs(run, records, rows)
     yield from _numbers(rows)
     if "selection" in records:
         yield from _decisions(run, records, rows)
@@ -109,12 +112,18 @@ def _candidate(run: Run, chosen: dict[str, Any] | None) -> dict[tuple[str, str],
     record = run.find_record(chosen["source"] if chosen else "frontier")
     groups = record.table("groups") if "groups" in record.data["tables"] else []
     own = [row for row in groups if row.condition in {sae.condition for sae in saes}]
-    return {("candidate", "saes"): saes, ("candidate", "stability"): own}
+    pairs = record.table("pairs") if "pairs" in record.data["tables"] else []
+    return {("candidate", "saes"): saes, ("candidate", "stability"): own, ("candidate", "pwmcc"): pairs}
 
 
 def _follow(what: str, stated: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Check]:
     for name, value in stated.items():
         yield f"{what} {name}", value, known.get(name, "absent")
+
+
+def _same(what: str, stated: Mapping[str, Any], must: Mapping[str, Any]) -> Iterator[Check]:
+    """As `_follow`, and nothing that must be stated is left out."""
+    yield from _follow(what, dict.fromkeys(must, "absent") | dict(stated), must)
 
 
 def _chain(run: Run, manifest: dict[str, Any], records: Records) -> Iterator[Check]:
@@ -168,6 +177,33 @@ def _saes(records: Records, rows: Rows) -> Iterator[Check]:
         yield "tasks of the OOD control", tasks, sorted(product(ood, [m.seed for m in rows["candidate", "saes"]]))
 
 
+def _pairs(run: Run, records: Records, rows: Rows) -> Iterator[Check]:
+    """Every pair of seeds of each condition and each control, once; records made before there were pairs have none."""
+    having = {step for step, record in records.items() if record.data["tables"].keys() & {"groups", "controls"}}
+    held = {step for step in having if "pairs" in records[step].data["tables"]}
+    asked = having if held or any(_writes_pairs(run, step) for step in having) else held
+    yield "steps with a table of pairs", sorted(held), sorted(asked)
+    seeds: dict[str, list[int]] = {group.condition: [] for group in rows["frontier", "groups"]}
+    for member in rows["frontier", "members"]:
+        seeds.setdefault(member.condition, []).append(member.seed)
+    own = [member.seed for member in rows["candidate", "saes"]]
+    controls = [row.control for row in rows["stress", "controls"] if row.metric == "pwmcc" and row.delta is not None]
+    must = {"frontier": seeds, "stress": dict.fromkeys(controls, own)}
+    for step in sorted(held):
+        made = sorted((row.of, row.seed_a, row.seed_b) for row in rows[step, "pairs"])
+        pairs = [(of, *pair) for of, those in must[step].items() for pair in combinations(those, 2)]
+        yield f"pairs of {step}", made, sorted(pairs)
+    random = [row.pwmcc for row in rows["stress", "pairs"] if row.of == "random_decoder"]
+    if random:
+        yield "mean of the random decoders", fmean(random), fmean(g.null_random for g in rows["candidate", "stability"])
+
+
+def _writes_pairs(run: Run, step: str) -> bool:
+    """Whether the executed notebook of a step has the code that writes its pairs."""
+    paths = [run.path / name for name in run.journal[step]["files"] if name.startswith("notebooks/")]
+    return any('\\"pairs\\"' in path.read_text(encoding="utf-8") for path in paths)
+
+
 def _baselines(records: Records, rows: Rows, conditions: Sequence[Condition]) -> list[tuple[Any, ...]]:
     """The given SAE, if there is one, and a trained one for each seed and shape that it does not match."""
     asked = records["baselines"].data["parameters"]
@@ -196,7 +232,8 @@ def _numbers(rows: Rows) -> Iterator[Check]:
     for step, table in list(rows):
         for row in rows[step, table]:
             for column, value in recomputed(step, table, row, rows).items():
-                yield f"{column} of {_name(step, table, row)}", getattr(row, column), value
+                stated = value if value in (NOT_CHECKED, NOT_HERE) else getattr(row, column)
+                yield f"{column} of {_name(step, table, row)}", stated, value
 
 
 def _decisions(run: Run, records: Records, rows: Rows) -> Iterator[Check]:
@@ -205,7 +242,7 @@ def _decisions(run: Run, records: Records, rows: Rows) -> Iterator[Check]:
     selected = {"selected": selection.summary()["selected"]}
     decided = {"verdict": policy.verdict, "pass_all": policy.pass_all}
     for step, must in (("selection", selection.summary()), ("stress", selected), ("gate", decided | selected)):
-        yield from _follow(f"record {step}:", records[step].summary, must)
+        yield from _same(f"record {step}:", records[step].summary, must)
     again: dict[tuple[str, str], list[Any]] = {("selection", "candidates"): selection.rows()}
     again |= {("gate", "gates"): list(policy.gates)} | _against_earlier(run, records, policy)
     for (step, table), made in again.items():
@@ -216,18 +253,13 @@ def _decisions(run: Run, records: Records, rows: Rows) -> Iterator[Check]:
 
 def _against_earlier(run: Run, records: Records, policy: Policy) -> dict[tuple[str, str], list[Any]]:
     """The tables that rest on earlier runs, as far as these records have them."""
-
-    def read_run(name: str) -> dict[str, Record]:
-        steps = earlier_run(run.path.parent.parent, name).manifest()["steps"]
-        return {step: run.find_record(f"{name}/{step}") for step in steps}
-
     made: dict[tuple[str, str], list[Any]] = {}
     if "criteria" in records["gate"].data["tables"]:
         earlier = records["gate"].data["parameters"].get("earlier", [])
-        made["gate", "criteria"] = decisions.against(earlier, policy.gates, run.find_record, read_run)
+        made["gate", "criteria"] = decisions.against(earlier, policy, run.find_record, run.read_run)
     if "replays" in records["selection"].data["tables"]:
         names = [name for name in records["selection"].data["parameters"]["earlier"] if name.startswith("imported/")]
-        imported = {name: read_run(name) for name in names}
+        imported = {name: run.read_run(name) for name in names}
         made["selection", "replays"] = [row for name, those in imported.items() for row in replays(name, those)]
         made["selection", "rule_changes"] = [r for name, those in imported.items() for r in rule_changes(name, those)]
         made["selection", "caveats"] = [row for those in imported.values() for row in those["caveats"].table("caveats")]
@@ -240,14 +272,17 @@ def _published(run: Run, records: Records) -> Iterator[Check]:
     basis = gate.data["parameters"]["gates"]["basis"]
     policy = Policy(tuple(gate.table("gates")), gate.summary["pass_all"], gate.summary["verdict"], basis)
     selected = {"selected": selection.summary["selected"]}
+    criteria = {"criteria": gate.data["tables"]["criteria"]} if "criteria" in gate.data["tables"] else {}
     front = {"groups": [row for row in selection.data["tables"]["candidates"] if row["on_front"]]}
     known: dict[str, Any] = {
         "selection_summary.json": selection.summary, "selected_candidate.json": selected, "pareto_front.json": front,
-        "release_policy.json": release_policy(policy) | selected,
+        "release_policy.json": release_policy(policy) | selected | criteria,
         "release_policy.md": f"{policy.verdict}\n\n{tables.gates_table(policy.gates)}\n",
     }  # fmt: skip
     if "report" in records:
         known["results.json"] = results([records[step] for step in records["report"].data["inputs"]])
+    published = {name for record in records.values() for name in record.data["published"]}
+    yield "published files that are missing", sorted(name for name in known.keys() - published if ".json" in name), []
     for step, record in records.items():
         rows = {tables.csv_table(record.table(name)) for name in record.data["tables"]}
         for name in [name for name in record.data["published"] if not name.startswith("figures/")]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +16,10 @@ from husai_lib.records import EarlierMemberRow, MemberRow, ceiling, is_matched
 
 WHICH_TOKENS = ("probe_tokens", "skip_positions", "max_norm_ratio")
 """Parameters of the activations that decide which tokens the benchmarks see."""
+WHICH_PAIRS = ("max_rows", "independence")
+"""Parameters of CE-Bench that decide its plain scores."""
+BASELINE = "baseline"
+NOT_KNOWN = '"not known"'
 METRICS = ("saebench_delta", "cebench_delta", "explained_variance")
 
 
@@ -64,36 +69,44 @@ def candidates_of(source: str, read: Callable[[str], Record]) -> list[Candidate]
         return candidates_from_earlier(source, record.table("earlier_members"))
     if "members" not in record.data["tables"]:
         raise DataError(f"selection.sources: {source} holds no SAEs; name a step such as frontier")
-    return candidates_from(
-        source, record.table("members"), measured_on(read(f"{prefix}activations"), read(f"{prefix}baselines"))
-    )
+    baselines = read(f"{prefix}baselines")
+    measured = measured_on(read(f"{prefix}activations"), baselines)
+    return candidates_from(source, record.table("members"), measured, baselines.table("members"))
 
 
-def candidates_from(source: str, members: Sequence[MemberRow], comparability: Mapping[str, str]) -> list[Candidate]:
-    """The members of one record as candidates; `source` names the record."""
-    shared = ("condition", "architecture", "seed", *METRICS, "l0_matched", "key", "weights_sha256")
+def candidates_from(
+    source: str, members: Sequence[MemberRow], measured: Mapping[str, str], baselines: Sequence[MemberRow] = ()
+) -> list[Candidate]:
+    """The members of one record as candidates; `source` names the record.
+
+    Beside what all were `measured` on, each names its own baseline, so that widths may differ within a run.
+    """
+    shared = {"condition", "architecture", "seed", *METRICS, "l0_matched", "key", "weights_sha256"}
     return [
-        Candidate(source, comparability=comparability, **member.model_dump(include=set(shared))) for member in members
+        Candidate(
+            source,
+            comparability=dict(measured)
+            | {f"{BASELINE} of {row.d_sae:,} latents, k = {row.k}, seed {row.seed}": baseline_of([row], baselines)},
+            **row.model_dump(include=shared),
+        )
+        for row in members
     ]
 
 
 def candidates_from_earlier(source: str, members: Sequence[EarlierMemberRow]) -> list[Candidate]:
     """The members of an imported record as candidates; what they were measured on is as far as the record says."""
-    shared = ("condition", "architecture", "seed", *METRICS, "weights_sha256", "failed", "position")
+    shared = {"condition", "architecture", "seed", *METRICS, "weights_sha256", "failed", "position"}
     return [
         Candidate(
             source,
-            **row.model_dump(include=set(shared)),
+            **row.model_dump(include=shared),
             l0_matched=row.l0 is not None and bool(row.k) and is_matched(row.l0, row.k or 1),
             unmatched_baseline=_why_unmatched(row),
-            comparability={
-                "model": row.model, "hook": row.hook_name, "data sets": row.data_sets, "ks": row.ks,
-                "pairs": row.pairs, "baseline": row.cebench_baseline,
-            },
+            comparability=earlier_settings(row),
         )
         for row in members
         if row.checkpoint  # a record without one was no candidate
-    ]  # fmt: skip
+    ]
 
 
 def _why_unmatched(row: EarlierMemberRow) -> str:
@@ -105,24 +118,67 @@ def _why_unmatched(row: EarlierMemberRow) -> str:
     return f"the baseline's {score} lies above {highest}, the highest score of {row.d_sae:,} latents"
 
 
-def measured_on(activations: Record, baselines: Record, group: Sequence[MemberRow] = ()) -> dict[str, str]:
-    """What the members of a run were measured on, for `Candidate.comparability`.
+def measured_on(activations: Record, baselines: Record) -> dict[str, str]:
+    """Every setting that the deltas of a run depend on: its name -> its value as canonical JSON."""
+    return settings_of(activations.data["parameters"] | baselines.data["parameters"])
 
-    The baselines are those of every width and k of the run, as deltas against them are ranked together; with a `group`,
-    those that its own deltas are taken against.
-    """
-    given, bench = activations.data["parameters"], baselines.data["parameters"]
-    every = [(c["d_sae"], c["k"], seed) for c in bench["conditions"] for seed in bench["seeds"]]
-    shapes = [(row.d_sae, row.k, row.seed) for row in group] or every
-    rows = [row for row in baselines.table("members") if any(row.is_baseline_of(*shape) for shape in shapes)]
+
+def settings_of(sections: Mapping[str, Any]) -> dict[str, str]:
+    """`measured_on` from the sections of the parameters; what only moves the calibrated CE-Bench score is left out."""
+    texts, activations = sections["texts"], sections["activations"]
     parts = {
-        "model": given["model"], "hook": given["activations"]["hook_name"], "data sets": given["texts"]["probing"],
-        "tokens": {key: value for key, value in given["activations"].items() if key in WHICH_TOKENS},
-        "probing": bench["probing"], "stories": given["texts"]["stories"],
-        "pairs": {key: value for key, value in bench["contrastive"].items() if key != "study"},
-        "baseline": sorted(row.weights_sha256 for row in rows),
-    }  # fmt: skip
-    return {what: canonical_json(part).strip() for what, part in parts.items()}
+        "model": sections["model"],
+        "hook": activations["hook_name"],
+        "data sets": texts["probing"],
+        "tokens": {key: value for key, value in activations.items() if key in WHICH_TOKENS},
+        "probing": sections["probing"],
+        "stories": texts["stories"],
+        "pairs": {key: value for key, value in sections["contrastive"].items() if key in WHICH_PAIRS},
+    }
+    found: dict[str, Any] = {}
+    for what, part in parts.items():
+        own = {f"{what} {key}": part[key] for key in sorted(part)} if isinstance(part, dict) else {what: part}
+        found |= own
+    seed = found.pop("model seed", None)
+    if found["model name"].startswith("random:"):
+        found["model name"] += f", seed {seed}"
+    return {what: _canonical(value) for what, value in found.items()}
+
+
+def earlier_settings(row: EarlierMemberRow) -> dict[str, str]:
+    """As far as an imported record names them, by the same names."""
+    stories, _, pairs = row.pairs.removesuffix(" pairs").partition(", ")
+    found = {
+        "model name": row.model,
+        "hook": row.hook_name,
+        "data sets": [name.strip() for name in row.data_sets.split(",") if name.strip()],
+        "probing ks": [int(k) for k in row.ks.split(",") if k.strip()],
+        "probing choose_k": "test",  # what the row's saebench_delta is
+        "stories": stories,
+        "pairs max_rows": int(pairs) if pairs.isdecimal() else pairs,
+        BASELINE: row.cebench_baseline,
+    }
+    return {what: _canonical(value) for what, value in found.items() if value not in ("", [])}
+
+
+def baseline_of(members: Sequence[MemberRow], baselines: Sequence[MemberRow]) -> str:
+    """The weights of the baselines that the CE-Bench deltas of these members are taken against, as canonical JSON."""
+    shapes = [(row.d_sae, row.k, row.seed) for row in members]
+    own = [row.weights_sha256 for row in baselines if any(row.is_baseline_of(*shape) for shape in shapes)]
+    return _canonical(own)
+
+
+def told(value: str) -> str:
+    """A setting's value in a sentence: several names by their number, a long text by its start."""
+    data = json.loads(value)
+    if isinstance(data, list) and len(data) > 1 and isinstance(data[0], str):
+        return str(len(data))
+    text = data if isinstance(data, str) else json.dumps(data)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _canonical(value: Any) -> str:
+    return canonical_json(sorted(value) if isinstance(value, list) else value).strip()
 
 
 def check_finite(members: Sequence[Candidate]) -> None:
@@ -135,27 +191,44 @@ def check_finite(members: Sequence[Candidate]) -> None:
 
 
 def differences(members: Sequence[Candidate]) -> dict[str, list[str]]:
-    """What the members were measured on, where they differ: its values in the order of the members."""
-    every = sorted({what for member in members for what in member.comparability})
-    found = {what: list(dict.fromkeys(m.comparability.get(what, "not known") for m in members)) for what in every}
+    """What the members were measured on, where they differ: its values in the order of the members.
+
+    A run's baselines count where two members name one of the same width, k and seed.
+    """
+    every = dict.fromkeys(what for member in members for what in member.comparability)
+    found = {what: list(dict.fromkeys(_values_of(what, members))) for what in every}
     return {what: values for what, values in found.items() if len(values) > 1}
+
+
+def _values_of(what: str, members: Sequence[Candidate]) -> list[str]:
+    if what.startswith(f"{BASELINE} of "):
+        return [member.comparability[what] for member in members if what in member.comparability]
+    return [member.comparability.get(what, NOT_KNOWN) for member in members]
 
 
 def check_comparable(members: Sequence[Candidate], pooled: Mapping[str, list[str]]) -> None:
     """Raise DataError where members were measured on different things, or one is given twice; names both."""
     for what, values in pooled.items():
-        holders = [next(m for m in members if m.comparability.get(what, "not known") == value) for value in values[:2]]
+        one, other = (next(m for m in members if m.comparability.get(what, NOT_KNOWN) == value) for value in values[:2])
+        more = f" (also other: {', '.join(name for name in pooled if name != what)})" if len(pooled) > 1 else ""
         raise DataError(
-            f"{holders[0].name} and {holders[1].name} cannot be ranked together: {what} is {_told(values[0])} and "
-            f"{_told(values[1])}; measure both on the same"
+            f"{one.name} and {other.name} cannot be ranked together: {what} is {told(values[0])} and "
+            f"{told(values[1])}{more}; measure both on the same"
         )
     for a, b in pairwise(members):
         if (a.source, a.condition, a.seed) == (b.source, b.condition, b.seed):
             raise DataError(f"{a.name} is given twice; name each record once")
+    by_weights: dict[str, Candidate] = {}
+    for member in members:
+        twin = by_weights.setdefault(member.weights_sha256 or member.name, member)
+        if twin.source != member.source:
+            raise DataError(f"{twin.name} and {member.name} are the same weights; name one of the two sources")
 
 
-def _told(value: str) -> str:
-    """A value of `comparability` in an error: a long list by its number and its ends."""
-    text = " ".join(value.split())
-    parts = text.strip("[]").split(",")
-    return f"{text!r}" if len(text) <= 60 else f"{len(parts)} entries from {parts[0].strip()} to {parts[-1].strip()}"
+def check_measured_here(source: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raise DataError for a source whose deltas were not measured on what this run measures on."""
+    for what in [what for what in here if there.get(what, NOT_KNOWN) != here[what]][:1]:
+        raise DataError(
+            f"selection.sources: {source} was not measured on what this cycle is: {what} is "
+            f"{told(there.get(what, NOT_KNOWN))} there and {told(here[what])} here; leave it out or use the same"
+        )

@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 
 from husai_lib.cache import cache_folder
 from husai_lib.cycle import NOTEBOOKS, cached_already, check_earlier, check_ready, plan, resumable_run, run_cycle
-from husai_lib.errors import GateError, HusaiError, IntegrityError, ModelError
+from husai_lib.errors import EvidenceError, GateError, HusaiError, IntegrityError, ModelError
 from husai_lib.evidence import Run, find_imports, find_run, find_runs, made_by_other_code
 from husai_lib.files import REPOSITORY
 from husai_lib.params import CycleParams, load_cycle
@@ -144,8 +144,8 @@ def _show_plan(cycle: CycleParams, evidence: Path, resumed: Run | None) -> None:
 
 @app.command()
 def ls(evidence: Evidence = EVIDENCE) -> None:
-    """List all runs, oldest first, with their state and verdict."""
-    for found in find_runs(evidence):
+    """List all runs, oldest first, with their state and verdict, and before them the imports of earlier cycles."""
+    for found in [*find_imports(evidence), *find_runs(evidence)]:
         typer.echo(f"{found.name}  {_state(found)}")
 
 
@@ -165,15 +165,18 @@ def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
 @app.command()
 def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Evidence = EVIDENCE) -> None:
     """Judge a run's candidate again from its records: every gate, and the verdict. For CI, with --fail-on-gate-fail."""
-    from husai_lib import decisions, tables  # noqa: PLC0415 - takes a second to import
+    from husai_lib import criteria, decisions, tables  # noqa: PLC0415 - takes a second to import
 
     chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
     if chosen.files() != chosen.manifest()["files"]:
         raise IntegrityError(f"{chosen.name} was changed after it was finished; 'husai audit {chosen.name}' tells what")
     policy = decisions.policy_of(chosen.find_record)
     out.print(Markdown(tables.gates_table(policy.gates)))
+    record = chosen.record("gate")
+    if "criteria" in record.data["tables"]:
+        out.print(Markdown(criteria.outcome_sentence(record.table("criteria"))))
     typer.echo(f"{chosen.name}: {policy.verdict}")
-    if policy.gates != tuple(chosen.record("gate").table("gates")):
+    if policy.gates != tuple(record.table("gates")):
         raise IntegrityError(
             f"{chosen.name}: its gate record states other gates than its inputs give; 'husai audit' tells"
         )
@@ -193,6 +196,8 @@ def export(
     """Write a run's candidate as a folder that SAELens loads, with a model card. Exit code 3 if it failed its gate."""
     from husai_lib import export as release  # noqa: PLC0415 - takes a second to import
 
+    if push:
+        release.check_ready(push)
     typer.echo(f"exported: {release.export(find_run(evidence, run), folder, even_if_failed=even_if_failed)}")
     if push:
         typer.echo(f"uploaded: {release.push(folder, push)}")
@@ -240,18 +245,23 @@ def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = 
     from husai_lib.audit import audit_run  # noqa: PLC0415 - takes a second to import
     from husai_lib.site import check_index, check_site  # noqa: PLC0415 - takes seconds to import
 
-    found = [find_run(evidence, run)] if run else [one for one in find_runs(evidence) if one.is_complete]
-    audits = {one.name: audit_run(one) for one in [*found, *([] if run else find_imports(evidence))]}
-    pages = site or Path("_site")
+    found = [find_run(evidence, run)] if run else [*find_runs(evidence), *find_imports(evidence)]
+    if not found:
+        raise EvidenceError(f"{evidence} holds nothing to audit; name another folder with --evidence")
+    unfinished = [one for one in found if not (run or one.is_complete)]
+    audits = {one.name: audit_run(one) for one in found if one not in unfinished}
     if run is None:
         audits["index.md"] = check_index(evidence)
-    if site or (run is None and pages.exists()):
+    pages = site or Path("_site")
+    if site or (run is None and evidence == EVIDENCE and pages.exists()):
         audits[str(pages)] = check_site(pages, evidence)
+    for other in unfinished:
+        typer.echo(f"{other.name}: unfinished, not audited")
     for name, one in audits.items():
         for problem in one.problems:
             typer.echo(f"problem: {name}: {problem}")
         typer.echo(f"{name}: {one}")
-    for other in (other for other in found if audits[other.name].problems and made_by_other_code(other)):
+    for other in (one for one in found if one.name in audits and audits[one.name].problems and made_by_other_code(one)):
         typer.echo(f"{other.name} was made by other code than this: check its commit out to audit it by its own rules")
     if count := sum(len(one.problems) for one in audits.values()):
         raise IntegrityError(f"the audit found {count} problems; each stands above")

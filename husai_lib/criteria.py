@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
+from husai_lib.candidates import earlier_settings, told
 from husai_lib.errors import DataError
-from husai_lib.files import canonical_json
 from husai_lib.gates import CONTROLS, spoken
 from husai_lib.intervals import Interval, difference_interval, mean_interval
-from husai_lib.records import CriterionRow, EarlierGateRow, EarlierGroupRow, EarlierMemberRow, GateRow, MemberRow
+from husai_lib.records import (
+    CaveatRow,
+    CriterionRow,
+    EarlierGateRow,
+    EarlierGroupRow,
+    EarlierMemberRow,
+    GateRow,
+    MemberRow,
+)
 from husai_lib.tables import cell, escape
 
 Outcome = Literal["met", "not met", "not comparable"]
@@ -27,8 +35,7 @@ DECIDING: tuple[Outcome, ...] = ("not met", "not comparable", "met")
 UNUSED = {"saebench": ("stories", "pairs", "baseline"), "cebench": ("data sets", "probing")}
 """What each benchmark does not use, of all that a run is measured on."""
 NOT_KNOWN = "not known"
-OF_THE_NULL = ("pairs permutations", "pairs seed")
-"""These decide the calibrated CE-Bench score alone, which is in no delta."""
+JOINT = "external"
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,22 @@ class Standing:
     """What the deltas were measured on: thing -> canonical JSON; a thing that is not known is left out."""
     gates: Mapping[str, str]
     """Verdicts of the required gates: pass, fail, missing or unreachable."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Of these gates, as far as they are known."""
+    basis: Literal["bound", "value"] = "bound"
+    """What its gates read: the conservative end of an interval, or the estimate."""
+    caveats: tuple[str, ...] = ()
+    """What is known to be wrong with an import's numbers."""
     note: str = ""
     """Why a delta is missing."""
 
 
 def standing_of_run(
-    name: str, members: Sequence[MemberRow], gates: Sequence[GateRow], measured_on: Mapping[str, str]
+    name: str,
+    members: Sequence[MemberRow],
+    gates: Sequence[GateRow],
+    measured_on: Mapping[str, str],
+    basis: Literal["bound", "value"] = "bound",
 ) -> Standing:
     """The standing of a run, from the members of its selected group, its gates and `candidates.measured_on`.
 
@@ -61,11 +78,17 @@ def standing_of_run(
     saebench = None if "saebench_delta" in refused else _interval([row.saebench_delta for row in members])
     cebench = None if "cebench_delta" in refused else _interval([row.cebench_delta for row in members])
     verdicts = {row.gate: row.verdict for row in gates if row.required}
-    return Standing(name, saebench, cebench, _things(measured_on), verdicts, "; ".join(dict.fromkeys(refused.values())))
+    thresholds = {row.gate: row.threshold for row in gates if row.required}
+    note = "; ".join(dict.fromkeys(refused.values()))
+    return Standing(name, saebench, cebench, measured_on, verdicts, thresholds, basis, note=note)
 
 
 def standing_of_import(
-    name: str, groups: Sequence[EarlierGroupRow], members: Sequence[EarlierMemberRow], gates: Sequence[EarlierGateRow]
+    name: str,
+    groups: Sequence[EarlierGroupRow],
+    members: Sequence[EarlierMemberRow],
+    gates: Sequence[EarlierGateRow],
+    caveats: Sequence[CaveatRow] = (),
 ) -> Standing:
     """The standing of an imported cycle: its group of rank 0 as stated there, and the gates that were required.
 
@@ -77,17 +100,20 @@ def standing_of_import(
     if len(chosen) > 1 or len(verdicts) < len(required):
         what = f"{len(chosen)} selections" if len(chosen) > 1 else "several verdicts on one gate"
         raise DataError(f"{name} holds {what}; import each decision under its own name")
+    thresholds = {row.gate: row.threshold for row in required if row.threshold is not None}
+    wrong = tuple(dict.fromkeys(row.caveat for row in caveats))
     if not chosen:
-        return Standing(name, None, None, {}, verdicts, "no selection was imported")
-    own = [row for row in members if row.condition == chosen[0].condition]
-    saebench, cebench = _stated(chosen[0], "saebench"), _stated(chosen[0], "cebench")
-    return Standing(name, saebench, cebench, _earlier_things(own), verdicts)
+        why = "no selection was imported"
+        return Standing(name, None, None, {}, verdicts, thresholds, caveats=wrong, note=why)
+    own = _earlier_settings([row for row in members if row.condition == chosen[0].condition])
+    deltas = _stated(chosen[0], "saebench"), _stated(chosen[0], "cebench")
+    return Standing(name, *deltas, own, verdicts, thresholds, caveats=wrong)
 
 
 def compare(here: Standing, there: Standing) -> list[CriterionRow]:
     """The parts of both criteria: a row for each external delta, then one for each gate that either has.
 
-    A gate's row is met where it passes here; a gate that was not required there is not comparable.
+    A gate's row is met where it passes here; one that was not required there, or is easier here, is not comparable.
     """
     gates = dict.fromkeys([*here.gates, *there.gates])
     return [*(_delta_row(which, here, there) for which in UNUSED), *(_gate_row(gate, here, there) for gate in gates)]
@@ -99,9 +125,9 @@ def criterion_outcome(rows: Sequence[CriterionRow]) -> Outcome:
     1 is met where both deltas are, and not met as soon as one is not. 2 is met where more of the gates required there
     pass here than there, and every stress control that passed there passes here; more or fewer gates gain nothing.
     """
-    compared = [row for row in rows if row.outcome != "not comparable"]
     if rows[0].criterion == 1:
         return next(outcome for outcome in DECIDING if outcome in {row.outcome for row in rows})
+    compared = _counted(rows)
     if not compared:
         return "not comparable"
     better = _passes(compared, "verdict_here") > _passes(compared, "verdict_there")
@@ -112,8 +138,12 @@ def outcome_sentence(rows: Sequence[CriterionRow]) -> str:
     """A sentence for each earlier run and criterion, as a Markdown list: met, not met or not comparable, and why."""
     if not rows:
         return "No earlier cycle is named in these parameters, so this comparison was **not made**."
-    parts = groupby(sorted(rows, key=_which), key=_which)
-    return "\n".join(f"- {_sentence(list(own))}" for _, own in parts)
+    parts = [list(own) for _, own in groupby(sorted(rows, key=_which), key=_which)]
+    met = {n: sum(own[0].criterion == n and criterion_outcome(own) == "met" for own in parts) for n in (1, 2)}
+    earlier = len({row.earlier for row in rows})
+    shown = "Progress is shown" if set(met.values()) == {earlier} else "Progress is not shown"
+    counts = f"criterion 1 is met against {met[1]} of {earlier} earlier cycles, criterion 2 against {met[2]}"
+    return "\n".join([f"**{shown}**: {counts}.", "", *(f"- {_sentence(own)}" for own in parts)])
 
 
 def _interval(values: Sequence[float | None]) -> Interval | None:
@@ -126,47 +156,13 @@ def _stated(group: EarlierGroupRow, which: str) -> Interval | None:
     return None if mean is None else Interval(mean, low, high, group.n_seeds, std)
 
 
-def _things(measured_on: Mapping[str, str]) -> dict[str, str]:
-    """`candidates.measured_on` with each setting as a thing of its own, as earlier cycles know only some of them."""
-    things: dict[str, Any] = {}
-    for what, text in measured_on.items():
-        part = json.loads(text)
-        things |= {f"{what} {key}": value for key, value in part.items()} if isinstance(part, dict) else {what: part}
-    seed = things.pop("model seed", None)
-    if str(things.get("model name")).startswith("random:"):
-        things["model name"] += f", seed {seed}"
-    return {what: _canonical(value) for what, value in things.items() if what not in OF_THE_NULL}
-
-
-def _earlier_things(members: Sequence[EarlierMemberRow]) -> dict[str, str]:
+def _earlier_settings(members: Sequence[EarlierMemberRow]) -> dict[str, str]:
     """What the members of an imported group say they were measured on; on several things it is like no other."""
     found: dict[str, set[str]] = {}
     for member in members:
-        for what, value in _named(member).items():
-            if value not in ("", []):
-                found.setdefault(what, set()).add(_canonical(value))
-    return {
-        what: texts.pop() if len(texts) == 1 else _canonical({"several": sorted(texts)})
-        for what, texts in found.items()
-    }
-
-
-def _named(member: EarlierMemberRow) -> dict[str, Any]:
-    stories, _, pairs = member.pairs.removesuffix(" pairs").partition(", ")
-    return {
-        "model name": member.model,
-        "hook": member.hook_name,
-        "data sets": [name.strip() for name in member.data_sets.split(",") if name.strip()],
-        "probing ks": [int(k) for k in member.ks.split(",") if k.strip()],
-        "probing choose_k": "test",  # what the row's saebench_delta is
-        "stories": stories,
-        "pairs max_rows": int(pairs) if pairs.isdecimal() else pairs,
-        "baseline": member.cebench_baseline,
-    }
-
-
-def _canonical(value: Any) -> str:
-    return canonical_json(sorted(value) if isinstance(value, list) else value).strip()
+        for what, value in earlier_settings(member).items():
+            found.setdefault(what, set()).add(value)
+    return {what: texts.pop() if len(texts) == 1 else '"several"' for what, texts in found.items()}
 
 
 def _delta_row(which: str, here: Standing, there: Standing) -> CriterionRow:
@@ -177,6 +173,7 @@ def _delta_row(which: str, here: Standing, there: Standing) -> CriterionRow:
     mean, low, high = (difference.mean, difference.low, difference.high) if difference else (None, None, None)
     missing = "" if mine else f"not measured here{_because(here)}"
     few = "too few seeds for a 95 % bound" if difference and low is None else ""
+    wrong = f"known to be wrong there: {', '.join(code.replace('_', ' ') for code in there.caveats)}"
     return CriterionRow(
         criterion=1,
         earlier=there.name,
@@ -187,7 +184,7 @@ def _delta_row(which: str, here: Standing, there: Standing) -> CriterionRow:
         difference_low=low,
         difference_high=high,
         outcome="not comparable" if differing else "met" if low is not None and low > 0 else "not met",
-        note="; ".join(filter(None, [*differing, missing, few])),
+        note="; ".join(filter(None, [*differing, missing, few, wrong if there.caveats else ""])),
     )
 
 
@@ -198,37 +195,25 @@ def _because(standing: Standing) -> str:
 def _differences(which: str, here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
     """What a benchmark's two deltas were measured on that differs, or that only one side names."""
     used = [what for what in dict.fromkeys([*here, *there]) if not what.startswith(UNUSED[which])]
-    told = [_told(what, json.loads(here[what]), json.loads(there[what]))
-            for what in used if what in here and what in there and here[what] != there[what]]  # fmt: skip
+    found = [_told(what, here[what], there[what])
+             for what in used if what in here and what in there and here[what] != there[what]]  # fmt: skip
     for side, known in (("here", here), ("there", there)):
         if unknown := [what for what in used if what not in known]:
-            told.append(f"{NOT_KNOWN} {side}: {', '.join(unknown)}")
-    return told
+            found.append(f"{NOT_KNOWN} {side}: {', '.join(unknown)}")
+    return found
 
 
-def _told(what: str, mine: Any, theirs: Any) -> str:
-    common = f", {len({*mine} & {*theirs})} in common" if _counted(mine) and _counted(theirs) else ""
-    return f"{what}: {_brief(mine)} here, {_brief(theirs)} there{common}"
-
-
-def _counted(value: Any) -> bool:
-    """Whether it is a list of several names."""
-    return isinstance(value, list) and len(value) > 1 and isinstance(value[0], str)
-
-
-def _brief(value: Any) -> str:
-    """A value in a note: several names by their number, a long text by its start."""
-    if isinstance(value, dict):
-        return "several"
-    if _counted(value):
-        return str(len(value))
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+def _told(what: str, mine: str, theirs: str) -> str:
+    names = [json.loads(value) for value in (mine, theirs)]
+    counted = all(isinstance(value, list) and len(value) > 1 and isinstance(value[0], str) for value in names)
+    common = f", {len({*names[0]} & {*names[1]})} in common" if counted else ""
+    return f"{what}: {told(mine)} here, {told(theirs)} there{common}"
 
 
 def _gate_row(gate: str, here: Standing, there: Standing) -> CriterionRow:
     mine, theirs = here.gates.get(gate, ""), there.gates.get(gate, "")
-    notes = {not mine: "not required here", not theirs: "not required there"}
+    easier = _why_easier(gate, here, there) if mine and theirs else ""
+    notes = {not mine: "not required here", not theirs: "not required there", bool(easier): easier}
     return CriterionRow(
         criterion=2,
         earlier=there.name,
@@ -240,9 +225,26 @@ def _gate_row(gate: str, here: Standing, there: Standing) -> CriterionRow:
         difference_high=None,
         verdict_here=mine,
         verdict_there=theirs,
-        outcome="not comparable" if not theirs else "met" if mine == "pass" else "not met",
+        outcome="not comparable" if easier or not theirs else "met" if mine == "pass" else "not met",
         note=notes.get(True, "passed there" if theirs == "pass" != mine else ""),
     )
+
+
+def _why_easier(gate: str, here: Standing, there: Standing) -> str:
+    """Why a gate is passed more easily here than there; empty if it is not."""
+    if here.basis == "value" and there.basis == "bound":
+        return "judged by the estimate here, by its bound there"
+    mine, theirs = here.thresholds.get(gate), there.thresholds.get(gate)
+    if mine is None or theirs is None or (mine <= theirs if gate == "ood" else mine >= theirs):
+        return ""
+    return f"the threshold is {mine:g} here and {theirs:g} there"
+
+
+def _counted(rows: Sequence[CriterionRow]) -> list[CriterionRow]:
+    """The gates that criterion 2 counts: those required there, and both benchmarks once where the joint gate is."""
+    compared = [row for row in rows if row.outcome != "not comparable"]
+    joint = any(row.metric == JOINT for row in compared)
+    return [row for row in compared if not (joint and row.metric.startswith(f"{JOINT}_"))]
 
 
 def _passes(rows: Sequence[CriterionRow], side: Literal["verdict_here", "verdict_there"]) -> int:
@@ -282,9 +284,9 @@ def _delta_told(row: CriterionRow) -> str:
 
 
 def _gates_told(rows: Sequence[CriterionRow]) -> str:
-    compared = [row for row in rows if row.outcome != "not comparable"]
+    compared = _counted(rows)
     if not compared:
-        return "no gate was required there"
+        return "no gate there can be compared"
     lost = ", ".join(escape(spoken(name)) for name in _lost(compared)) or "none"
     passes = f"{_passes(compared, 'verdict_here')} here and {_passes(compared, 'verdict_there')} there"
     return f"of {len(compared)} gates required there {passes} pass; stress controls lost: {lost}"

@@ -17,7 +17,7 @@ from rich.console import Console
 from husai_lib.cache import CACHED, cache_folder
 from husai_lib.conditions import baseline_shapes
 from husai_lib.errors import DataError, EvidenceError, HusaiError, ParameterError, StepError
-from husai_lib.evidence import Run, earlier_run, find_runs, new_run, step_key
+from husai_lib.evidence import Run, find_runs, new_run, step_key
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
 from husai_lib.params import CycleParams
 
@@ -69,18 +69,19 @@ class PlannedStep:
 
 def check_earlier(params: CycleParams, evidence: Path) -> None:
     """Raise ParameterError for an earlier run or record that the parameters name and that cannot serve."""
-    from husai_lib.decisions import earlier_standing  # noqa: PLC0415 - takes a second to import
+    from husai_lib import candidates, decisions  # noqa: PLC0415 - take a second to import
 
-    key = "earlier"
+    later, key = Run(evidence / params.cycle / "later"), "earlier"
     try:
         for name in params.earlier:
-            run = earlier_run(evidence, name)
-            earlier_standing(name, {step: run.record(step) for step in run.manifest()["steps"]})
+            decisions.earlier_standing(name, later.read_run)
         key = "selection.sources"
         for source in (source for source in params.selection.sources if "/" in source):
-            Run(evidence / params.cycle / "new").find_record(source)
+            found, here = candidates.candidates_of(source, later.find_record), params.model_dump(mode="json")
+            if found and params.selection.rules == "current":
+                candidates.check_measured_here(source, found[0].comparability, candidates.settings_of(here))
     except (DataError, EvidenceError) as error:
-        raise ParameterError(f"{key}: {error}") from error
+        raise ParameterError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from error
 
 
 def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOKS) -> list[PlannedStep]:

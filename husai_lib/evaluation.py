@@ -11,11 +11,11 @@ import torch
 
 from husai_lib.activations import Bank
 from husai_lib.contrastive import ContrastiveScore, contrastive_scores
-from husai_lib.intervals import mean_interval, means_by
-from husai_lib.matching import group_stability, mean_over_pairs, pairwise_pwmcc, random_decoders
+from husai_lib.intervals import mean_interval, mean_over_pairs, means_by
+from husai_lib.matching import Stability, group_stability, pair_rows, pairwise_pwmcc, random_decoders
 from husai_lib.params import ContrastiveParams, ProbingParams
 from husai_lib.probing import ProbeTask, llm_scores, probe_rows, sae_scores
-from husai_lib.records import GroupRow, MemberRow, ProbeRow, ceiling, is_matched
+from husai_lib.records import GroupRow, MemberRow, PairRow, ProbeRow, ceiling, is_matched
 from husai_lib.tasks import Progress
 from husai_lib.training import TrainedSae
 
@@ -129,15 +129,29 @@ def _member_row(
     )
 
 
-def group_row(saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], probes: Sequence[ProbeRow]) -> GroupRow:
-    """How alike the seeds of one condition are, beside two nulls, and its SAEBench delta over data sets.
+def group_rows(
+    saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], probes: Sequence[ProbeRow]
+) -> tuple[list[GroupRow], list[PairRow]]:
+    """How alike the seeds of each condition are, beside two nulls, and its SAEBench delta over data sets.
 
-    The nulls are random decoders of the same shape, and `gaussian`: the same recipe trained on Gaussian activations.
+    The nulls are random decoders of the same shape, and `gaussian`: the same recipes trained on Gaussian activations.
+    The pairs of seeds, whose PW-MCC decides, are rows of their own.
     """
-    condition = saes[0].member.condition
-    decoders = [trained.sae.W_dec.detach() for trained in saes]
-    found = group_stability(decoders, [trained.sae.W_enc.detach() for trained in saes])
-    random = random_decoders(tuple(decoders[0].shape), [trained.member.seed for trained in saes])
+    groups, pairs = [], []
+    for own, null in zip(by_condition(saes), by_condition(gaussian), strict=True):
+        found = group_stability(
+            [trained.sae.W_dec.detach() for trained in own], [trained.sae.W_enc.detach() for trained in own]
+        )
+        groups.append(_group_row(own, null, found, probes))
+        pairs += pair_rows({groups[-1].condition: found.pairs.pwmcc}, [trained.member.seed for trained in own])
+    return groups, pairs
+
+
+def _group_row(
+    saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], found: Stability, probes: Sequence[ProbeRow]
+) -> GroupRow:
+    condition, shape = saes[0].member.condition, tuple(saes[0].sae.W_dec.shape)
+    random = random_decoders(shape, [trained.member.seed for trained in saes])
     null = mean_over_pairs(pairwise_pwmcc([trained.sae.W_dec.detach() for trained in gaussian]))
     by_set = means_by((row.data_set, row.delta) for row in probes if row.condition == condition.name)
     saebench = mean_interval(list(by_set.values()))

@@ -38,11 +38,9 @@ from husai_lib.files import (
     write_text,
 )
 from husai_lib.params import check, check_sections
-from husai_lib.records import TABLES, Row
+from husai_lib.records import IMPORTED, TABLES, Row
 from husai_lib.version import __version__
 
-IMPORTED = "imported"
-"""The folder of `evidence/` that holds records of earlier cycles, in place of a cycle's name."""
 TRANSIENT = {"manifest.json", "progress.json"}
 """Files of a run that its manifest does not list."""
 
@@ -111,6 +109,11 @@ class Run:
         run, _, step = name.rpartition("/")
         return (earlier_run(self.path.parent.parent, run) if run else self).record(step)
 
+    def read_run(self, name: str) -> dict[str, Record]:
+        """Every record of the earlier run `<cycle>/<run>` or `imported/<name>`, by step."""
+        earlier = earlier_run(self.path.parent.parent, name)
+        return {step: earlier.record(step) for step in earlier.manifest()["steps"]}
+
     @property
     def is_complete(self) -> bool:
         """Whether the manifest was written."""
@@ -173,8 +176,7 @@ class Step:
 
     def read_run(self, run: str) -> dict[str, Record]:
         """Every record of the earlier run `<cycle>/<run>` or `imported/<name>`, by step, as `read` gives one."""
-        steps = earlier_run(self.run.path.parent.parent, run).manifest()["steps"]
-        return {step: self.read(f"{run}/{step}") for step in steps}
+        return {step: self.read(f"{run}/{step}") for step in self.run.read_run(run)}
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Tell whoever watches the run how far this step is."""
@@ -321,7 +323,7 @@ def earlier_run(evidence: Path, name: str) -> Run:
 
 def find_run(evidence: Path, name: str | None) -> Run:
     """The run called `<cycle>/<run>`, `<run>` or `<cycle>` (its newest); the newest of all without a name."""
-    runs = find_runs(evidence)
+    runs = [*find_imports(evidence), *find_runs(evidence)] if name else find_runs(evidence)
     if not runs:
         raise EvidenceError(f"{evidence} holds no runs; make one with: husai run params/smoke.yaml")
     if name is None:

@@ -93,6 +93,21 @@ def export(run: Run, folder: Path, *, even_if_failed: bool = False) -> Path:
     return folder
 
 
+def check_ready(repo: str) -> None:
+    """Raise HusaiError where the name is wrong, the hub switched off or nobody logged in, before anything is made."""
+    from huggingface_hub import get_token, is_offline_mode  # noqa: PLC0415 - not needed by other commands
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # noqa: PLC0415
+
+    try:
+        validate_repo_id(repo)
+    except ValueError:
+        raise HusaiError(f"{repo!r} is no name of a repository; write it as owner/name") from None
+    if is_offline_mode():
+        raise HusaiError("the hub is switched off here by HF_HUB_OFFLINE; unset it while online")
+    if get_token() is None:
+        raise HusaiError("nobody is logged in to the hub here; run 'hf auth login' or set HF_TOKEN")
+
+
 def push(folder: Path, repo: str) -> str:
     """Upload an exported folder to the hub's repository `repo` by SAELens' uploader; returns its address.
 
@@ -102,6 +117,7 @@ def push(folder: Path, repo: str) -> str:
     lacking = [name for name in (CONFIG, WEIGHTS, CARD, POLICY) if not (folder / name).is_file()]
     if lacking:
         raise DataError(f"{folder} lacks {', '.join(lacking)}; name a folder that 'husai export' wrote")
+    check_ready(repo)
     log = cache_folder().absolute() / "uploads" / f"{sha256_file(folder / WEIGHTS)[:12]}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "husai_lib.upload_job", str(folder.absolute()), repo]

@@ -63,7 +63,8 @@ def write_bytes(path: Path, content: bytes) -> str:
 def explain_os_error(error: OSError | SafetensorError, path: Path) -> EvidenceError:
     """The sentence for a failed write."""
     why = getattr(error, "strerror", None) or error
-    return EvidenceError(f"{path} cannot be written ({why}); free space or name another folder, then use --resume")
+    remedy = "free space or name another folder, then run it again (a cycle with --resume)"
+    return EvidenceError(f"{path} cannot be written ({why}); {remedy}")
 
 
 @contextmanager

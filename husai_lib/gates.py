@@ -15,7 +15,7 @@ from husai_lib.errors import DataError, IntegrityError
 from husai_lib.files import canonical_json, sha256_text
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.params import GateParams
-from husai_lib.records import ControlRow, GateRow, MemberRow, is_matched
+from husai_lib.records import IMPORTED, ControlRow, GateRow, MemberRow, is_matched
 
 CONTROLS = {
     "random_model": ("min_random_model_delta", "require_random_model"),
@@ -95,7 +95,9 @@ def external_results(members: Sequence[MemberRow], baseline: Sequence[MemberRow]
     Of `baseline`, the rows count that the deltas of these members are taken against.
     """
     if not members:
-        return External(None, None, note="no group was selected", source=source)
+        imported = source.startswith(f"{IMPORTED}/")
+        why = "the candidate is of an import: its numbers are no measurements of ours" if imported else ""
+        return External(None, None, note=why or "no group was selected", source=source)
     members = sorted(members, key=lambda row: row.seed)  # a mean of floats depends on their order
     own = [row for row in baseline if any(row.is_baseline_of(m.d_sae, m.k, m.seed) for m in members)]
     saebench = mean_interval([member.saebench_delta for member in members])

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
+
+from husai_lib.errors import DataError
 
 LEVEL = 0.95
 Key = TypeVar("Key", bound=Hashable)
+Pairs = NDArray[np.float64]
+"""A statistic of every pair of seeds `[S, S]`: symmetric, 1 on the diagonal."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,35 @@ def jackknife_interval(statistic: Callable[[Sequence[int]], float], n: int, smal
     std = math.sqrt((n - 1) * float(np.square(np.array(thetas) - np.mean(thetas)).sum()))
     half = _t_quantile(n - 1) * std / math.sqrt(n)
     return Interval(estimate, estimate - half, estimate + half, n, std)
+
+
+def pair_table(n: int, values: Mapping[tuple[int, int], float]) -> Pairs:
+    """The table `[n, n]` of a statistic from its value for each pair of positions."""
+    table = np.eye(n)
+    for (i, j), value in values.items():
+        table[i, j] = table[j, i] = value
+    return table
+
+
+def mean_over_pairs(pairs: Pairs, seeds: Sequence[int] | None = None) -> float:
+    """Mean of a pair statistic over the pairs among `seeds` (positions; all by default)."""
+    chosen = pairs if seeds is None else pairs[np.ix_(seeds, seeds)]
+    return float(chosen[np.triu_indices(len(chosen), 1)].mean())
+
+
+def pwmcc_interval(pairs: Pairs) -> Interval:
+    """PW-MCC of several seeds with its jackknife interval, from the values of their pairs."""
+    return jackknife_interval(lambda seeds: mean_over_pairs(pairs, seeds), len(pairs))
+
+
+def pwmcc_difference(a: Pairs, b: Pairs) -> Interval:
+    """PW-MCC(a) - PW-MCC(b), with the jackknife interval that leaves out the same seed of both.
+
+    `a` and `b` are tables over the same seeds in the same order; DataError if their numbers of seeds differ.
+    """
+    if a.shape != b.shape:
+        raise DataError(f"PW-MCC of {len(a)} and of {len(b)} seeds cannot be compared; train both over the same seeds")
+    return jackknife_interval(lambda seeds: mean_over_pairs(a, seeds) - mean_over_pairs(b, seeds), len(a))
 
 
 def difference_interval(a: Interval, b: Interval) -> Interval:

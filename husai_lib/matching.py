@@ -7,7 +7,7 @@ from leaving out one seed at a time, never from treating pairs as independent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -18,12 +18,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from husai_lib.errors import DataError, ModelError
-from husai_lib.intervals import Interval, jackknife_interval
+from husai_lib.intervals import Interval, Pairs, mean_over_pairs, pair_table, pwmcc_interval
 from husai_lib.randomness import numpy_generator
+from husai_lib.records import PairRow
 
 Array = NDArray[np.float32] | Tensor
-Pairs = NDArray[np.float64]
-"""A statistic of every pair of seeds `[S, S]`: symmetric, 1 on the diagonal."""
 
 REAPPEARS_ABOVE = 0.7
 SUBSPACE_SHARE = 0.9
@@ -89,15 +88,9 @@ def pwmcc(decoders: Sequence[Array]) -> float:
 def pairwise_pwmcc(decoders: Sequence[Array]) -> Pairs:
     """PW-MCC of every pair of at least two decoders."""
     units = _unit_decoders(decoders)
-    return _symmetric(
+    return pair_table(
         len(units), {(i, j): _match(_abs_cosines(units[i], units[j])).cosines.mean() for i, j in _pairs(units)}
     )
-
-
-def mean_over_pairs(pairs: Pairs, seeds: Sequence[int] | None = None) -> float:
-    """Mean of a pair statistic over the pairs among `seeds` (positions; all by default)."""
-    chosen = pairs if seeds is None else pairs[np.ix_(seeds, seeds)]
-    return float(chosen[np.triu_indices(len(chosen), 1)].mean())
 
 
 def pair_statistics(decoders: Sequence[Array], encoders: Sequence[Array]) -> PairTable:
@@ -121,14 +114,14 @@ def pair_statistics(decoders: Sequence[Array], encoders: Sequence[Array]) -> Pai
         )
     spans = [_leading_directions(unit) for unit in units]
     values = {(i, j): _pair(units, encoded, spans, i, j) for i, j in _pairs(units)}
-    return PairTable(*(_symmetric(len(units), {pair: v[s] for pair, v in values.items()}) for s in range(5)))
+    return PairTable(*(pair_table(len(units), {pair: v[s] for pair, v in values.items()}) for s in range(5)))
 
 
 def group_stability(decoders: Sequence[Array], encoders: Sequence[Array]) -> Stability:
     """How alike at least two seeds are, with the uncertainty of PW-MCC over seeds."""
     pairs = pair_statistics(decoders, encoders)
     return Stability(
-        pwmcc=jackknife_interval(lambda seeds: mean_over_pairs(pairs.pwmcc, seeds), len(decoders)),
+        pwmcc=pwmcc_interval(pairs.pwmcc),
         pwmcc_max=mean_over_pairs(pairs.pwmcc_max),
         encoder_mcc=mean_over_pairs(pairs.encoder_mcc),
         reappearing_fraction=mean_over_pairs(pairs.reappearing),
@@ -137,15 +130,13 @@ def group_stability(decoders: Sequence[Array], encoders: Sequence[Array]) -> Sta
     )
 
 
-def pwmcc_difference(a: Pairs, b: Pairs) -> Interval:
-    """PW-MCC(a) - PW-MCC(b), with the jackknife interval that leaves out the same seed of both.
-
-    `a` and `b` are tables of `pairwise_pwmcc` over the same seeds in the same order; DataError if
-    their numbers of seeds differ.
-    """
-    if a.shape != b.shape:
-        raise DataError(f"PW-MCC of {len(a)} and of {len(b)} seeds cannot be compared; train both over the same seeds")
-    return jackknife_interval(lambda seeds: mean_over_pairs(a, seeds) - mean_over_pairs(b, seeds), len(a))
+def pair_rows(tables: Mapping[str, Pairs], seeds: Sequence[int]) -> list[PairRow]:
+    """PW-MCC of every pair of `seeds` as rows of a record, from tables over these seeds by whose they are."""
+    return [
+        PairRow(of=of, seed_a=seeds[i], seed_b=seeds[j], pwmcc=float(pairs[i, j]))
+        for of, pairs in tables.items()
+        for i, j in _pairs(seeds)
+    ]
 
 
 def random_decoders(shape: tuple[int, int], seeds: Sequence[int], purpose: str = "random_decoder") -> list[Tensor]:
@@ -212,10 +203,3 @@ def _tensor(matrix: Array) -> Tensor:
 
 def _pairs(seeds: Sequence[object]) -> list[tuple[int, int]]:
     return list(combinations(range(len(seeds)), 2))
-
-
-def _symmetric(n: int, values: dict[tuple[int, int], float]) -> Pairs:
-    table = np.eye(n)
-    for (i, j), value in values.items():
-        table[i, j] = table[j, i] = value
-    return table

@@ -9,6 +9,8 @@ from husai_lib.sections import Section
 
 MATCHED_WITHIN = 0.10
 """Widths and L0s are matched within this share: an SAE's L0 with its target k, the baseline's with the candidate's."""
+IMPORTED = "imported"
+"""The folder of `evidence/` that holds records of earlier cycles, in place of a cycle's name."""
 GIVEN = "given"
 """The condition of the SAE that the parameters name as a baseline, in the tables of the step `baselines`."""
 EARLIER_BASELINE, EARLIER_D_SAE = 47.95, 32768
@@ -138,6 +140,17 @@ class GroupRow(Row):
     sets_low: float | None
     sets_high: float | None
     """Its 95 % interval over data sets, t(D - 1): each is paired with the raw activation's AUC, its seeds averaged."""
+
+
+class PairRow(Row):
+    """Two seeds of one condition, or of one stress control, beside each other."""
+
+    of: str
+    """The condition, or the control: random_model, random_decoder or transcoder."""
+    seed_a: int
+    seed_b: int
+    pwmcc: float
+    """Mean |cosine| of the decoder rows under the best one-to-one assignment; groups and controls follow from it."""
 
 
 class ProbeRow(Row):
@@ -467,6 +480,7 @@ class CaveatRow(Row):
 
 TABLES: dict[str, type[Row]] = {
     "sources": SourceRow, "banks": BankRow, "members": MemberRow, "groups": GroupRow, "probes": ProbeRow,
+    "pairs": PairRow,
     "candidates": CandidateRow, "controls": ControlRow, "control_saes": ControlSaeRow, "ood": OodRow, "gates": GateRow,
     "contrastive": ContrastiveRow, "criteria": CriterionRow, "replays": ReplayRow, "rule_changes": RuleChangeRow,
     "earlier_members": EarlierMemberRow, "earlier_groups": EarlierGroupRow, "earlier_sweep": EarlierSweepRow,

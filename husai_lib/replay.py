@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from husai_lib.candidates import Candidate, candidates_from_earlier
+from husai_lib.candidates import Candidate, candidates_from_earlier, told
 from husai_lib.errors import DataError
 from husai_lib.evidence import Record
 from husai_lib.params import SelectionParams
@@ -174,9 +174,9 @@ def _comparable(candidates: Sequence[Candidate]) -> list[tuple[str, list[Candida
 def _set_name(members: Sequence[Candidate]) -> str:
     first, *others = dict.fromkeys(member.source.rpartition("/")[2] for member in members)
     what = members[0].comparability
-    sets = len(what["data sets"].split(",")) if what["data sets"] else 0
+    sets, hook = told(what["data sets"]) if "data sets" in what else 0, what.get("hook", '"an unknown hook"')
     records = f"{first} and {len(others)} more" if others else first
-    return f"{records}: {sets} data sets at {what['hook'] or 'an unknown hook'}"
+    return f"{records}: {sets} data sets at {told(hook)}"
 
 
 def _row(decision: str, rule: str, over: str, selection: Selection) -> RuleChangeRow:

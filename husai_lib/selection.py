@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from husai_lib.records import CandidateRow
 
 WEIGHTED: tuple[Metric, ...] = ("saebench", "cebench", "train_ev")
 """What the weights call METRICS."""
+SPOKEN = ("SAEBench", "CE-Bench", "explained variance")
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,13 @@ def _interval(column: list[float | None], rules: SelectionParams) -> Interval | 
     known = [value for value in column if value is not None]
     if not known or (len(known) < len(column) and rules.rules == "current"):
         return None
-    return mean_interval(known, rules.interval, rules.seed)
+    return _mean_interval(tuple(known), rules.interval, rules.seed)
+
+
+@lru_cache(maxsize=16384)
+def _mean_interval(values: tuple[float, ...], method: Literal["t", "normal", "bootstrap"], seed: int) -> Interval:
+    """`mean_interval`, made once for all the rules that a selection is tried under."""
+    return mean_interval(values, method, seed)
 
 
 def _why_dropped(
@@ -265,15 +273,17 @@ def _weights(rules: SelectionParams) -> list[float]:
 
 def _sensitivity(members: Sequence[Candidate], rules: SelectionParams) -> dict[str, str | None]:
     """Who wins when one rule is changed; the values of metrics do not change."""
-    changes: dict[str, dict[str, Any]] = {f"min_seeds {n}": {"min_seeds": n} for n in (3, 4)}
-    for name in WEIGHTED:
+    changes: dict[str, dict[str, Any]] = {f"at least {n} seeds": {"min_seeds": n} for n in (3, 4)}
+    for name, spoken in zip(WEIGHTED, SPOKEN, strict=True):
         for percent in (-50, 50):
             weights = {**rules.weights, name: rules.weights[name] * (1 + percent / 100)}
-            changes[f"weight {name} {percent:+d} %"] = {"weights": weights}
+            changes[f"weight of {spoken} {percent:+d} %"] = {"weights": weights}
+    changes["without explained variance"] = {"weights": {**rules.weights, "train_ev": 0.0}}
     changes |= {
         f"weights {name}": {"weights": weights} for name, weights in WEIGHTS.items() if weights != rules.weights
     }
-    changes["scaling rank"] = {"scaling": "rank"}
+    if rules.scaling == "minmax":
+        changes["ranks on the front instead of min-max"] = {"scaling": "rank"}
     return {what: _winner_name(members, rules.model_copy(update=change)) for what, change in changes.items()}
 
 
@@ -297,8 +307,13 @@ def _decided_by_scaling(groups: Sequence[Group], ranking: Ranking, rules: Select
 
 
 def _selection_probabilities(groups: Sequence[Group], rules: SelectionParams) -> list[float | None]:
-    """How often each group wins when the seeds of every group are drawn again with replacement."""
-    if rules.bootstraps == 0:
+    """How often each group wins when the seeds of every group are drawn again with replacement.
+
+    None where that says nothing: one seed is drawn as itself, and of two every draw that has a bound is the same. The
+    rules 2026-02 had none.
+    """
+    fewest = 3 if rules.mode == "lcb" else 2
+    if rules.bootstraps == 0 or rules.rules == "2026-02" or min(len(group.members) for group in groups) < fewest:
         return [None] * len(groups)
     scores = np.stack([_resampled_scores(group, rules) for group in groups], axis=1)
     winners = rank(scores, _weights(rules), rules).winner

@@ -190,6 +190,17 @@ def results_sentence(records: Sized) -> str:
     return f"`results.json` holds the tables of {len(records)} records, without times, paths or machine names."
 
 
+def pooled_sentence(pooled: Mapping[str, Sequence[str]]) -> str:
+    """Whether all candidates were measured on the same things, and if not, on how many of what."""
+    if not pooled:
+        return (
+            "All of them were measured on the same: model, hook, data sets, tokens, settings of the probes, stories, "
+            "pairs, and the same baseline where width, k and seed are the same."
+        )
+    found = ", ".join(f"{escape(what)} ({len(values)} different)" for what, values in pooled.items())
+    return f"**They were not measured on the same things**, and only the rules 2026-02 rank them together: {found}."
+
+
 def winner_sentence(rows: Sequence[CandidateRow], weights: Mapping[str, float]) -> str:
     """Why the selected group won: its joint score, term by term, beside that of the next on the front."""
     front = [row for row in rows if row.on_front]
@@ -248,7 +259,7 @@ _ASKED = {
     "transcoder": "Do the seeds of a matched transcoder agree at least as much as its own?",
     "ood": "Does its probing delta survive a shift of domain?",
     "external_saebench": "Do a few of its latents probe as well as the whole activation?",
-    "external_cebench": "Do its latents tell stories apart better than a matched baseline's?",
+    "external_cebench": "Do its latents tell stories apart at least as well as a matched baseline's?",
     "external": "Do both benchmarks pass?",
 }
 
@@ -267,6 +278,6 @@ def _answer(row: GateRow) -> str:
         return f"{word}: {row.value:+.3f}; {escape(row.note)}."
     needed = "exceed" if row.gate.startswith("random") else "be at most" if row.direction == "below" else "be at least"
     return (
-        f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the end of its interval that speaks against release; "
+        f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the worse end of its interval; "
         f"it must {needed} {row.threshold:g}."
     )

@@ -54,6 +54,7 @@ TEXTS: Mapping[str, Maker] = {
     "data_sets_table": (tables.data_sets_table, "frontier/probes"),
     "candidates_table": (tables.candidates_table, "selection/candidates"),
     "selection_sentence": (sentences.selection_sentence, "selection/candidates"),
+    "pooled_sentence": (sentences.pooled_sentence, "selection/summary/pooled"),
     "winner_sentence": (sentences.winner_sentence, "selection/candidates", "selection/parameters/selection/weights"),
     "scores_table": (tables.scores_table, "selection/candidates"),
     "scaling_sentence": (sentences.scaling_sentence, "selection/summary/by_scaling"),

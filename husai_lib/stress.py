@@ -15,9 +15,9 @@ from husai_lib.conditions import Condition
 from husai_lib.errors import DataError
 from husai_lib.evidence import Record
 from husai_lib.gates import CONTROLS, group_sha256
-from husai_lib.intervals import Interval, mean_interval, means_by
+from husai_lib.intervals import Interval, Pairs, mean_interval, mean_over_pairs, means_by, pwmcc_difference
 from husai_lib.language_model import open_model
-from husai_lib.matching import Pairs, mean_over_pairs, pairwise_pwmcc, pwmcc_difference
+from husai_lib.matching import pairwise_pwmcc
 from husai_lib.params import ActivationParams, ModelParams, ProbingParams, StressParams, TextParams
 from husai_lib.probing import ProbeScore, ProbeTask
 from husai_lib.records import ControlRow, ControlSaeRow, OodRow, is_matched
@@ -67,6 +67,8 @@ def open_candidate(selected: dict[str, Any] | None, read: Callable[[str], Record
     frontier = read(selected["source"])
     if "conditions" not in frontier.data["parameters"]:
         return Candidate([], f"the candidate is of {selected['source']}, an import without weights")
+    if differing := _trained_on_other(selected["source"], read):
+        return Candidate([], f"the candidate of {selected['source']} was trained on other {differing} than this run's")
     conditions = {given["name"]: Condition(**given) for given in frontier.data["parameters"]["conditions"]}
     rows = [row for row in frontier.table("members") if row.condition == selected["condition"]]
     if selected["weights_sha256"] not in [row.weights_sha256 for row in rows]:
@@ -77,6 +79,18 @@ def open_candidate(selected: dict[str, Any] | None, read: Callable[[str], Record
     return Candidate(
         [open_trained(Member(conditions[row.condition], row.seed), row.key, row.weights_sha256) for row in rows]
     )
+
+
+def _trained_on_other(source: str, read: Callable[[str], Record]) -> str:
+    """What decides training rows and differs in the run of a source; controls need the same. Empty if nothing does."""
+    run = source.rpartition("/")[0]
+    if not run:
+        return ""
+    theirs, ours = (read(name).data["parameters"] for name in (f"{run}/activations", "activations"))
+    for what in ("model", "activations"):
+        if theirs[what] != ours[what]:
+            return what
+    return "training texts" if theirs["texts"]["training"] != ours["texts"]["training"] else ""
 
 
 def random_model_bank(

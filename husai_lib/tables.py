@@ -86,6 +86,12 @@ def _verdict(row: dict[str, Any]) -> str:
     return {"pass": "pass", "fail": "**FAIL**"}.get(row["verdict"], f"**{escape(row['verdict'])}**")
 
 
+def _needed(row: dict[str, Any]) -> str:
+    """The condition that a gate asks: random controls must be exceeded, all other thresholds reached."""
+    sign = "≤" if row["direction"] == "below" else ">" if row["gate"].startswith("random") else "≥"
+    return escape(f"{sign} {row['threshold']:g}")
+
+
 def _standing(row: dict[str, Any]) -> str:
     ranked = "on the Pareto front" if row["on_front"] else "behind the front"
     standing = "**selected**" if row["selected"] else "dropped" if row["joint_score"] is None else ranked
@@ -306,7 +312,7 @@ _GATES: Columns = {
     "Metric": _spoken("metric"),
     "Value": "{value:.3f}",
     "95 % bound": "{bound:.3f}",
-    "Must be": "{direction} {threshold:g}",
+    "Must be": _needed,
     "Required": "{required}",
     "Source": "{source}",
     "Note": "{note}",

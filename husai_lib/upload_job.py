@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from huggingface_hub import HfApi, get_token, is_offline_mode
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from sae_lens import upload_saes_to_huggingface
 
 from husai_lib.errors import HusaiError
@@ -25,9 +24,8 @@ HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, Val
 def upload(folder: Path, repo: str) -> str:
     """Upload card, release policy and SAE to the repository `repo`, made where there is none; returns its address.
 
-    Raises HusaiError where the name is wrong, nobody is logged in, or the hub cannot be reached or refuses.
+    Raises HusaiError where the hub cannot be reached or refuses.
     """
-    _check_ready(repo)
     hook_name = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))["metadata"]["hook_name"]
     api = HfApi()
     try:
@@ -45,18 +43,6 @@ def upload(folder: Path, repo: str) -> str:
         remedy = "check the network, the name and that the token may write there"
         raise HusaiError(f"the hub refused it or cannot be reached: {said}; {remedy}") from error
     return str(made)
-
-
-def _check_ready(repo: str) -> None:
-    """Raise where the name is wrong, the hub switched off or nobody logged in, before anything is sent."""
-    try:
-        validate_repo_id(repo)
-    except ValueError:
-        raise HusaiError(f"{repo!r} is no name of a repository; write it as owner/name") from None
-    if is_offline_mode():
-        raise HusaiError("the hub is switched off here by HF_HUB_OFFLINE; unset it while online")
-    if get_token() is None:
-        raise HusaiError("nobody is logged in to the hub here; run 'hf auth login' or set HF_TOKEN")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ from typing import Any
 from unittest import mock
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from safetensors.numpy import save_file
 
 from husai_lib import cli, cycle, shown, tables
 from husai_lib.cache import Entry, cached
@@ -29,9 +31,19 @@ from husai_lib.cycle import CycleStep
 from husai_lib.evidence import Record, Run, Step, new_run, open_step, results
 from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file, sha256_text, write_json
 from husai_lib.gates import Policy, evaluate_members, group_sha256, release_policy
-from husai_lib.intervals import mean_interval, means_by
+from husai_lib.intervals import mean_interval, means_by, pair_table, pwmcc_difference, pwmcc_interval
 from husai_lib.params import CycleParams, load_cycle
-from husai_lib.records import BankRow, ControlRow, ControlSaeRow, GroupRow, MemberRow, OodRow, ProbeRow, SourceRow
+from husai_lib.records import (
+    BankRow,
+    ControlRow,
+    ControlSaeRow,
+    GroupRow,
+    MemberRow,
+    OodRow,
+    PairRow,
+    ProbeRow,
+    SourceRow,
+)
 from husai_lib.selection import select
 
 SMOKE = REPOSITORY / "params" / "smoke.yaml"
@@ -122,8 +134,8 @@ def synthetic_run(evidence: Path) -> Run:
     step = _open(run, params, "frontier", "seeds", "sae", "conditions", "probing", "contrastive")
     step.read("baselines")
     groups = [_group("topk", 0.6, made), _group("standard", 0.4, made)]
-    _finish(run, step, {"members": members, "groups": groups, "probes": [p for _, ps in made for p in ps]},
-            "03_frontier")  # fmt: skip
+    rows = {"members": members, "groups": groups, "probes": [p for _, ps in made for p in ps]}
+    _finish(run, step, rows | {"pairs": _pairs("topk", "standard")}, "03_frontier")
 
     selection = select(candidates_from("frontier", members, {}), params.selection)
     step = _open(run, params, "selection", "selection")
@@ -136,7 +148,9 @@ def synthetic_run(evidence: Path) -> Run:
     step = _open(run, params, "stress", "model", "texts", "activations", "probing", "stress")
     step.read("selection")
     selected = {"selected": selection.summary()["selected"]}
-    _finish(run, step, {"controls": controls, "control_saes": control_saes, "ood": ood}, "07_stress", **selected)
+    rows = {"controls": controls, "control_saes": control_saes, "ood": ood}
+    pairs = _pairs("random_model", "random_decoder", "transcoder")
+    _finish(run, step, rows | {"pairs": pairs}, "07_stress", **selected)
 
     policy = evaluate_members(winner, [m for m, _ in baseline], controls, params.gates)
     step = _open(run, params, "gate", "gates")
@@ -152,6 +166,12 @@ def synthetic_run(evidence: Path) -> Run:
     return run
 
 
+PWMCC = {
+    "topk": (0.58, 0.60, 0.62), "standard": (0.38, 0.40, 0.42), "baseline": (0.28, 0.30, 0.32),
+    "random_model": (0.34, 0.35, 0.36), "random_decoder": (0.19, 0.20, 0.21), "transcoder": (0.49, 0.50, 0.51),
+}  # fmt: skip
+"""PW-MCC of the pairs of seeds 0 and 1, 0 and 2, 1 and 2."""
+SEED_PAIRS = ((0, 1), (0, 2), (1, 2))
 SOURCES = (("157_amazon_5star", 5), ("161_agnews_0", 3))
 SHOWN: dict[str, dict[str, str]] = {
     "01_activations": {
@@ -249,6 +269,8 @@ def _execute(run: Run, stem: str, parameters: dict[str, Any]) -> Path:
     }
     cells = [new_markdown_cell(f"# {stem}\n\nThe threshold is 0.5."), _tagged("run = ''", "parameters")]
     cells += [cell for code in codes.values() for cell in (new_markdown_cell("Prose."), new_code_cell(code))]
+    if stem in ("03_frontier", "07_stress"):
+        cells.append(_tagged('record = step.write(rows | {"pairs": pairs})', "record"))
     source = notebooks_of(run) / f"{stem}.ipynb"
     source.parent.mkdir(exist_ok=True)
     nbformat.write(new_notebook(cells=cells), source)
@@ -298,7 +320,8 @@ def publish(run: Run, step: str) -> None:
         basis = record.data["parameters"]["gates"]["basis"]
         decided = {name: record.summary[name] for name in ("verdict", "pass_all")}
         policy = Policy(gates=tuple(record.table("gates")), basis=basis, **decided)
-        files = {"release_policy.json": release_policy(policy) | selected}
+        criteria = {"criteria": record.data["tables"].get("criteria", [])}
+        files = {"release_policy.json": release_policy(policy) | selected | criteria}
     if step == "report":
         records = records_of(run)
         files = {"results.json": results([records[name] for name in record.data["inputs"]])}
@@ -357,12 +380,39 @@ def note_notebook(run: Run, step: str, path: Path) -> None:
 
 
 def _cached(kind: str, name: str, file: str) -> Entry:
-    """A cache entry of one small file."""
+    """A cache entry of one small file; that of an SAE, named by condition and seed, holds a decoder."""
     return cached(kind, "husai_lib.files", {"name": name}, lambda folder: _fill(folder / file, name))
 
 
 def _fill(path: Path, name: str) -> None:
-    path.write_bytes(name.encode() * 8)
+    if path.suffix == ".safetensors":
+        of, seed = name.split()
+        save_file({"W_dec": decoder(of, int(seed))}, path)
+    else:
+        path.write_bytes(name.encode() * 8)
+
+
+def decoder(of: str, seed: int) -> np.ndarray:
+    """Two rows for which PW-MCC has the values of PWMCC: a part that all seeds share beside one that none shares."""
+    values = dict(zip(SEED_PAIRS, PWMCC[of], strict=True))
+    with_it = math.prod(value for pair, value in values.items() if seed in pair)
+    shared = math.sqrt(with_it / math.prod(value for pair, value in values.items() if seed not in pair))
+    rows = np.zeros((2, 8), np.float32)
+    rows[:, :2], rows[:, 2 * seed + 2 : 2 * seed + 4] = shared * np.eye(2), math.sqrt(1 - shared**2) * np.eye(2)
+    return rows
+
+
+def _pairs(*names: str) -> list[PairRow]:
+    return [
+        PairRow(of=name, seed_a=a, seed_b=b, pwmcc=value)
+        for name in names
+        for (a, b), value in zip(SEED_PAIRS, PWMCC[name], strict=True)
+    ]
+
+
+def pairs_of(name: str) -> Any:
+    """The table of the pairs of a condition or control."""
+    return pair_table(3, dict(zip(SEED_PAIRS, PWMCC[name], strict=True)))
 
 
 def _member(condition: str, seed: int, delta: float, baseline: MemberRow | None) -> tuple[MemberRow, list[ProbeRow]]:
@@ -392,9 +442,10 @@ def _architecture(condition: str) -> str:
 def _group(condition: str, pwmcc: float, made: list[tuple[MemberRow, list[ProbeRow]]]) -> GroupRow:
     probes = [probe for member, own in made for probe in own if member.condition == condition]
     saebench = mean_interval(list(means_by((probe.data_set, probe.delta) for probe in probes).values()))
+    found = pwmcc_interval(pairs_of(condition))
     return GroupRow(
-        condition=condition, architecture=_architecture(condition), n_seeds=3, pwmcc=pwmcc, pwmcc_low=pwmcc - 0.1,
-        pwmcc_high=pwmcc + 0.1, pwmcc_max=pwmcc + 0.05, null_random=0.2, null_gaussian=0.25,
+        condition=condition, architecture=_architecture(condition), n_seeds=3, pwmcc=pwmcc, pwmcc_low=found.low,
+        pwmcc_high=found.high, pwmcc_max=pwmcc + 0.05, null_random=0.2, null_gaussian=0.25,
         pwmcc_corrected=(pwmcc - 0.25) / 0.75, encoder_mcc=0.3, reappearing_fraction=0.4, subspace_overlap=0.5,
         saebench_delta=saebench.mean, sets_low=saebench.low, sets_high=saebench.high,
     )  # fmt: skip
@@ -408,19 +459,21 @@ def _controls(members: list[MemberRow]) -> tuple[list[ControlRow], list[ControlS
         for member in members
     ]  # fmt: skip
     drop, own = fmean(row.drop for row in ood), group_sha256((m.seed, m.weights_sha256) for m in members)
-    pwmcc: dict[str, Any] = {"metric": "pwmcc", "candidate": 0.6, "candidate_sha256": own}
     controls = [
-        ControlRow(control="random_model", control_value=0.35, delta=0.6 - 0.35, delta_low=0.2, delta_high=0.3,
-                   **pwmcc),
-        ControlRow(control="random_decoder", control_value=0.2, delta=0.6 - 0.2, delta_low=0.3, delta_high=0.5,
-                   **pwmcc),
-        ControlRow(control="transcoder", control_value=0.5, delta=-(0.6 - 0.5), delta_low=-0.2, delta_high=0.0,
-                   **pwmcc),
+        _control("random_model", "topk", "random_model", 0.35, own),
+        _control("random_decoder", "topk", "random_decoder", 0.2, own),
+        _control("transcoder", "transcoder", "topk", 0.5, own),
         ControlRow(control="ood", metric="saebench_delta", candidate=0.8 - 0.85, control_value=0.7 - 0.8, delta=drop,
                    delta_low=drop, delta_high=drop, tasks_low=drop, tasks_high=drop, candidate_sha256=own),
     ]  # fmt: skip
     made = [_control_sae(control, member) for control in ("random_model", "transcoder") for member in members]
     return controls, made, ood
+
+
+def _control(control: str, more: str, less: str, value: float, own: str) -> ControlRow:
+    delta = pwmcc_difference(pairs_of(more), pairs_of(less))
+    return ControlRow(control=control, metric="pwmcc", candidate=0.6, control_value=value, delta=delta.mean,
+                      delta_low=delta.low, delta_high=delta.high, candidate_sha256=own)  # fmt: skip
 
 
 def _control_sae(control: str, of: MemberRow) -> ControlSaeRow:

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 from stand_ins import forge_hashes, notebooks_of, rewrite, synthetic_run
 
+from husai_lib import recomputed
 from husai_lib.audit import Audit, audit_run
 from husai_lib.errors import EvidenceError
 from husai_lib.evidence import Run
 from husai_lib.files import read_json, sha256_file, write_json
+
+RANDOM_DECODERS = 3
+"""Pairs of random decoders, which take torch to be made again."""
+PROSE = 2
+"""Notebooks of another version, whose prose cannot be checked."""
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +45,50 @@ def audited(run: Run) -> Audit:
 
 def test_a_run_that_is_what_it_says_verifies_and_tells_what_was_checked(run: Run) -> None:
     audit = audited(run)
-    assert (audit.problems, audit.not_here, audit.not_checked) == ([], 0, 0)
-    # 23 files, 16 cache entries, 9 members, 2 groups, 18 probes, 2 candidates, 4 controls and their 6 SAEs, 6 rows of
-    # the OOD control, 7 gates, and of the notebooks 31 outputs and their cells
-    assert audit.checked > 23 + 16 + 9 * 5 + 2 * 7 + 18 * 2 + 2 * 15 + 4 * 3 + 6 * 4 + 6 * 4 + 7 * 10 + 31 * 4
+    assert (audit.problems, audit.not_here, audit.not_checked) == ([], 0, RANDOM_DECODERS)
+    # 23 files, 16 cache entries, 9 members, 2 groups, 12 pairs, 18 probes, 2 candidates, 4 controls and their 6 SAEs,
+    # 6 rows of the OOD control, 7 gates, and of the notebooks 31 outputs and their cells
+    assert audit.checked > 23 + 16 + 9 * 5 + 2 * 9 + 12 + 18 * 2 + 2 * 15 + 4 * 5 + 6 * 4 + 6 * 4 + 7 * 10 + 31 * 4
 
 
 def test_weights_that_are_not_here_are_counted_and_no_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUSAI_CACHE", str(run.path / "nowhere"))
     audit = audited(run)
-    assert (audit.problems, audit.not_here) == ([], 9 + 6 + 1)
+    pairs = 12  # three of two conditions, and of two controls
+    assert (audit.problems, audit.not_here) == ([], 9 + 6 + 1 + pairs)
+
+
+def test_records_made_before_there_were_pairs_are_no_problem_and_their_pwmcc_is_not_checked(run: Run) -> None:
+    for step in ("frontier", "stress"):
+        without_pairs(run, step)
+    audit = audited(run)
+    # the bounds of 2 groups; of 3 controls the bounds, and of 2 of them the value
+    assert (audit.problems, audit.not_checked) == ([], 2 * 2 + 3 * 2 + 2 + PROSE)
+
+
+@pytest.mark.parametrize("step", ["frontier", "stress"])
+def test_pairs_in_one_record_and_not_in_the_other_are_found(run: Run, step: str) -> None:
+    without_pairs(run, step)
+    assert any(problem.startswith("steps with a table of pairs") for problem in audited(run).problems)
+
+
+def test_a_record_without_the_pairs_that_its_notebook_writes_is_found(run: Run) -> None:
+    for step in ("frontier", "stress"):
+        rewrite(run, step, lambda record: record["tables"].pop("pairs"))
+    assert any(problem.startswith("steps with a table of pairs") for problem in audited(run).problems)
+
+
+def without_pairs(run: Run, step: str) -> None:
+    """As if the record had been made before there were pairs."""
+    [path] = [run.path / name for name in run.journal[step]["files"] if name.startswith("notebooks/")]
+    path.write_text(path.read_text().replace(r" | {\"pairs\": pairs}", ""))
+    rewrite(run, step, lambda record: record["tables"].pop("pairs"))
+
+
+def test_pairs_of_wide_saes_are_counted_as_not_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recomputed, "WIDEST", 63)
+    audit = audited(run)
+    assert (audit.problems, audit.not_checked) == ([], RANDOM_DECODERS + 12)
 
 
 FILES = ("manifest.json", "journal.json", "parameters.json", "release_policy.json", "selection_summary.json",
@@ -91,6 +131,18 @@ def test_other_weights_under_the_same_key_are_found(run: Run) -> None:
     content["files"]["sae_weights.safetensors"] = sha256_file(weights)
     write_json(entry, content)
     assert any("SHA-256 in the cache of" in problem for problem in audited(run).problems)
+
+
+def test_weights_that_cannot_be_read_are_a_problem_and_no_traceback(run: Run) -> None:
+    """Bytes that are no weights, where record and entry agree on them."""
+    member = next(row for row in run.record("frontier").table("members") if row.condition == "standard")
+    entry = run.path.parent.parent.parent / "cache" / "saes" / member.key / "entry.json"
+    weights = entry.parent / "sae_weights.safetensors"
+    weights.write_bytes(b"no weights")
+    write_json(entry, read_json(entry) | {"files": {weights.name: sha256_file(weights)}})
+    changed = {"weights_sha256": sha256_file(weights)}
+    rewrite(run, "frontier", lambda record: row_of(record, "members", key=member.key).update(changed))
+    assert any("do not fit together (SafetensorError" in problem for problem in audited(run).problems)
 
 
 def test_a_missing_or_added_file_is_found(run: Run) -> None:
@@ -208,6 +260,12 @@ def test_controls_of_another_group_are_found(run: Run) -> None:
     ("control", "column", "value"),
     [
         ("random_decoder", "control_value", 0.21),
+        ("random_decoder", "delta_low", 0.36),
+        ("random_model", "control_value", 0.34),
+        ("random_model", "delta_high", 0.29),
+        ("transcoder", "control_value", 0.49),
+        ("transcoder", "delta_low", -0.14),
+        ("transcoder", "candidate", 0.59),
         ("random_model", "candidate_sha256", "0" * 64),
         ("ood", "tasks_low", 0.04),
         ("ood", "tasks_high", 0.06),
@@ -247,7 +305,12 @@ def test_what_does_not_hold_together_is_a_problem_and_no_traceback(run: Run) -> 
         ("frontier/groups", "architecture", "gated", "architecture of frontier/groups"),
         ("stress/ood", "in_domain_llm_auc", 0.9, "in_domain_llm_auc of stress/ood"),
         ("activations/banks", "rows", 9, "rows of activations/banks"),
-        ("frontier/groups", "pwmcc_high", 0.9, "pwmcc of frontier/groups"),
+        ("frontier/groups", "pwmcc", 0.9, "pwmcc of frontier/groups"),
+        ("frontier/groups", "pwmcc_low", 0.1, "pwmcc_low of frontier/groups"),
+        ("frontier/groups", "pwmcc_high", 0.9, "pwmcc_high of frontier/groups"),
+        ("frontier/pairs", "pwmcc", 0.9, "pwmcc of frontier/pairs"),
+        ("frontier/pairs", "seed_b", 0, "pairs of frontier"),
+        ("stress/pairs", "of", "ood", "pairs of stress"),
         ("stress/controls", "delta_high", 0.9, "delta_high of stress/controls ood"),
         ("frontier/members", "k", 9, "SAE of frontier"),
         ("baselines/members", "architecture", "gated", "SAE of baselines"),
@@ -268,4 +331,4 @@ def test_a_file_of_unknown_content_is_counted_as_not_checked(run: Run) -> None:
     run.note_step("gate", entry | {"files": entry["files"] | {"notes.json": ""}})
     rewrite(run, "gate", lambda record: record["published"].update({"notes.json": ""}))
     audit = audited(run)
-    assert (audit.problems, audit.not_checked) == ([], 1)
+    assert (audit.problems, audit.not_checked) == ([], RANDOM_DECODERS + 1)

@@ -1,9 +1,19 @@
 """Candidates from every kind of record, and what may be ranked together."""
 
+import json
+
 import pytest
 from synthetic_rows import member
 
-from husai_lib.candidates import Candidate, candidates_from, candidates_from_earlier, candidates_of, differences
+from husai_lib.candidates import (
+    Candidate,
+    candidates_from,
+    candidates_from_earlier,
+    candidates_of,
+    check_measured_here,
+    differences,
+    told,
+)
 from husai_lib.errors import DataError
 from husai_lib.evidence import Record
 from husai_lib.records import EarlierMemberRow
@@ -25,10 +35,12 @@ def record(step, **tables):
     return Record(step, {"tables": rows, "summary": {}, "parameters": {}}, "0")
 
 
-def test_members_of_a_record_become_candidates():
+def test_members_of_a_record_become_candidates_that_name_their_own_baseline():
     row = member("topk", 3, cebench_delta=None, saebench_delta=0.5, explained_variance=0.25)
-    expected = Candidate("frontier", "topk", "topk", 3, 0.5, None, 0.25, True, "ab" * 32, "cd" * 32, {"model": "m"})
-    assert candidates_from("frontier", [row], {"model": "m"}) == [expected]
+    baselines = [member("baseline", seed, weights_sha256=f"b{seed}") for seed in (2, 3)]
+    same = {"hook": '"h"', "baseline of 64 latents, k = 8, seed 3": '[\n "b3"\n]'}
+    expected = Candidate("frontier", "topk", "topk", 3, 0.5, None, 0.25, True, "ab" * 32, "cd" * 32, same)
+    assert candidates_from("frontier", [row], {"hook": '"h"'}, baselines) == [expected]
 
 
 def test_rows_of_an_imported_record_become_candidates_with_what_they_were_measured_on():
@@ -36,9 +48,9 @@ def test_rows_of_an_imported_record_become_candidates_with_what_they_were_measur
     assert (found.name, found.saebench_delta, found.l0_matched, found.position) == (
         "imported/c/f/topk, seed 42", 0.0, True, 4,
     )  # fmt: skip
-    assert found.comparability == {
-        "model": "pythia", "hook": "blocks.0", "data sets": "a,b", "ks": "1,2,5", "pairs": "stories, 200",
-        "baseline": "res-sm",
+    assert {what: json.loads(value) for what, value in found.comparability.items()} == {
+        "model name": "pythia", "hook": "blocks.0", "data sets": ["a", "b"], "probing ks": [1, 2, 5],
+        "probing choose_k": "test", "stories": "stories", "pairs max_rows": 200, "baseline": "res-sm",
     }  # fmt: skip
     # (1024 - 1) / sqrt(1024) = 31.97
     assert found.unmatched_baseline == "the baseline's 47.95 lies above 31.97, the highest score of 1,024 latents"
@@ -85,7 +97,30 @@ def test_a_source_without_saes_is_refused():
 
 def test_what_differs_is_told_with_its_values_and_what_one_lacks_is_not_known():
     pool = candidates_from_earlier("f", [earlier(), earlier(data_sets="a,b,c", position=1)])
-    pool.append(Candidate("g", "a", "a", 0, 0.0, 0.0, 0.0, True, comparability={"model": "pythia"}))
+    pool.append(Candidate("g", "a", "a", 0, 0.0, 0.0, 0.0, True, comparability={"model name": '"pythia"'}))
     found = differences(pool)
-    assert found["data sets"] == ["a,b", "a,b,c", "not known"]
-    assert "model" not in found
+    assert [json.loads(value) for value in found["data sets"]] == [["a", "b"], ["a", "b", "c"], "not known"]
+    assert "model name" not in found
+
+
+def test_a_source_that_was_measured_on_other_things_is_refused_by_the_first_of_them():
+    here = {"hook": '"h"', "probing ks": "[1]"}
+    check_measured_here("c/run_x/frontier", here | {"baseline of 64 latents, k = 8, seed 0": "[]"}, here)
+    with pytest.raises(DataError, match=r"c/run_x/frontier was not .*: probing ks is \[1, 2\] there and \[1\] here"):
+        check_measured_here("c/run_x/frontier", here | {"probing ks": "[1, 2]"}, here)
+    with pytest.raises(DataError, match="hook is not known there and h here"):
+        check_measured_here("imported/c/f", {}, here)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('"text"', "text"),
+        ('["a", "b"]', "2"),
+        ("[1, 2]", "[1, 2]"),
+        ("null", "null"),
+        (f'"{"x" * 70}"', f"{'x' * 59}…"),
+    ],
+)
+def test_a_setting_is_told_in_few_letters(value, said):
+    assert told(value) == said

@@ -12,6 +12,7 @@ from husai_lib import decisions
 from husai_lib.earlier import import_earlier
 from husai_lib.errors import DataError
 from husai_lib.evidence import Record, Run
+from husai_lib.params import SelectionParams
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,9 @@ def test_a_candidate_of_an_import_has_no_members_of_ours(run: Run) -> None:
 
 
 def test_a_cycle_does_not_improve_on_itself_and_loses_no_control(run: Run) -> None:
-    gates = run.record("gate").table("gates")
-    rows = decisions.against([run.name], gates, run.find_record, lambda name: records(run))
+    rows = decisions.against(
+        [run.name], decisions.policy_of(run.find_record), run.find_record, lambda name: records(run)
+    )
     deltas = [row for row in rows if row.criterion == 1]
     assert [(row.metric, row.difference, row.outcome) for row in deltas] == [
         ("saebench_delta", 0.0, "not met"), ("cebench_delta", 0.0, "not met"),
@@ -85,7 +87,7 @@ POLICY = {
 
 def test_an_import_stands_by_its_stated_gates_and_has_no_delta_without_a_selection(run: Run, tmp_path: Path) -> None:
     old = imported(tmp_path, policy=POLICY)
-    rows = decisions.against(["imported/old"], run.record("gate").table("gates"), run.find_record, lambda name: old)
+    rows = decisions.against(["imported/old"], decisions.policy_of(run.find_record), run.find_record, lambda name: old)
     assert {row.outcome for row in rows if row.criterion == 1} == {"not comparable"}
     there = {row.metric: row.verdict_there for row in rows if row.criterion == 2}
     assert there["random_model"] == "pass"
@@ -95,4 +97,26 @@ def test_an_import_stands_by_its_stated_gates_and_has_no_delta_without_a_selecti
 def test_an_import_of_two_policies_cannot_be_compared_with(tmp_path: Path) -> None:
     other = POLICY | {"run_metadata": {"run_id": "run_20260102T000000Z"}}
     with pytest.raises(DataError, match="several verdicts"):
-        decisions.earlier_standing("imported/old", imported(tmp_path, a=POLICY, b=other))
+        decisions.earlier_standing("imported/old", lambda name: imported(tmp_path, a=POLICY, b=other))
+
+
+def test_a_source_of_another_run_must_be_measured_on_what_this_run_measures_on(run: Run) -> None:
+    rules = SelectionParams(sources=["frontier", f"{run.name}/frontier"])
+    assert len(decisions.candidates_for(rules, run.find_record)) == 12
+    other = dict(records(run))
+    other["baselines"] = Record("baselines", json.loads(json.dumps(other["baselines"].data)), "0")
+    other["baselines"].data["parameters"]["probing"]["ks"] = [1]
+    with pytest.raises(DataError, match=r"probing ks is \[1, 2, 5\] there and \[1\] here"):
+        decisions.candidates_for(rules, lambda name: run.find_record(name) if "/" in name else other[name])
+
+
+def test_gates_name_the_record_of_the_candidate(run: Run) -> None:
+    chosen = run.record("selection").summary["selected"]
+    moved = Record("selection", {"summary": {"selected": chosen | {"source": f"{run.name}/frontier"}}}, "0")
+
+    def read(name: str) -> Record:
+        return moved if name == "selection" else run.find_record(name)
+
+    sources = {row.gate: row.source for row in decisions.policy_of(read).gates}
+    assert sources["external_saebench"] == f"{run.name}/frontier"
+    assert sources["ood"] == "stress"

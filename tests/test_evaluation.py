@@ -13,7 +13,7 @@ from small_saes import bank, cache, condition, random_sae, random_saes, trained
 
 from husai_lib import evaluation
 from husai_lib.contrastive import ContrastiveScore, contrastive_scores
-from husai_lib.evaluation import Benches, Reconstruction, by_condition, group_row, measure, member_rows
+from husai_lib.evaluation import Benches, Reconstruction, by_condition, group_rows, measure, member_rows
 from husai_lib.intervals import mean_interval
 from husai_lib.matching import pwmcc, random_decoders
 from husai_lib.params import ContrastiveParams, ProbingParams
@@ -50,6 +50,9 @@ PROBES = [
     probe("topk", 0, "c", 0.3, 2), probe("topk", 1, "c", 0.5, 2), probe("topk", 0, "c", 0.4, 4),
     probe("topk", 1, "c", 0.4, 4), probe("standard", 0, "a", 9.0), probe("standard", 0, "d", 9.0),
 ]  # fmt: skip
+
+
+PROBES_OF_BOTH = [*PROBES, probe("other", 0, "a", 0.1)]
 
 
 class Measured:
@@ -174,7 +177,7 @@ def test_l0_is_matched_within_ten_per_cent_of_k(
 
 def test_a_group_lies_between_its_nulls_and_identity() -> None:
     saes, gaussian = random_saes([4, 2, 7]), random_saes([4, 2, 7], start=300)
-    row = group_row(saes, gaussian, PROBES)
+    [row], _ = group_rows(saes, gaussian, PROBES)
     own, null = (pwmcc([sae.sae.W_dec.detach() for sae in group]) for group in (saes, gaussian))
     assert (row.pwmcc, row.null_gaussian) == pytest.approx((own, null))
     assert row.null_random == pytest.approx(pwmcc(random_decoders((64, 32), [4, 2, 7])))
@@ -187,13 +190,13 @@ def test_a_group_lies_between_its_nulls_and_identity() -> None:
 
 
 def test_a_group_has_its_saebench_delta_with_an_interval_over_data_sets() -> None:
-    row = group_row(random_saes([0, 1]), random_saes([0, 1], start=300), PROBES)
+    [row], _ = group_rows(random_saes([0, 1]), random_saes([0, 1], start=300), PROBES)
     # of the sets a, b and c: the means over seeds, and over the points of c, of this condition alone
     expected = mean_interval([0.1, -0.2, 0.4])
     assert (row.saebench_delta, row.sets_low, row.sets_high) == pytest.approx(
         (expected.mean, expected.low, expected.high)
     )
-    one_set = group_row(random_saes([0, 1]), random_saes([0, 1], start=300), PROBES[:2])
+    [one_set], _ = group_rows(random_saes([0, 1]), random_saes([0, 1], start=300), PROBES[:2])
     assert (one_set.saebench_delta, one_set.sets_low, one_set.sets_high) == pytest.approx((0.1, None, None))
 
 
@@ -212,12 +215,23 @@ def test_a_data_set_with_several_points_counts_once(monkeypatch: pytest.MonkeyPa
 
 def test_equal_seeds_are_perfectly_stable_whatever_the_null() -> None:
     same = [trained(random_sae(0), seed) for seed in (0, 1, 2)]
-    row = group_row(same, random_saes([0, 1, 2], start=300), PROBES)
+    [row], _ = group_rows(same, random_saes([0, 1, 2], start=300), PROBES)
     assert (row.pwmcc, row.pwmcc_corrected, row.encoder_mcc, row.reappearing_fraction) == pytest.approx((1, 1, 1, 1))
 
 
+def test_every_pair_of_seeds_of_every_condition_is_a_row_with_its_pwmcc() -> None:
+    topk, other = random_saes([4, 2, 7]), random_saes([4, 2], condition("other", k=9), start=50)
+    groups, pairs = group_rows([*topk, *other], random_saes([4, 2, 7], start=300) + other, PROBES_OF_BOTH)
+    found = {(pair.of, pair.seed_a, pair.seed_b): pair.pwmcc for pair in pairs}
+    assert list(found) == [("topk", 4, 2), ("topk", 4, 7), ("topk", 2, 7), ("other", 4, 2)]
+    assert found["topk", 2, 7] == pytest.approx(pwmcc([sae.sae.W_dec.detach() for sae in topk[1:]]), abs=1e-12)
+    assert [group.condition for group in groups] == ["topk", "other"]
+    assert groups[0].pwmcc == pytest.approx(np.mean([found[key] for key in list(found)[:3]]))
+    assert (groups[1].pwmcc, groups[1].pwmcc_low) == (found["other", 4, 2], None)
+
+
 def test_two_seeds_have_no_interval_and_the_row_says_why() -> None:
-    row = group_row(random_saes([0, 1]), random_saes([0, 1], start=300), PROBES)
+    [row], _ = group_rows(random_saes([0, 1]), random_saes([0, 1], start=300), PROBES)
     assert (row.pwmcc_low, row.pwmcc_high, row.n_seeds) == (None, None, 2)
     assert row.note == "too few seeds for an interval"
 

@@ -382,9 +382,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub()
     for name in ("create_repo", "upload_folder", "repo_info"):
         monkeypatch.setattr(huggingface_hub.HfApi, name, getattr(hub, name))
-    monkeypatch.setattr(upload_job, "get_token", lambda: "a token")
-    monkeypatch.setattr(upload_job, "is_offline_mode", lambda: False)
+    online(monkeypatch)
     return hub
+
+
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
 
 
 def test_our_card_is_what_is_uploaded_and_before_the_weights(run: Run, tmp_path: Path, hub: Hub) -> None:
@@ -414,30 +418,25 @@ def test_what_the_hub_refuses_is_one_sentence(
 
 
 def test_nobody_logged_in_is_told(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_job, "get_token", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(HusaiError, match="hf auth login"):
-        upload_job.upload(tmp_path, "me/sae")
+        export.check_ready("me/sae")
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "../x", ""])
 def test_a_name_that_no_repository_has_is_refused(tmp_path: Path, hub: Hub, name: str) -> None:
     with pytest.raises(HusaiError, match="owner/name"):
-        upload_job.upload(tmp_path, name)
+        export.check_ready(name)
 
 
-def test_offline_the_upload_fails_in_one_sentence_and_its_output_is_kept(
+def test_a_hub_that_is_switched_off_is_told_before_anything_starts(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = exported(run, tmp_path / "sae")
-    with pytest.raises(
-        HusaiError, match="is exported, but was not uploaded to 'me/sae': the hub is switched off here"
-    ) as failed:
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(HusaiError, match="the hub is switched off here by HF_HUB_OFFLINE; unset it while online"):
         push(folder, "me/sae")
-    log = Path(re.findall(r"\(log: (.*)\)", str(failed.value))[0])
-    assert log.is_relative_to(cache.cache_folder())
-    assert "switched off" in log.read_text()
-    assert "Traceback" not in log.read_text() + str(failed.value)
     assert {path.name for path in folder.iterdir()} == FILES
 
 
@@ -446,12 +445,19 @@ def test_without_a_network_the_upload_fails_in_one_sentence(
 ) -> None:
     for name, value in {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_none", "HF_ENDPOINT": "http://127.0.0.1:9"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(HusaiError, match=r"cannot be reached: .*; check the network"):
-        push(exported(run, tmp_path / "sae"), "me/sae")
+    online(monkeypatch)
+    folder = exported(run, tmp_path / "sae")
+    with pytest.raises(HusaiError, match=r"cannot be reached: .*; check the network") as failed:
+        push(folder, "me/sae")
+    log = Path(re.findall(r"\(log: (.*)\)", str(failed.value))[0])
+    assert log.is_relative_to(cache.cache_folder())
+    assert "Traceback" not in log.read_text() + str(failed.value)
+    assert {path.name for path in folder.iterdir()} == FILES
 
 
 def test_the_address_is_what_the_process_says(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, asked = exported(run, tmp_path / "sae"), []
+    online(monkeypatch)
 
     def job(command: list[str], stdout: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
         asked.append(command)

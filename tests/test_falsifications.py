@@ -15,12 +15,13 @@ from typing import Any
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
-from stand_ins import forge_hashes, notebooks_of, records_of, rewrite, synthetic_run
+from stand_ins import forge_hashes, notebooks_of, pairs_of, records_of, rewrite, synthetic_run
 
-from husai_lib import figures, site
+from husai_lib import decisions, figures, site
 from husai_lib.audit import audit_run
 from husai_lib.evidence import Run, find_runs
 from husai_lib.files import read_json, write_json
+from husai_lib.intervals import pwmcc_difference
 
 Plant = Callable[[Run], None]
 
@@ -200,7 +201,8 @@ def rename(data: dict[str, Any]) -> None:
     names = {"topk": "standard", "standard": "topk"}
     for rows in data["tables"].values():
         for row in rows:
-            row["condition"] = names[row["condition"]]
+            column = "of" if "of" in row else "condition"
+            row[column] = names[row[column]]
 
 
 def widen(data: dict[str, Any]) -> None:
@@ -222,6 +224,68 @@ def other_weights(data: dict[str, Any]) -> None:
 
 def passing_transcoder(data: dict[str, Any]) -> None:
     data["tables"]["controls"][2] |= {"delta": 0.1, "delta_low": 0.0, "delta_high": 0.2}
+
+
+def judged_again(run: Run) -> None:
+    """Gates and verdict that follow from the records as they are now."""
+    policy = decisions.policy_of(records_of(run).__getitem__)
+
+    def change(data: dict[str, Any]) -> None:
+        data["tables"]["gates"] = [row.model_dump() for row in policy.gates]
+        data["summary"] |= {"pass_all": policy.pass_all, "verdict": policy.verdict}
+
+    rewrite(run, "gate", change)
+
+
+def less_alike(control: str, by: float = 0.2, *, pairs: bool = False) -> Plant:
+    """A control moved with its delta and its bounds, the gate that then passes, and at will the pairs below it."""
+
+    def change(data: dict[str, Any]) -> None:
+        row = next(row for row in data["tables"]["controls"] if row["control"] == control)
+        sign = -1 if control == "transcoder" else 1
+        row["control_value"] -= by
+        for column in ("delta", "delta_low", "delta_high"):
+            row[column] += sign * by
+        for pair in data["tables"]["pairs"]:
+            pair["pwmcc"] -= by if pairs and pair["of"] == control else 0
+
+    def plant(run: Run) -> None:
+        rewrite(run, "stress", change)
+        judged_again(run)
+
+    return plant
+
+
+def more_alike(data: dict[str, Any]) -> None:
+    """The PW-MCC of a group that was not selected, with its interval and what is corrected by its null."""
+    row = data["tables"]["groups"][1]
+    for column in ("pwmcc", "pwmcc_low", "pwmcc_high"):
+        row[column] += 0.1
+    row["pwmcc_corrected"] = (row["pwmcc"] - row["null_gaussian"]) / (1 - row["null_gaussian"])
+
+
+def without_pair(of: str) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        data["tables"]["pairs"].remove(next(pair for pair in data["tables"]["pairs"] if pair["of"] == of))
+
+    return change
+
+
+def again(data: dict[str, Any]) -> None:
+    """A pair that is there twice."""
+    data["tables"]["pairs"].append(data["tables"]["pairs"][0])
+
+
+def never_published(run: Run) -> None:
+    """The gate's file, from the folder and from all that names it."""
+    (run.path / "release_policy.json").unlink()
+    path = run.path / "records" / "gate.json"
+    data = read_json(path)
+    del data["published"]["release_policy.json"]
+    write_json(path, data)
+    entry = run.journal["gate"]
+    run.note_step("gate", entry | {"files": {n: h for n, h in entry["files"].items() if n != "release_policy.json"}})
+    forge_hashes(run)
 
 
 def other_figure(run: Run) -> None:
@@ -292,7 +356,7 @@ PLANTED: dict[str, Plant] = {
     "a verdict in bold": output("08_gate", "verdict_sentence", swapped("Not releasable", "Releasable")),
     "a verdict of one gate": output("08_gate", "gates_table", swapped("**FAIL**", "pass")),
     "a verdict in the report alone": output("09_report", "verdict_sentence", swapped("**Not r", "**R")),
-    "a threshold that is shown": output("08_gate", "gates_table", swapped("below 0.1", "below 0.5")),
+    "a threshold that is shown": output("08_gate", "gates_table", swapped(" 0.1 |", " 0.5 |")),
     "a unit in a heading": output("03_frontier", "members_table", swapped("(SD of null)", "(%)")),
     "a condition in a table": output("03_frontier", "members_table", swapped("topk", "gated")),
     "a removed line": output("06_selection", "candidates_table", in_lines(lambda lines: lines.pop())),
@@ -355,6 +419,16 @@ PLANTED: dict[str, Plant] = {
     "a gate that is not required": value("gate", "gates", "required", False, row=2),
     "a winner swapped": record("selection", swap_winner),
     "another seed represents": record("selection", lambda data: data["summary"]["selected"].update(seed=2)),
+    "a random model that agrees less": less_alike("random_model"),
+    "a transcoder that agrees more": less_alike("transcoder", -0.2),
+    "random decoders that agree less": less_alike("random_decoder", 0.1),
+    "random decoders that agree less in their pairs": less_alike("random_decoder", 0.1, pairs=True),
+    "a group whose seeds agree more": record("frontier", more_alike),
+    "a pair left out": record("frontier", without_pair("standard")),
+    "a pair of a control left out": record("stress", without_pair("transcoder")),
+    "a pair twice": record("stress", again),
+    **{f"{key} of the selection left out": record("selection", lambda data, key=key: data["summary"].pop(key))
+       for key in ("dropped", "pooled", "counts")},
     "a control left out": record("stress", lambda data: data["tables"]["controls"].pop(2)),
     "a control that passes": record("stress", passing_transcoder),
     "a note that excuses": value("gate", "gates", "note", "accepted as it is", row=2),
@@ -367,6 +441,7 @@ PLANTED: dict[str, Plant] = {
     "release_policy.json": published("release_policy.json", lambda data: data.update(pass_all=True)),
     "results.json": published("results.json", lambda data: data["gate"]["gates"][2].update(verdict="pass")),
     "candidate_table.csv": edited_csv,
+    "release_policy.json never published": never_published,
     "a notebook of no step": extra_notebook,
 }  # fmt: skip
 
@@ -387,6 +462,33 @@ def test_nothing_is_found_where_nothing_was_planted(run: Run) -> None:
     assert problems_of(run) == []
 
 
+def test_pairs_moved_with_all_that_follows_are_found_through_the_weights(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only through them: a machine without the weights counts what it cannot check."""
+    less_alike("transcoder", -0.2, pairs=True)(run)
+    gates = {row.gate: row.verdict for row in records_of(run)["gate"].table("gates")}
+    assert gates["transcoder"] == "pass"
+    problems = problems_of(run)
+    assert len(problems) == 3
+    assert all(problem.startswith("pwmcc of stress/pairs transcoder") for problem in problems)
+    monkeypatch.setenv("HUSAI_CACHE", str(run.path / "nowhere"))
+    audit = audit_run(run, notebooks_of(run))
+    assert audit.problems == []
+    assert audit.not_here >= 3
+
+
+def test_a_forged_control_lies_where_its_pairs_would_put_it_by_hand(run: Run) -> None:
+    """The forger's rows are right but for the pairs: the same jackknife with the control moved by 0.2."""
+    less_alike("transcoder", -0.2)(run)
+    row = next(row for row in records_of(run)["stress"].table("controls") if row.control == "transcoder")
+    moved = pwmcc_difference(pairs_of("transcoder") + 0.2, pairs_of("topk"))
+    assert (row.delta, row.delta_low, row.delta_high) == pytest.approx((moved.mean, moved.low, moved.high))
+    found = {problem.partition(" is ")[0] for problem in problems_of(run)}
+    assert found == {f"{column} of stress/controls transcoder"
+                     for column in ("control_value", "delta", "delta_low", "delta_high")}  # fmt: skip
+
+
 def test_a_claim_without_a_record_is_told_beside_the_nearest_one(run: Run) -> None:
     PLANTED["a digit of a sentence"](run)
     [problem] = problems_of(run)
@@ -399,7 +501,8 @@ def test_a_claim_without_a_record_is_told_beside_the_nearest_one(run: Run) -> No
 def test_a_notebook_with_other_code_is_counted_as_not_checked_and_may_lack_what_others_show(run: Run) -> None:
     without_claim("07_stress", "ood_sentence")(run)
     audit = audit_run(run, notebooks_of(run))
-    assert (audit.problems, audit.not_checked) == ([], 1)
+    random_decoders = 3
+    assert (audit.problems, audit.not_checked) == ([], 1 + random_decoders)
 
 
 # The site

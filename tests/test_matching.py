@@ -11,17 +11,18 @@ from scipy import stats
 from scipy.linalg import subspace_angles
 
 from husai_lib.errors import DataError, ModelError
+from husai_lib.intervals import mean_over_pairs, pwmcc_difference
 from husai_lib.matching import (
     abs_cosines,
     group_stability,
     match,
-    mean_over_pairs,
+    pair_rows,
     pair_statistics,
     pairwise_pwmcc,
     pwmcc,
-    pwmcc_difference,
     random_decoders,
 )
+from husai_lib.recomputed import matched_cosine
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -189,6 +190,24 @@ def test_difference_leaves_out_the_same_seed_of_both():
     assert (same.mean, same.low, same.high) == (0, 0, 0)
     with pytest.raises(DataError, match="same seeds"):
         pwmcc_difference(a, b[:3, :3])
+
+
+def test_pairs_are_rows_that_name_their_seeds():
+    table = np.array([[1, 0.1, 0.2], [0.1, 1, 0.3], [0.2, 0.3, 1]])
+    rows = pair_rows({"topk": table, "transcoder": 2 * table}, [5, 3, 9])
+    assert [(row.of, row.seed_a, row.seed_b, row.pwmcc) for row in rows] == [
+        ("topk", 5, 3, 0.1), ("topk", 5, 9, 0.2), ("topk", 3, 9, 0.3),
+        ("transcoder", 5, 3, 0.2), ("transcoder", 5, 9, 0.4), ("transcoder", 3, 9, 0.6),
+    ]  # fmt: skip
+    assert pair_rows({}, []) == []
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 5))
+@settings(deadline=None)
+def test_the_audit_matches_decoders_as_training_does(seed, n, d_in):
+    a, b = (gaussian(seed + i, n, d_in).astype(np.float32) for i in (0, 1))
+    a[0] = 0
+    assert matched_cosine(a, b) == pytest.approx(pwmcc([a, b]), abs=1e-6)
 
 
 def test_random_decoders_are_unit_distinct_and_repeatable():

@@ -85,7 +85,9 @@ def test_the_winner_is_the_best_of_the_groups_that_nobody_dominates(pool, rule):
         return
     assert [row.selected for row in rows] == [True] + [False] * (len(rows) - 1)
     assert rows[0].joint_score == max(row.joint_score for row in rows if row.on_front)
-    assert sum(row.selection_probability for row in rows) == pytest.approx(1)
+    chances = [row.selection_probability for row in rows]
+    few = min(row.n_seeds for row in rows) < (3 if rule.mode == "lcb" else 2)
+    assert chances == [None] * len(rows) if few else sum(chances) == pytest.approx(1)
     assert all(row.n_seeds >= rule.min_seeds for row in rows)
     assert selection.representative in selection.winner.members
 
@@ -185,13 +187,32 @@ def test_a_seed_given_twice_is_refused():
 
 
 def test_candidates_measured_on_different_things_are_refused_naming_both():
-    eight, sixteen = {"model": "m", "data_sets": "8"}, {"model": "m", "data_sets": "16"}
+    eight, sixteen = {"model": '"m"', "sets": "8"}, {"model": '"m"', "sets": "16"}
     pool = group("a", 1.0, 1.0, comparability=eight) + group("b", 2.0, 2.0, comparability=sixteen)
-    with pytest.raises(DataError, match=r"frontier/a, seed 0 and frontier/b, seed 0 .* data_sets is '8' and '16'"):
+    with pytest.raises(DataError, match=r"frontier/a, seed 0 and frontier/b, seed 0 .* sets is 8 and 16; measure"):
         select(pool, RULES)
-    pool = group("a", 1.0, 1.0, comparability=eight) + group("b", 2.0, 2.0, comparability={"model": "m"})
-    with pytest.raises(DataError, match="data_sets is '8' and 'not known'"):
+    pool = group("a", 1.0, 1.0, comparability=eight) + group("b", 2.0, 2.0, comparability={"model": '"n"'})
+    with pytest.raises(DataError, match=r"model is m and n \(also other: sets\)"):
         select(pool, RULES)
+
+
+def test_baselines_are_compared_where_two_members_have_the_same_width_k_and_seed():
+    def with_baseline(shape, weights):
+        return {f"baseline of {shape}": f'["{weights}"]'}
+
+    narrow, wide = with_baseline("64 latents, k = 8, seed 0", "a"), with_baseline("128 latents, k = 8, seed 0", "b")
+    pool = group("a", 1.0, 1.0, comparability=narrow) + group("b", 2.0, 2.0, comparability=wide)
+    assert select(pool, RULES).winner.condition == "b"
+    other = with_baseline("64 latents, k = 8, seed 0", "c")
+    with pytest.raises(DataError, match="baseline of 64 latents, k = 8, seed 0 is "):
+        select(group("a", 1.0, 1.0, comparability=narrow) + group("b", 2.0, 2.0, comparability=other), RULES)
+
+
+def test_the_same_weights_from_two_sources_are_refused():
+    pool = group("a", 1.0, 1.0, weights_sha256="w")
+    twins = [replace(m, source="earlier/run_x/frontier") for m in pool]
+    with pytest.raises(DataError, match="are the same weights; name one of the two sources"):
+        select(pool[:1] + twins[:1], RULES)
 
 
 def test_equal_groups_are_ranked_by_name():
@@ -219,10 +240,10 @@ def test_an_irrelevant_group_rescales_scores_and_sensitivity_shows_what_decides(
     ranks = rule.model_copy(update={"scaling": "rank"})
     assert select(pool, ranks).winner.name == select(more, ranks).winner.name
     sensitivity = select(pool, rule).sensitivity
-    assert sensitivity["weight cebench -50 %"] == "frontier/b"
-    assert sensitivity["weight saebench -50 %"] == "frontier/a"
-    assert sensitivity["min_seeds 3"] == "frontier/a"
-    assert sensitivity["min_seeds 4"] is None
+    assert sensitivity["weight of CE-Bench -50 %"] == "frontier/b"
+    assert sensitivity["weight of SAEBench -50 %"] == "frontier/a"
+    assert sensitivity["at least 3 seeds"] == "frontier/a"
+    assert sensitivity["at least 4 seeds"] is None
 
 
 def test_selection_probability_is_the_share_of_resamples_that_a_group_wins():
@@ -378,3 +399,12 @@ def test_a_wider_interval_never_raises_a_bound(pool, seed):
         for before, after in zip(first[g.name].intervals, g.intervals, strict=True):
             if before and before.low is not None:
                 assert after.low <= before.low + 1e-9
+
+
+def test_two_seeds_and_single_ones_have_no_selection_probability():
+    two = group("a", 1.0, 1.0, spread=0.1, seeds=2) + group("b", 0.9, 0.9, spread=0.1)
+    few = RULES.model_copy(update={"min_seeds": 2})
+    assert {row.selection_probability for row in select(two, few).rows()} == {None}
+    assert sum(row.selection_probability for row in select(two, few.model_copy(update={"mode": "mean"})).rows()) == 1
+    alone = RULES.model_copy(update={"grouping": "seed"})
+    assert {row.selection_probability for row in select(two, alone).rows()} == {None}

@@ -145,10 +145,8 @@ def test_each_required_gate_is_a_question_with_its_number() -> None:
         gate("external", required=False),
     ]  # fmt: skip
     random, transcoder, ood, cebench, saebench = sentences.gate_sentences(rows).splitlines()
-    assert random.endswith(
-        "Yes: +0.113, and +0.060 at the end of its interval that speaks against release; it must exceed 0."
-    )
-    assert "**No**: -0.023, and -0.080 at the end" in transcoder
+    assert random.endswith("Yes: +0.113, and +0.060 at the worse end of its interval; it must exceed 0.")
+    assert "**No**: -0.023, and -0.080 at the worse end" in transcoder
     assert transcoder.endswith("it must be at least 0.")
     assert ood.endswith("it must be at most 0.1.")
     assert cebench.endswith("**Not shown** (missing): the control was not run.")
@@ -195,3 +193,10 @@ def test_what_was_measured_on_and_what_the_stories_allow() -> None:
     assert "**cannot be compared with published ones**" in sentences.stories_sentence("offline")
     assert sentences.stories_sentence("other") == "CE-Bench was run on the named set of stories."
     assert sentences.results_sentence([1, 2]).startswith("`results.json` holds the tables of 2 records")
+
+
+def test_what_was_not_measured_on_the_same_is_said_in_bold() -> None:
+    assert sentences.pooled_sentence({}).startswith("All of them were measured on the same: model, hook")
+    said = sentences.pooled_sentence({"data sets": ["a", "b"], "hook": ["c", "d", "e"]})
+    assert said.startswith("**They were not measured on the same things**")
+    assert said.endswith("data sets (2 different), hook (3 different).")

@@ -17,8 +17,9 @@ from husai_lib.activations import text_bank
 from husai_lib.errors import DataError, IntegrityError
 from husai_lib.files import read_json, sha256_file, write_json
 from husai_lib.gates import CONTROLS
+from husai_lib.intervals import pwmcc_difference
 from husai_lib.language_model import open_model
-from husai_lib.matching import pairwise_pwmcc, pwmcc, pwmcc_difference, random_decoders
+from husai_lib.matching import pairwise_pwmcc, pwmcc, random_decoders
 from husai_lib.params import ActivationParams, ModelParams, ProbingParams, StressParams, TextParams
 from husai_lib.probing import ProbeScore, ProbeTask
 from husai_lib.records import OodRow
@@ -266,6 +267,26 @@ def test_a_candidate_of_an_import_has_no_saes_and_its_controls_say_why() -> None
     assert found.saes == []
     why = "the candidate is of imported/cycle3/frontier_results, an import without weights"
     assert [row.note for row in not_run(found, [], StressParams())] == [why] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "other"),
+    [({}, ""), ({"model": {"name": "b"}}, "model"), ({"activations": {"training_rows": 9}}, "activations"),
+     ({"texts": {"training": ["y"], "ood": ["o"]}}, "training texts"),
+     ({"texts": {"training": ["x"], "ood": ["p"]}}, "")],
+)  # fmt: skip
+def test_a_candidate_of_another_run_is_stressed_only_if_it_was_trained_on_the_same_rows(
+    changes: Any, other: str
+) -> None:
+    saes = random_saes([0, 1])
+    given = {"model": {"name": "a"}, "activations": {"training_rows": 8}, "texts": {"training": ["x"], "ood": ["o"]}}
+    records = {
+        "smoke/run_x/frontier": record(saes), "activations": SimpleNamespace(data={"parameters": given}),
+        "smoke/run_x/activations": SimpleNamespace(data={"parameters": given | changes}),
+    }  # fmt: skip
+    found = open_candidate(selected(saes[0]) | {"source": "smoke/run_x/frontier"}, records.__getitem__)
+    assert len(found.saes) == (0 if other else 2)
+    assert not other or found.why_none.endswith(f"was trained on other {other} than this run's")
 
 
 def test_weights_that_are_not_those_of_the_record_are_refused_by_hash(cache: Path) -> None:

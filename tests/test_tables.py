@@ -144,7 +144,7 @@ def test_candidates_say_what_became_of_them() -> None:
 def test_gate_verdicts_are_words() -> None:
     table = tables.gates_table([*gates(), gate("external_cebench", verdict="unreachable")])
     assert column(table, "Verdict") == ["pass", "pass", "FAIL", "pass", "missing", "pass", "unreachable"]
-    assert column(table, "Must be")[3] == "below 0.1"
+    assert column(table, "Must be")[3] == "≤ 0.1"
 
 
 def test_a_control_without_a_result_is_na() -> None:
