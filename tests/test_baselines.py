@@ -23,11 +23,10 @@ from husai_lib import baselines, gates, recomputed, sentences, tables
 from husai_lib.activations import Bank
 from husai_lib.baselines import PICKLED, baseline_saes
 from husai_lib.cache import cache_folder, open_entry
-from husai_lib.candidates import measured_on
+from husai_lib.candidates import baseline_of
 from husai_lib.conditions import BaselineParams, Condition
 from husai_lib.errors import DataError, HusaiError, ModelError
 from husai_lib.evaluation import measure, member_rows
-from husai_lib.evidence import Record
 from husai_lib.params import ModelParams
 from husai_lib.records import MemberRow
 from husai_lib.training import TrainedSae, load_sae
@@ -180,17 +179,11 @@ def test_the_audit_takes_the_delta_over_the_given_sae_where_it_is_matched() -> N
 
 
 def test_what_is_only_reported_beside_does_not_decide_who_may_be_ranked_together() -> None:
-    about = {"model": {}, "activations": {"hook_name": HOOK}, "texts": {"probing": [], "stories": "offline"}}
-    bench = {"probing": {}, "contrastive": {}, "seeds": [0], "conditions": [{"d_sae": 64, "k": 8}]}
-
-    def baseline_of(*own: MemberRow) -> str:
-        record = Record("baselines", {"parameters": bench, "tables": {"members": [r.model_dump() for r in own]}}, "")
-        return measured_on(Record("activations", {"parameters": about, "tables": {}}, ""), record)["baseline"]
-
-    alone = baseline_of(baseline_row(0, 1.0))
+    member = baseline_row(0, 2.0)  # 64 latents, k = 8, seed 0
+    alone = baseline_of([member], [baseline_row(0, 1.0)])
     other = given_row(1.0, 256, 8.0).model_copy(update={"weights_sha256": "2" * 64})
-    assert baseline_of(other, baseline_row(0, 1.0)) == alone
-    assert baseline_of(other.model_copy(update={"d_sae": 64})) != alone
+    assert baseline_of([member], [other, baseline_row(0, 1.0)]) == alone
+    assert baseline_of([member], [other.model_copy(update={"d_sae": 64})]) != alone
 
 
 # --- who is refused ------------------------------------------------------------------------------
