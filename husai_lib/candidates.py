@@ -227,7 +227,8 @@ def check_comparable(members: Sequence[Candidate], pooled: Mapping[str, list[str
 
 def check_measured_here(source: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
     """Raise DataError for a source whose deltas were not measured on what this run measures on."""
-    for what in [what for what in here if there.get(what, NOT_KNOWN) != here[what]][:1]:
+    differing = [what for what in here if there.get(what, NOT_KNOWN) != here[what]]
+    for what in sorted(differing, key=lambda what: what not in there)[:1]:
         raise DataError(
             f"selection.sources: {source} was not measured on what this cycle is: {what} is "
             f"{told(there.get(what, NOT_KNOWN))} there and {told(here[what])} here; leave it out or use the same"

@@ -108,6 +108,8 @@ def test_a_source_that_was_measured_on_other_things_is_refused_by_the_first_of_t
     check_measured_here("c/run_x/frontier", here | {"baseline of 64 latents, k = 8, seed 0": "[]"}, here)
     with pytest.raises(DataError, match=r"c/run_x/frontier was not .*: probing ks is \[1, 2\] there and \[1\] here"):
         check_measured_here("c/run_x/frontier", here | {"probing ks": "[1, 2]"}, here)
+    with pytest.raises(DataError, match=r"probing ks is \[3\] there"):  # what both name comes first
+        check_measured_here("imported/c/f", {"probing ks": "[3]"}, here)
     with pytest.raises(DataError, match="hook is not known there and h here"):
         check_measured_here("imported/c/f", {}, here)
 
