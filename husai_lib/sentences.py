@@ -197,7 +197,7 @@ def pooled_sentence(pooled: Mapping[str, Sequence[str]]) -> str:
             "All of them were measured on the same: model, hook, data sets, tokens, settings of the probes, stories, "
             "pairs, and the same baseline where width, k and seed are the same."
         )
-    found = ", ".join(f"{escape(what)} ({len(values)} different)" for what, values in pooled.items())
+    found = ", ".join(f"{escape(what)} ({len(values)} different)" for what, values in sorted(pooled.items()))
     return f"**They were not measured on the same things**, and only the rules 2026-02 rank them together: {found}."
 
 
@@ -226,7 +226,9 @@ def scaling_sentence(by_scaling: Mapping[str, str]) -> str:
     """Whether the choice hangs on groups that cannot win: these stretch the scale of the others."""
     if not by_scaling:
         return "No dominated group decides: without any one of them the same group wins."
-    cases = "; ".join(f"without {escape(name)}, {escape(winner)} would win" for name, winner in by_scaling.items())
+    cases = "; ".join(
+        f"without {escape(name)}, {escape(winner)} would win" for name, winner in sorted(by_scaling.items())
+    )
     return f"**The scaling decides here.** Groups that cannot win themselves stretch the 0 to 1 scale: {cases}."
 
 

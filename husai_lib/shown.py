@@ -86,8 +86,6 @@ WITHOUT_ROWS = {
     "ood_sentence": "",
 }
 """What notebooks show instead where a table has no row."""
-UNORDERED = {"sensitivity_table"}
-"""Tables of a mapping, whose lines come in any order: records are sorted by their keys."""
 FIGURES: Mapping[str, Maker] = {
     "widths": (figures.widths, "baselines/contrastive"),
     "frontier": (figures.frontier, "frontier/members"),
@@ -225,8 +223,7 @@ def _outputs(where: str, cell: Mapping[str, Any], texts: Mapping[str, str]) -> I
 def _nearest(text: str, texts: Mapping[str, str]) -> tuple[str, str]:
     """Twice the same where one of the texts is this one, else the first line that differs from the nearest's."""
     lines = set(text.splitlines())
-    unordered = [sorted(text.splitlines()) for name, text in texts.items() if name in UNORDERED]
-    if text in texts.values() or sorted(text.splitlines()) in unordered:
+    if text in texts.values():
         return "shown", "shown"
 
     def alike(other: str) -> tuple[int, float]:

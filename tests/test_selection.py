@@ -54,7 +54,7 @@ rules = st.builds(
 
 
 @given(pools, rules, st.randoms())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 def test_the_order_of_the_input_never_matters(pool, rule, random):
     shuffled = random.sample(pool, len(pool))
     first, second = select(pool, rule), select(shuffled, rule)

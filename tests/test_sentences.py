@@ -2,7 +2,7 @@
 
 from synthetic_rows import candidate, candidates, gate, gates, groups, member, members, ood_rows, width_row, width_rows
 
-from husai_lib import sentences
+from husai_lib import sentences, tables
 from husai_lib.records import CandidateRow, ReplayRow, RuleChangeRow
 
 
@@ -200,3 +200,12 @@ def test_what_was_not_measured_on_the_same_is_said_in_bold() -> None:
     said = sentences.pooled_sentence({"data sets": ["a", "b"], "hook": ["c", "d", "e"]})
     assert said.startswith("**They were not measured on the same things**")
     assert said.endswith("data sets (2 different), hook (3 different).")
+
+
+def test_what_comes_from_a_mapping_has_one_order_as_records_are_read_back_sorted() -> None:
+    for sentence, one, other in (
+        (sentences.pooled_sentence, {"hook": ["a", "b"]}, {"data sets": ["a", "b", "c"]}),
+        (sentences.scaling_sentence, {"f/z": "f/a"}, {"f/b": "f/c"}),
+        (tables.sensitivity_table, {"without": "f/a"}, {"at least": None}),
+    ):
+        assert sentence(one | other) == sentence(other | one)  # type: ignore[operator]
