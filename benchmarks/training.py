@@ -41,13 +41,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from husai_lib.activations import Bank
-from husai_lib.cache import cached
-from husai_lib.conditions import Condition
+from husai_lib.activations.banks import Bank
+from husai_lib.evidence.cache import cached
 from husai_lib.files import write_json
-from husai_lib.stack import Data, Member, Stack, batches, stacks_of
+from husai_lib.params.conditions import Condition
+from husai_lib.saes.stack import Data, Stack, batches, stacks_of
+from husai_lib.saes.trained import Member
+from husai_lib.saes.training import train_bank
 from husai_lib.tasks import run_tasks
-from husai_lib.training import train_bank
 
 PLANNED_STEPS = 10_000
 """Length of the runs whose first steps are timed: nobody has dead latents or a decayed step size that early."""
@@ -141,7 +142,7 @@ def saelens(work: Work, rows: Tensor, *, sparse: bool = False) -> Train:
 
 def saelens_multi(work: Work, rows: Tensor) -> Train:
     module: Any = importlib.import_module("sae_lens.training.multi_sae_trainer")
-    module.tqdm = functools.partial(tqdm, disable=True)  # husai_lib.training does so for SAETrainer
+    module.tqdm = functools.partial(tqdm, disable=True)  # husai_lib.saes.training does so for SAETrainer
     saes = {str(seed): _saelens_sae(work, seed) for seed in range(work.seeds)}
     feed = ({HOOK: x} for x in work.feed(rows))
     return _fitted(work, [module.MultiSAETrainer(_saelens_config(work), saes, dict.fromkeys(saes, HOOK), feed)])

@@ -7,7 +7,7 @@ for _name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from husai_lib.evidence import open_step  # noqa: E402 - after the settings above
+from husai_lib.evidence.steps import open_step  # noqa: E402 - after the settings above
 from husai_lib.version import __version__  # noqa: E402
 
 __all__ = ["__version__", "open_step"]

@@ -12,13 +12,14 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from husai_lib.cache import cache_folder
-from husai_lib.cycle import NOTEBOOKS, cached_already, check_earlier, check_ready, plan, resumable_run, run_cycle
+from husai_lib.cycle.run import NOTEBOOKS, cached_already, check_earlier, check_ready, plan, resumable_run, run_cycle
 from husai_lib.errors import EvidenceError, GateError, HusaiError, IntegrityError, ModelError
-from husai_lib.evidence import Run, find_imports, find_run, find_runs, made_by_other_code
+from husai_lib.evidence.cache import cache_folder
+from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
+from husai_lib.evidence.steps import made_by_other_code
 from husai_lib.files import REPOSITORY
-from husai_lib.params import CycleParams, load_cycle
-from husai_lib.strict_yaml import override
+from husai_lib.params.cycle import CycleParams, load_cycle
+from husai_lib.params.strict_yaml import override
 
 INTERRUPTED = 130
 SHOWN = {"gates": "gate", "criteria": "gate", "candidates": "selection", "groups": "frontier"}
@@ -152,7 +153,7 @@ def ls(evidence: Evidence = EVIDENCE) -> None:
 @app.command()
 def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
     """Show a run: its verdict, gates, candidates and groups, verified before they are shown."""
-    from husai_lib import tables  # noqa: PLC0415 - takes a second to import
+    from husai_lib.report import tables  # noqa: PLC0415 - takes a second to import
 
     chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
     typer.echo(f"{chosen.name}: {_state(chosen)}\nevidence: {chosen.path}")
@@ -165,16 +166,17 @@ def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
 @app.command()
 def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Evidence = EVIDENCE) -> None:
     """Judge a run's candidate again from its records: every gate, and the verdict. For CI, with --fail-on-gate-fail."""
-    from husai_lib import criteria, decisions, tables  # noqa: PLC0415 - takes a second to import
+    from husai_lib.decisions import of_run  # noqa: PLC0415 - takes a second to import
+    from husai_lib.report import sentences, tables  # noqa: PLC0415 - takes a second to import
 
     chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
     if chosen.files() != chosen.manifest()["files"]:
         raise IntegrityError(f"{chosen.name} was changed after it was finished; 'husai audit {chosen.name}' tells what")
-    policy = decisions.policy_of(chosen.find_record)
+    policy = of_run.policy_of(chosen.find_record)
     out.print(Markdown(tables.gates_table(policy.gates)))
     record = chosen.record("gate")
     if "criteria" in record.data["tables"]:
-        out.print(Markdown(criteria.outcome_sentence(record.table("criteria"))))
+        out.print(Markdown(sentences.outcome_sentence(record.table("criteria"))))
     typer.echo(f"{chosen.name}: {policy.verdict}")
     if policy.gates != tuple(record.table("gates")):
         raise IntegrityError(
@@ -194,7 +196,7 @@ def export(
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Write a run's candidate as a folder that SAELens loads, with a model card. Exit code 3 if it failed its gate."""
-    from husai_lib import export as release  # noqa: PLC0415 - takes a second to import
+    from husai_lib.report import export as release  # noqa: PLC0415 - takes a second to import
 
     if push:
         release.check_ready(push)
@@ -210,7 +212,9 @@ def import_(
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Read records of cycles of 2026-02 into evidence/imported/NAME/, with what is known to be wrong with them."""
-    from husai_lib import earlier, replay, sentences  # noqa: PLC0415 - takes a second to import
+    from husai_lib.earlier import imports as earlier  # noqa: PLC0415 - takes a second to import
+    from husai_lib.earlier import replay
+    from husai_lib.report import sentences  # noqa: PLC0415 - takes a second to import
 
     run = earlier.import_earlier(paths, name, evidence)
     records = {step: run.record(step) for step in run.manifest()["steps"]}
@@ -225,7 +229,7 @@ def import_(
 @app.command()
 def verify(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
     """Check a complete run: every hash, every number that follows from others. Exit code 4 on a problem."""
-    from husai_lib.audit import audit_run  # noqa: PLC0415 - takes a second to import
+    from husai_lib.report.audit import audit_run  # noqa: PLC0415 - takes a second to import
 
     chosen = find_run(evidence, run)
     audit = audit_run(chosen)
@@ -242,8 +246,8 @@ def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = 
 
     Without RUN every complete run, every import, the front page and the site are checked.
     """
-    from husai_lib.audit import audit_run  # noqa: PLC0415 - takes a second to import
-    from husai_lib.site import check_index, check_site  # noqa: PLC0415 - takes seconds to import
+    from husai_lib.report.audit import audit_run  # noqa: PLC0415 - takes a second to import
+    from husai_lib.report.site_audit import check_index, check_site  # noqa: PLC0415 - takes seconds to import
 
     found = [find_run(evidence, run)] if run else [*find_runs(evidence), *find_imports(evidence)]
     if not found:
@@ -271,7 +275,7 @@ def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = 
 def render(run: RunName = None, out: Out = Path("_site"), evidence: Evidence = EVIDENCE) -> None:
     """Make the report of a run, or of all runs, as pages that open without a server."""
     name = find_run(evidence, run).name if run else None
-    from husai_lib import site  # noqa: PLC0415 - takes seconds to import
+    from husai_lib.report import site  # noqa: PLC0415 - takes seconds to import
 
     typer.echo(f"report: {site.render(evidence, out, name)}")
 
@@ -295,7 +299,7 @@ def saebench(
 
     Exit code 1 if an evaluation that was asked for by name did not run, or none did.
     """
-    from husai_lib import saebench as bench  # noqa: PLC0415 - not needed by other commands
+    from husai_lib.measures import saebench as bench  # noqa: PLC0415 - not needed by other commands
 
     asked = [name.strip() for name in evals.split(",") if name.strip()]
     changed = override({}, settings or [])

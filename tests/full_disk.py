@@ -24,18 +24,21 @@ from small_saes import HOOK, bank, condition, random_sae, trained  # noqa: E402
 from stand_ins import notebook  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
-from husai_lib.activations import gaussian_bank, text_bank  # noqa: E402
-from husai_lib.cache import cached  # noqa: E402
-from husai_lib.contrastive import contrastive_scores  # noqa: E402
-from husai_lib.evidence import Run, open_step  # noqa: E402
-from husai_lib.execution import execute  # noqa: E402
+from husai_lib.activations.extraction import gaussian_bank, text_bank  # noqa: E402
+from husai_lib.activations.language_model import open_model  # noqa: E402
+from husai_lib.activations.texts import ProbingSet, Text  # noqa: E402
+from husai_lib.cycle.execution import execute  # noqa: E402
+from husai_lib.evidence.cache import cached  # noqa: E402
+from husai_lib.evidence.runs import Run  # noqa: E402
+from husai_lib.evidence.steps import open_step  # noqa: E402
 from husai_lib.files import REPOSITORY, write_json  # noqa: E402
-from husai_lib.language_model import open_model  # noqa: E402
-from husai_lib.params import ActivationParams, ContrastiveParams, ModelParams, ProbingParams  # noqa: E402
-from husai_lib.probing import ProbeTask, llm_scores, sae_scores  # noqa: E402
-from husai_lib.stack import Data, Member, Stack  # noqa: E402
-from husai_lib.texts import ProbingSet, Text  # noqa: E402
-from husai_lib.training import train_bank  # noqa: E402
+from husai_lib.measures.contrastive import contrastive_scores  # noqa: E402
+from husai_lib.measures.probing import ProbeTask, llm_scores, sae_scores  # noqa: E402
+from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams  # noqa: E402
+from husai_lib.params.inputs import ActivationParams, ModelParams  # noqa: E402
+from husai_lib.saes.stack import Data, Stack  # noqa: E402
+from husai_lib.saes.trained import Member  # noqa: E402
+from husai_lib.saes.training import train_bank  # noqa: E402
 
 DRAW = np.random.default_rng(0)
 TINY = REPOSITORY / "husai_lib" / "data" / "tiny_gpt_neox"

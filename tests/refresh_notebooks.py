@@ -20,7 +20,7 @@ def cpu_kind() -> str:
 
 
 def main() -> None:
-    from husai_lib.site import strip_notebook
+    from husai_lib.cycle.execution import strip_notebook
 
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["HUSAI_SCRATCH"] = scratch

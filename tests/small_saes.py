@@ -11,12 +11,11 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
-from husai_lib.activations import Bank
-from husai_lib.cache import cached
-from husai_lib.conditions import Condition
+from husai_lib.activations.banks import Bank
+from husai_lib.evidence.cache import cached
 from husai_lib.files import write_json
-from husai_lib.stack import Member
-from husai_lib.training import TrainedSae
+from husai_lib.params.conditions import Condition
+from husai_lib.saes.trained import Member, TrainedSae
 
 HOOK = "blocks.0.hook_resid_post"
 D_IN = 32

@@ -24,16 +24,14 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from safetensors.numpy import save_file
 
-from husai_lib import cli, cycle, shown, tables
-from husai_lib.cache import Entry, cached
-from husai_lib.candidates import candidates_from
-from husai_lib.cycle import CycleStep
-from husai_lib.evidence import Record, Run, Step, new_run, open_step, results
-from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file, sha256_text, write_json
-from husai_lib.gates import Policy, evaluate_members, group_sha256, release_policy
-from husai_lib.intervals import mean_interval, means_by, pair_table, pwmcc_difference, pwmcc_interval
-from husai_lib.params import CycleParams, load_cycle
-from husai_lib.records import (
+from husai_lib import cli
+from husai_lib.cycle import run as cycle
+from husai_lib.cycle.run import CycleStep
+from husai_lib.decisions.candidates import candidates_from
+from husai_lib.decisions.gates import Policy, evaluate_members, release_policy
+from husai_lib.decisions.selection import select
+from husai_lib.evidence.cache import Entry, cached
+from husai_lib.evidence.rows import (
     BankRow,
     ControlRow,
     ControlSaeRow,
@@ -43,8 +41,14 @@ from husai_lib.records import (
     PairRow,
     ProbeRow,
     SourceRow,
+    group_sha256,
 )
-from husai_lib.selection import select
+from husai_lib.evidence.runs import Record, Run, new_run
+from husai_lib.evidence.steps import Step, open_step, results
+from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file, sha256_text, write_json
+from husai_lib.intervals import mean_interval, means_by, pair_table, pwmcc_difference, pwmcc_interval
+from husai_lib.params.cycle import CycleParams, load_cycle
+from husai_lib.report import tables
 
 SMOKE = REPOSITORY / "params" / "smoke.yaml"
 

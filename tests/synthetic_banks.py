@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from husai_lib.activations import Bank
-from husai_lib.cache import cached
+from husai_lib.activations.banks import Bank
+from husai_lib.evidence.cache import cached
 from husai_lib.files import write_json
 
 HOOK = "blocks.0.hook_resid_post"

@@ -8,10 +8,7 @@ from typing import Any
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from husai_lib.evidence import Run, open_step
-from husai_lib.figures import controls, external, frontier, ood, pareto, stability
-from husai_lib.params import load_cycle
-from husai_lib.records import (
+from husai_lib.evidence.rows import (
     CandidateRow,
     ContrastiveRow,
     ControlRow,
@@ -22,6 +19,10 @@ from husai_lib.records import (
     ProbeRow,
     SourceRow,
 )
+from husai_lib.evidence.runs import Run
+from husai_lib.evidence.steps import open_step
+from husai_lib.params.cycle import load_cycle
+from husai_lib.report.figures import controls, external, frontier, ood, pareto, stability
 
 ATTACK = "<img src=x onerror=alert(1)>|`$x$` [a](javascript:alert(2))"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

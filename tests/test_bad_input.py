@@ -17,7 +17,7 @@ import psutil
 import pytest
 from stand_ins import SMOKE, Said, husai, short_cycle, smoke_data, start_husai, write_notebooks, write_params
 
-from husai_lib.cycle import only_run_of
+from husai_lib.cycle.run import only_run_of
 
 TEXT = SMOKE.read_text(encoding="utf-8")
 HEAVY = {"torch", "transformers", "sae_lens", "transformer_lens", "papermill"}

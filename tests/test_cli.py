@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from stand_ins import SMOKE, complete, husai, short_cycle, synthetic_run
 
-from husai_lib import cycle
-from husai_lib.evidence import Run
+from husai_lib.cycle import run as cycle
+from husai_lib.evidence.runs import Run
 from husai_lib.files import read_json, write_json
 
 COMMANDS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from husai_lib.files import REPOSITORY
-from husai_lib.hyperparameters import ARCHITECTURES
+from husai_lib.params.hyperparameters import ARCHITECTURES
 
 LAYERS = {
     1: "errors version",
@@ -55,7 +55,7 @@ def library_modules(source: str) -> set[str]:
 
 def test_imports_are_found_in_every_form() -> None:
     source = "import a.b\nfrom c import d\ndef f():\n    from husai_lib import tables\n    import husai_lib.files as g"
-    assert imports(source) == {"a.b", "c.d", "husai_lib.tables", "husai_lib.files"}
+    assert imports(source) == {"a.b", "c.d", "husai_lib.report.tables", "husai_lib.files"}
     assert library_modules(source) == {"tables", "files"}
 
 

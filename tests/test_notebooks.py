@@ -12,8 +12,8 @@ import nbformat
 import pytest
 from refresh_notebooks import REPOSITORY, cpu_kind
 
-from husai_lib.cycle import STEPS
-from husai_lib.params import check_sections, load_cycle
+from husai_lib.cycle.run import STEPS
+from husai_lib.params.cycle import check_sections, load_cycle
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -23,20 +23,22 @@ from safetensors.torch import load_file, save_file
 from small_saes import D_IN, HOOK, bank, cache, condition, random_sae, trained
 from transformers import AutoModelForCausalLM
 
-from husai_lib import language_model, texts
-from husai_lib.activations import Bank, banks_of, gaussian_bank, last_token_bank, text_bank
-from husai_lib.cache import cached
-from husai_lib.contrastive import contrastive_scores
+from husai_lib.activations import language_model, texts
+from husai_lib.activations.banks import Bank, banks_of
+from husai_lib.activations.extraction import gaussian_bank, last_token_bank, text_bank
+from husai_lib.activations.language_model import LanguageModel, open_model
+from husai_lib.activations.texts import ProbingSet, Text, probing_set
 from husai_lib.errors import DataError, HusaiError, IntegrityError
-from husai_lib.evidence import Record
+from husai_lib.evidence.cache import cached
+from husai_lib.evidence.runs import Record
 from husai_lib.files import write_json
-from husai_lib.language_model import LanguageModel, open_model
-from husai_lib.matching import pairwise_pwmcc
-from husai_lib.params import ActivationParams, ContrastiveParams, ModelParams, ProbingParams
-from husai_lib.probing import ProbeTask, llm_scores, sae_scores
-from husai_lib.stack import Member
-from husai_lib.texts import ProbingSet, Text, probing_set
-from husai_lib.training import TrainedSae, open_trained, train_bank
+from husai_lib.measures.contrastive import contrastive_scores
+from husai_lib.measures.matching import pairwise_pwmcc
+from husai_lib.measures.probing import ProbeTask, llm_scores, sae_scores
+from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
+from husai_lib.params.inputs import ActivationParams, ModelParams
+from husai_lib.saes.trained import Member, TrainedSae, open_trained
+from husai_lib.saes.training import train_bank
 
 assert cache  # the fixture that every test of this module uses
 

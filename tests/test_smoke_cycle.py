@@ -14,8 +14,8 @@ import pytest
 from refresh_notebooks import REPOSITORY, cpu_kind
 from stand_ins import husai
 
-from husai_lib.audit import audit_run
-from husai_lib.evidence import find_imports, find_run, find_runs
+from husai_lib.evidence.runs import find_imports, find_run, find_runs
+from husai_lib.report.audit import audit_run
 
 KILLS = int(os.environ.get("HUSAI_TEST_KILLS", "3"))
 SMOKE = str(REPOSITORY / "params" / "smoke.yaml")
@@ -109,8 +109,8 @@ def test_committed_evidence_carries_no_weights():
 
 
 def test_front_page_is_that_of_the_committed_evidence():
-    from husai_lib.site import index_markdown
-    from husai_lib.webpages import notebook_page
+    from husai_lib.report.site import index_markdown
+    from husai_lib.report.webpages import notebook_page
 
     newest = [run for run in find_runs(REPOSITORY / "evidence") if run.is_complete][-1]
     pages = [notebook_page(path, newest.name) for path in sorted(newest.path.glob("notebooks/*.ipynb"))]

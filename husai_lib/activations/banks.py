@@ -1,0 +1,131 @@
+"""Activation banks: rows of a model's activations on disk, memory-mapped, named by their content.
+
+A bank is made once for each combination of weights, texts, hooks and arguments. All hooks of a bank
+come from one forward pass and have the same rows in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from husai_lib.errors import IntegrityError
+from husai_lib.evidence.cache import Entry, open_entry
+from husai_lib.evidence.rows import BankRow, SourceRow
+from husai_lib.evidence.runs import Record
+from husai_lib.files import read_json
+
+CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Activations at one hook, or side by side at several joined by `+`: a view of a cache entry."""
+
+    entry: Entry
+    hook_name: str
+
+    @cached_property
+    def rows(self) -> np.memmap:
+        """`[n, d_in]` float32, memory-mapped, read-only."""
+        return mapped(self.entry.path, self.hook_name)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """`[texts + 1]`: rows `offsets[i]:offsets[i + 1]` are those of text i."""
+        offsets: np.ndarray = np.load(self.entry.path / "offsets.npy")
+        return offsets
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Counts of texts, tokens and rows by data set, and the norm limit that was applied."""
+        meta: dict[str, Any] = read_json(self.entry.path / "meta.json")
+        return meta
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the stored rows."""
+        return self.entry.files[f"{self.hook_name}.npy"]
+
+    def at(self, hook_name: str) -> Bank:
+        """The same rows at another hook of the same pass."""
+        return Bank(self.entry, hook_name)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[torch.Tensor]:
+        """The rows in order, `[<= size, d_in]` at a time."""
+        d_in = self.rows.shape[1]
+        for start in range(0, len(self.rows), size):
+            count, offset = min(size, len(self.rows) - start) * d_in, start * d_in * 4
+            rows = np.fromfile(self._file, np.float32, count, offset=self.rows.offset + offset)
+            yield torch.from_numpy(rows.reshape(-1, d_in))
+
+    def take(self, index: np.ndarray) -> torch.Tensor:
+        """The rows `index [n]`, `[n, d_in]`, read one by one: pages of a map that are touched would stay in memory."""
+        out = np.empty((len(index), self.rows.shape[1]), np.float32)
+        width, views = out.shape[1] * 4, memoryview(out.data).cast("B")
+        with self._file.open("rb", buffering=0) as file:
+            for i, row in enumerate(index.tolist()):
+                os.preadv(file.fileno(), [views[i * width : (i + 1) * width]], self.rows.offset + row * width)
+        return torch.from_numpy(out)
+
+    def on(self, device: str) -> torch.Tensor:
+        """All rows on a device."""
+        return torch.cat([chunk.to(device) for chunk in self.chunks()])
+
+    @property
+    def _file(self) -> Path:
+        return self.entry.path / f"{self.hook_name}.npy"
+
+    def mean(self) -> torch.Tensor:
+        """The mean row, `[d_in]` float64."""
+        return sum((chunk.double().sum(0) for chunk in self.chunks()), torch.zeros(1)) / len(self.rows)
+
+    def scale(self) -> float:
+        """The factor that gives rows a mean norm of sqrt(d_in): SAELens' `expected_average_only_in`."""
+        total = sum(float(chunk.norm(dim=1).double().sum()) for chunk in self.chunks())
+        return float(self.rows.shape[1] ** 0.5 * len(self.rows) / total)
+
+    def row(self, bank: str) -> BankRow:
+        """The bank as a row of a record."""
+        n, d_in = self.rows.shape
+        return BankRow(bank=bank, hook_name=self.hook_name, rows=n, d_in=d_in, key=self.entry.key, sha256=self.sha256)
+
+    def sources(self, role: str) -> list[SourceRow]:
+        """Where the rows come from, as rows of a record."""
+        return [SourceRow(role=role, **source) for source in self.meta["sources"]]
+
+
+def open_bank(key: str, hook_name: str) -> Bank:
+    """The bank of that cache key, verified; IntegrityError if it is missing or damaged."""
+    return Bank(open_entry("banks", key), hook_name)
+
+
+def banks_of(record: Record) -> dict[str, Bank]:
+    """The banks that the record of step `activations` lists, by name; IntegrityError for one of other content."""
+    banks = {}
+    for row in record.table("banks"):
+        banks[row.bank] = open_bank(row.key, row.hook_name)
+        if banks[row.bank].sha256 != row.sha256:
+            raise IntegrityError(f"the activations of bank {row.bank} are not those of its record; run the cycle again")
+    return banks
+
+
+def new_rows(path: Path, shape: tuple[int, int]) -> np.memmap:
+    """A new float32 array on disk, its space taken at once: where a page finds none later, the process is killed."""
+    rows: np.memmap = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return rows
+
+
+def mapped(folder: Path, hook_name: str) -> np.memmap:
+    """The rows of a bank at one hook, `[n, d_in]`, memory-mapped and read-only."""
+    rows: np.memmap = np.load(folder / f"{hook_name}.npy", mmap_mode="r")
+    return rows

@@ -1,0 +1,149 @@
+"""Texts and what they serve for: training and held-out text, probing data sets, contrastive stories."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from husai_lib.errors import DataError
+from husai_lib.files import REPOSITORY
+from husai_lib.params.catalogue import probe_data_folder
+from husai_lib.params.inputs import TextParams
+from husai_lib.randomness import numpy_generator
+
+OFFLINE_STORIES = Path(__file__).parent / "data" / "contrastive_stories.jsonl"
+
+
+@dataclass(frozen=True)
+class ProbingSet:
+    """A binary classification task over prompts."""
+
+    name: str
+    prompts: tuple[str, ...]
+    labels: np.ndarray
+    """0 or 1 a prompt: the order of the classes is alphabetical, as in sae-probes."""
+    classes: tuple[str, str]
+    """What 0 and 1 stand for."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text and the data set it is from."""
+
+    data_set: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StoryPair:
+    """Two stories that differ in one concept."""
+
+    subject: str
+    story1: str
+    story2: str
+
+
+def _frame(name: str, shifted: bool = False) -> pd.DataFrame:
+    """The rows of a data set of sae-probes; DataError if a prompt is empty."""
+    folder, suffix = ("OOD data", "_OOD") if shifted else ("cleaned_data", "")
+    # a blank prompt is an error here and "NA" is a word; pandas would make both the text "nan"
+    path = probe_data_folder() / folder / f"{name}{suffix}.csv.zst"
+    frame = pd.read_csv(path, dtype={"prompt": str}, keep_default_na=False)
+    if not all(prompt.strip() for prompt in frame["prompt"]):
+        raise DataError(f"data set {name!r} holds an empty prompt; choose another data set")
+    return frame
+
+
+def prompts(name: str) -> tuple[str, ...]:
+    """The texts of any data set of sae-probes, whatever its target."""
+    return tuple(_frame(name)["prompt"])
+
+
+@cache
+def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -> ProbingSet:
+    """A data set of sae-probes, or its out-of-distribution counterpart.
+
+    With `max_rows`, the first half as many rows of each class, so that both stay equally frequent.
+
+    Raises DataError if a prompt is empty, there are not exactly two classes, or a shifted set has others.
+    """
+    frame = _frame(name, shifted)
+    if max_rows is not None:
+        frame = frame.groupby("target", sort=False).head(max_rows // 2)
+    classes, labels = np.unique(frame["target"].to_numpy(), return_inverse=True)
+    if len(classes) != 2:
+        raise DataError(
+            f"data set {name!r} has {len(classes)} class(es); a probe needs two, so choose another data set"
+        )
+    data = ProbingSet(name, tuple(frame["prompt"]), labels, (str(classes[0]), str(classes[1])))
+    if shifted and data.classes != (own := probing_set(name).classes):
+        raise DataError(
+            f"the shifted set of {name!r} has the classes {data.classes} but the task {own}; choose another task"
+        )
+    return data
+
+
+def drawn_texts(names: list[str], seed: int) -> list[Text]:
+    """All texts of the data sets in one random order, so that any prefix has them in proportion.
+
+    A text that occurs twice is kept once.
+    """
+    pooled = {prompt: Text(name, prompt) for name in names for prompt in prompts(name)}
+    texts = list(pooled.values())
+    order = numpy_generator(seed, "draw texts").permutation(len(texts))
+    return [texts[i] for i in order]
+
+
+def check_disjoint(params: TextParams) -> int:
+    """How many training texts there are, all of them absent from every other role.
+
+    Raises DataError naming two data sets that share a text although their names differ.
+    """
+    owner = {prompt: name for name in params.training for prompt in prompts(name)}
+    evaluation = [(name, prompts(name)) for name in [*params.held_out, *params.probing, *params.ood]]
+    shifted = [(name, probing_set(name, shifted=True).prompts) for name in params.ood]
+    for name, texts in evaluation + shifted:
+        for prompt in texts:
+            if prompt in owner:
+                raise DataError(
+                    f"texts.training {owner[prompt]!r} shares a text with {name!r} ({prompt[:40]!r}...); "
+                    "SAEs may not be measured on what they were trained on, so choose another data set"
+                )
+    return len(owner)
+
+
+def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
+    """The first `max_rows` pairs of a set of contrastive stories (`texts.stories` in the parameters).
+
+    Raises DataError where the source cannot be read or a row lacks a column.
+    """
+    if source == "offline" or source.endswith(".jsonl"):
+        path = OFFLINE_STORIES if source == "offline" else REPOSITORY / Path(source).expanduser()
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            remedy = "each line is a JSON object with subject, story1, story2"
+            raise DataError(f"stories {path} cannot be read ({error}); {remedy}") from error
+    else:
+        rows = _hub_rows(source)
+    try:
+        pairs = [StoryPair(str(row["subject"]), str(row["story1"]), str(row["story2"])) for row in rows[:max_rows]]
+    except (KeyError, TypeError):
+        raise DataError(f"stories {source!r} lack one of the columns subject, story1, story2") from None
+    if not pairs or not all(pair.story1.strip() and pair.story2.strip() for pair in pairs):
+        raise DataError(f"stories {source!r} hold no pair or an empty story; give each row two texts")
+    return pairs
+
+
+def _hub_rows(source: str) -> list[dict[str, str]]:
+    import datasets  # noqa: PLC0415 - takes seconds to import, and the offline stories do without it
+
+    try:
+        return list(datasets.load_dataset(source, split="train"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"stories {source!r} cannot be had from the hub; use 'offline' or a .jsonl file") from error

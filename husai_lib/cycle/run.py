@@ -1,0 +1,275 @@
+"""A cycle: parameters in, every step's notebook executed in order, evidence and a verdict out."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from husai_lib.errors import DataError, EvidenceError, HusaiError, ParameterError, StepError
+from husai_lib.evidence.cache import CACHED, cache_folder
+from husai_lib.evidence.runs import Run, find_runs, new_run
+from husai_lib.evidence.steps import step_key
+from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
+from husai_lib.params.conditions import baseline_shapes
+from husai_lib.params.cycle import CycleParams
+
+NOTEBOOKS = REPOSITORY / "notebooks"
+NEEDED_BYTES = 2 * 10**9
+OTHER_FOLDER = "name another folder with --evidence or in HUSAI_CACHE"
+
+
+@dataclass(frozen=True)
+class CycleStep:
+    """One step of every cycle."""
+
+    name: str
+    notebook: str
+    """File name in `notebooks/`."""
+    sections: tuple[str, ...]
+    """Sections of the parameters that the notebook is given; nothing else can change its result."""
+
+
+STEPS = (
+    CycleStep("activations", "01_activations.ipynb", ("model", "texts", "activations", "contrastive", "stress")),
+    CycleStep("baselines", "02_baselines.ipynb", ("seeds", "sae", "conditions", "baseline", "probing", "contrastive")),
+    CycleStep("frontier", "03_frontier.ipynb", ("seeds", "sae", "conditions", "probing", "contrastive")),
+    CycleStep("selection", "06_selection.ipynb", ("selection", "earlier")),
+    CycleStep("stress", "07_stress.ipynb", ("model", "texts", "activations", "probing", "stress")),
+    CycleStep("gate", "08_gate.ipynb", ("gates", "earlier")),
+    CycleStep("report", "09_report.ipynb", ()),
+)
+
+
+MODEL_WORK = {"activations": 9, "stress": 4}
+"""Reading the language model takes about as long as training so many SAEs; the frontier trains each twice."""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step with the parameters of one cycle."""
+
+    step: CycleStep
+    parameters: dict[str, Any]
+    """Its sections as JSON values."""
+    makes: str
+    """Which SAEs or controls it makes, in words."""
+    work: int
+    """A rough share of the cycle's work; only their ratios mean anything."""
+    reason: str
+    """Why it runs; empty where its result of an earlier attempt is kept."""
+
+
+def check_earlier(params: CycleParams, evidence: Path) -> None:
+    """Raise ParameterError for an earlier run or record that the parameters name and that cannot serve."""
+    from husai_lib.decisions import candidates  # noqa: PLC0415 - take a second to import
+    from husai_lib.decisions import of_run as decisions
+
+    later, key = Run(evidence / params.cycle / "later"), "earlier"
+    try:
+        for name in params.earlier:
+            decisions.earlier_standing(name, later.read_run)
+        key = "selection.sources"
+        for source in (source for source in params.selection.sources if "/" in source):
+            found, here = candidates.candidates_of(source, later.find_record), params.model_dump(mode="json")
+            if found and params.selection.rules == "current":
+                candidates.check_measured_here(source, found[0].comparability, candidates.settings_of(here))
+    except (DataError, EvidenceError) as error:
+        raise ParameterError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from error
+
+
+def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOKS) -> list[PlannedStep]:
+    """Every step of the cycle in order, with why it runs, or that it is kept as it is in `run`; writes nothing."""
+    values, seeds = params.model_dump(mode="json"), len(params.seeds)
+    trained: dict[str, list[str]] = {
+        "baselines": [
+            name.replace("baseline", params.baseline.architecture) for name in baseline_shapes(params.conditions)
+        ],
+        "frontier": [condition.name for condition in params.conditions],
+        "stress": [name for name in ("random_model", "transcoder", "ood") if getattr(params.stress, name)],
+    }
+    planned: list[PlannedStep] = []
+    for step in STEPS:
+        given = {name: values[name] for name in step.sections}
+        kept = {earlier.step.name for earlier in planned if not earlier.reason}
+        reason = next(_reasons_to_run(step, given, run, kept, notebooks), "") if run else "new run"
+        names = trained.get(step.name, [])
+        what = "controls" if step.name == "stress" else "members"
+        makes = f"{len(names) * seeds} {what}: {', '.join(names)} at {seeds} seeds" if names else ""
+        if step.name == "baselines" and params.baseline.given:
+            makes = f"{params.baseline.given}; where it is not matched {makes}"
+        work = MODEL_WORK.get(step.name, 1) + len(names) * seeds * (2 if step.name == "frontier" else 1)
+        planned.append(PlannedStep(step, given, makes, work, reason))
+    return planned
+
+
+def _reasons_to_run(step: CycleStep, given: dict[str, Any], run: Run, kept: set[str], notebooks: Path) -> Iterator[str]:
+    if run.is_complete:
+        return
+    entry = run.journal.get(step.name)
+    if entry is None or "notebook_code" not in entry:
+        yield "not done yet"
+        return
+    if entry["key"] != step_key(step.name, given):
+        yield "its parameters or the library changed"
+    if entry["notebook_code"] != notebook_code(notebooks / step.notebook):
+        yield "its notebook changed"
+    for file, sha256 in entry["files"].items():
+        if not (run.path / file).exists() or sha256_file(run.path / file) != sha256:
+            yield f"{file} is missing or changed"
+    record = run.record(step.name).data
+    for earlier, sha256 in record["inputs"].items():
+        if earlier not in kept or run.record(earlier).sha256 != sha256:
+            yield f"it rests on step {earlier}, which runs again"
+    for name, sha256 in record.get("earlier", {}).items():
+        if run.find_record(name).sha256 != sha256:
+            yield f"{name} is another record now"
+    if not all(_cached_entries(record)):
+        yield "what it made is no longer in the cache"
+
+
+def _cached_entries(record: dict[str, Any]) -> list[bool]:
+    """Of every bank and SAE that a record names, whether the cache still has it."""
+    rows = [(kind, row["key"]) for table, kind in CACHED.items() for row in record["tables"].get(table, [])]
+    return [(cache_folder() / kind / key / "entry.json").exists() for kind, key in rows]
+
+
+def cached_already(planned: PlannedStep, cycle: str, evidence: Path) -> str:
+    """What the cache holds of a step that runs: banks and SAEs of the newest run with the same parameters and code."""
+    for run in reversed([run for run in find_runs(evidence) if run.path.parent.name == cycle]):
+        try:
+            entry = run.journal.get(planned.step.name, {"key": ""})
+            if entry["key"] == step_key(planned.step.name, planned.parameters):
+                found = _cached_entries(run.record(planned.step.name).data)
+                return f"{sum(found)} of {len(found)} cached" if found else ""
+        except EvidenceError:  # a damaged run tells nothing; `ls` and `verify` say that it is damaged
+            continue
+    return ""
+
+
+def resumable_run(params: CycleParams, evidence: Path) -> Run | None:
+    """The newest run of the cycle, complete or not; None if there is none.
+
+    Raises ParameterError where it was made with other parameters.
+    """
+    runs = [run for run in find_runs(evidence) if run.path.parent.name == params.cycle]
+    started = [run for run in runs if (run.path / "parameters.json").exists()]
+    before = read_json(started[-1].path / "parameters.json") if started else {}
+    for section, value in params.model_dump(mode="json").items() if started else ():
+        if before.get(section) != value:
+            remedy = "give the same values, or run without --resume for a new run"
+            raise ParameterError(f"{section} differs from that in {started[-1].path}/parameters.json; {remedy}")
+    return started[-1] if started else None
+
+
+def check_ready(evidence: Path, notebooks: Path = NOTEBOOKS) -> None:
+    """Raise EvidenceError or StepError where the machine or the notebooks cannot carry a cycle."""
+    for step in STEPS:
+        notebook_code(notebooks / step.notebook)
+    for folder in (evidence, cache_folder()):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise EvidenceError(f"{folder} cannot be written ({existing} is read-only or no folder); {OTHER_FOLDER}")
+        if (free := shutil.disk_usage(existing).free) < NEEDED_BYTES:
+            lack = f"{free / 1e9:.2f} GB free and a cycle needs {NEEDED_BYTES / 1e9:.1f} GB"
+            raise EvidenceError(f"{folder} has {lack}; free some or {OTHER_FOLDER}")
+
+
+def notebook_code(path: Path) -> str:
+    """Hash of a notebook's code cells, which decides whether an execution of it is still current."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StepError(f"{path} is no notebook that can be read; restore it") from None
+    return sha256_text(canonical_json(code))
+
+
+@contextmanager
+def only_run_of(cycle: str, evidence: Path) -> Iterator[None]:
+    """Hold the cycle's lock, which the system takes back when the process ends, however it ends."""
+    path = evidence / cycle / ".lock"
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EvidenceError(f"cycle {cycle!r} is being run by another process; wait until it ends") from None
+        yield
+
+
+def run_cycle(
+    params: CycleParams,
+    evidence: Path,
+    notebooks: Path = NOTEBOOKS,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Run a cycle, or what is left of its newest run, to a complete run under `evidence`.
+
+    Progress goes to `console` (stderr by default). Raises ParameterError or EvidenceError before
+    anything is written, and StepError (or the error of this library a notebook raised) when a step fails.
+    """
+    evidence = evidence.absolute()
+    check_ready(evidence, notebooks)
+    check_earlier(params, evidence)
+    with only_run_of(params.cycle, evidence):
+        run = resumable_run(params, evidence) if resume else None
+        planned = plan(params, run, notebooks)
+        from husai_lib.cycle.execution import Watch  # noqa: PLC0415 - takes seconds to import; mistakes are told without it
+
+        console = console or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        began = "resuming" if run else "nothing to resume: new run" if resume else "new run"
+        run = run or new_run(evidence, params.cycle)
+        watch = Watch(console, run.path, {p.step.name: p.work if p.reason else 0 for p in planned})
+        if run.is_complete:
+            console.print(f"{run.name} is complete; nothing to resume")
+            return run
+        write_json(run.path / "parameters.json", params.model_dump(mode="json"))
+        console.print(f"{began} {run.name}")
+        for number, step in enumerate(planned, 1):
+            state = f"starts, {step.reason}" if step.reason else "kept"
+            console.print(f"step {number}/{len(planned)} {step.step.name}: {state}")
+            if step.reason:
+                with watch.step(step.step.name):
+                    _run_step(step, run, notebooks)
+        gate = run.record("gate").summary
+        about = {"cycle": params.cycle, "summary": params.summary, "steps": [step.name for step in STEPS]}
+        run.write_manifest(**about, verdict=gate["verdict"], pass_all=gate["pass_all"])
+        return run
+
+
+def _run_step(planned: PlannedStep, run: Run, notebooks: Path) -> None:
+    """Execute one notebook and take its record, and the executed notebook, into the journal."""
+    from husai_lib.cycle.execution import execute, strip_notebook  # noqa: PLC0415
+
+    step = planned.step
+    source, executed = notebooks / step.notebook, run.path / "notebooks" / step.notebook
+    unfinished = executed.with_suffix(".unfinished.ipynb")
+    code = notebook_code(source)
+    folder = run.path.relative_to(REPOSITORY) if run.path.is_relative_to(REPOSITORY) else run.path
+    run.drop_step(step.name)
+    executed.parent.mkdir(exist_ok=True)
+    try:
+        execute(source, unfinished, {"run": str(folder)} | planned.parameters)
+        if step.name not in run.journal:
+            raise StepError("it ended without writing its record")
+    except HusaiError as error:
+        sentence = f"step {step.name} ({source.name}) failed: {error}; fix it and run again with --resume"
+        raise type(error)(sentence) from error
+    strip_notebook(unfinished)
+    unfinished.replace(executed)
+    entry = run.journal[step.name]
+    files = entry["files"] | {f"notebooks/{step.notebook}": sha256_file(executed)}
+    run.note_step(step.name, entry | {"files": files, "notebook_code": code})

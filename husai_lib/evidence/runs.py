@@ -1,0 +1,205 @@
+"""Runs, steps and records: what a cycle leaves behind, hashed as it is written, verified as it is read.
+
+evidence/<cycle>/run_<UTC>/ holds:
+- parameters.json: what the run was asked to do
+- records/<step>.json: one typed record a step
+- notebooks/ and figures/: what a person reads
+- <published>.json: results, selection and gate files under their well-known names
+- journal.json: which steps are done, with hashes; grows during the run
+- manifest.json: every file's hash; written last, so its absence means unfinished
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from husai_lib.evidence.cache import cache_folder, versions
+from husai_lib.errors import EvidenceError, IntegrityError
+from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_bytes, write_json, write_text
+from husai_lib.params.sections import check
+from husai_lib.params.cycle import check_sections
+from husai_lib.evidence.rows import IMPORTED, TABLES, Row
+from husai_lib.version import __version__
+
+TRANSIENT = {"manifest.json", "progress.json"}
+"""Files of a run that its manifest does not list."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step's record, verified."""
+
+    step: str
+    data: dict[str, Any]
+    """The whole record as it lies in the file."""
+    sha256: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Single values of the step, by name."""
+        summary: dict[str, Any] = self.data["summary"]
+        return summary
+
+    def table(self, name: str) -> list[Any]:
+        """The rows of one table, as typed rows of `records`."""
+        source = f"record {self.step}, table {name}"
+        return [check(TABLES[name], row, source) for row in self.data["tables"][name]]
+
+
+class Run:
+    """One execution of a cycle: a folder of evidence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """`<cycle>/<run>`, as commands take and print it."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def journal(self) -> dict[str, dict[str, Any]]:
+        """Steps done so far, by name, with the hashes of what they wrote."""
+        path = self.path / "journal.json"
+        steps: dict[str, dict[str, Any]] = _read_sealed(path)["steps"] if path.exists() else {}
+        return steps
+
+    def note_step(self, step: str, entry: dict[str, Any]) -> None:
+        """Put a step into the journal, in place of an older version: its `files` with hashes, its `key`."""
+        _write_sealed(self.path / "journal.json", {"steps": self.journal | {step: entry}})
+
+    def drop_step(self, step: str) -> None:
+        """Forget a step and delete what it wrote, so that nothing of an older version stays behind."""
+        steps = self.journal
+        for name in steps.pop(step, {"files": {}})["files"]:
+            assert (self.path / name).resolve().is_relative_to(self.path.resolve()), name
+            (self.path / name).unlink(missing_ok=True)
+        _write_sealed(self.path / "journal.json", {"steps": steps})
+
+    def record(self, step: str) -> Record:
+        """The record of a step of this run; EvidenceError if there is none, IntegrityError if changed."""
+        entry = self.journal.get(step)
+        if entry is None:
+            raise EvidenceError(f"{self.path} has no record of step {step!r}; run that step first")
+        sha256 = entry["files"][f"records/{step}.json"]
+        return Record(step, read_json(self.path / "records" / f"{step}.json", sha256), sha256)
+
+    def find_record(self, name: str) -> Record:
+        """The record of a step of this run, or of an earlier run as `<cycle>/<run>/<step>`; raises as `record` does."""
+        run, _, step = name.rpartition("/")
+        return (earlier_run(self.path.parent.parent, run) if run else self).record(step)
+
+    def read_run(self, name: str) -> dict[str, Record]:
+        """Every record of the earlier run `<cycle>/<run>` or `imported/<name>`, by step."""
+        earlier = earlier_run(self.path.parent.parent, name)
+        return {step: earlier.record(step) for step in earlier.manifest()["steps"]}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the manifest was written."""
+        return (self.path / "manifest.json").exists()
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, checked against its own hash."""
+        if not self.is_complete:
+            raise EvidenceError(f"run {self.name} is unfinished: it has no manifest; finish it with --resume")
+        return _read_sealed(self.path / "manifest.json")
+
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every file of the run that a manifest lists, by path."""
+        found = (path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in TRANSIENT)
+        return {str(path.relative_to(self.path)): sha256_file(path) for path in found if path.name[0] != "."}
+
+    def write_manifest(self, **about: Any) -> None:
+        """Hash every file of the run and declare it complete."""
+        content = about | {"run": self.name, "files": self.files(), "finished_utc": utc_now()}
+        _write_sealed(self.path / "manifest.json", content)
+
+
+def _write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that carries the hash of its own content."""
+    write_json(path, content | {"sha256": sha256_text(canonical_json(content))})
+
+
+def _read_sealed(path: Path) -> dict[str, Any]:
+    data: dict[str, Any] = read_json(path)
+    content = {key: value for key, value in data.items() if key != "sha256"}
+    if sha256_text(canonical_json(content)) != data.get("sha256"):
+        raise IntegrityError(f"{path} was changed after it was written; restore it or run the cycle again")
+    return data
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+def utc_now() -> str:
+    """The time in ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def new_run(evidence: Path, cycle: str) -> Run:
+    """A new, empty run folder named by the time; never one that exists."""
+    while (path := evidence / cycle / f"run_{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}").exists():
+        time.sleep(0.2)
+    with explained(path):
+        path.mkdir(parents=True)
+    return Run(path)
+
+
+def find_runs(evidence: Path) -> list[Run]:
+    """All runs under `evidence`, oldest first."""
+    return [Run(p) for p in sorted(evidence.glob("*/run_*"), key=lambda p: (p.name, p.parent.name)) if p.is_dir()]
+
+
+def find_imports(evidence: Path) -> list[Run]:
+    """All imports of earlier cycles' records under `evidence`, by name."""
+    return [Run(path) for path in sorted(evidence.glob(f"{IMPORTED}/*")) if path.is_dir()]
+
+
+def earlier_run(evidence: Path, name: str) -> Run:
+    """The complete run `<cycle>/<run>` or `imported/<name>`, of `evidence`, else of the checkout."""
+    found = [folder / name for folder in (evidence, REPOSITORY / "evidence") if (folder / name).is_dir()]
+    if not found:
+        remedy = "'husai ls' lists the runs, 'husai import FILE --as NAME' makes one of an earlier cycle's records"
+        raise EvidenceError(f"no earlier run is called {name!r} in {evidence}; {remedy}")
+    run = Run(found[0])
+    run.manifest()  # raises where it is unfinished or was changed
+    return run
+
+
+def find_run(evidence: Path, name: str | None) -> Run:
+    """The run called `<cycle>/<run>`, `<run>` or `<cycle>` (its newest); the newest of all without a name."""
+    runs = [*find_imports(evidence), *find_runs(evidence)] if name else find_runs(evidence)
+    if not runs:
+        raise EvidenceError(f"{evidence} holds no runs; make one with: husai run params/smoke.yaml")
+    if name is None:
+        return runs[-1]
+    names = name.rstrip("/"), Path(name).resolve()
+    matching = [r for r in runs if {r.name, r.path.name, r.path.parent.name, r.path.resolve()} & {*names}]
+    if not matching:
+        raise EvidenceError(f"no run is called {name!r}; 'husai ls' lists those in {evidence}")
+    return matching[-1]

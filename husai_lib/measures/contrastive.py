@@ -1,0 +1,213 @@
+"""CE-Bench: how clearly single latents separate two stories that differ in one concept (arXiv 2509.00691).
+
+For a pair of stories, `V1` and `V2` are the token means of the latents over each story, `I` the mean over
+both and `Ibar` the mean of `I` over all pairs (as published) or 0 (as the released code has it). With `z` the
+standardisation over latents (n - 1): contrastive `max z(|V1 - V2|)`, independence `max z(|I - Ibar|)`,
+interpretability `max z` of their sum, each averaged over the pairs. As `max z <= (N - 1) / sqrt(N)` for N
+latents, widths cannot be compared; the calibrated scores are in units of a null that deals the tokens of a
+pair at random to the two stories.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from husai_lib.activations.banks import Bank
+from husai_lib.errors import DataError
+from husai_lib.evidence.cache import cache_folder, cached
+from husai_lib.files import explained, read_json, write_json
+from husai_lib.params.benchmarks import ContrastiveParams
+from husai_lib.randomness import numpy_generator
+from husai_lib.saes.trained import TrainedSae
+from husai_lib.tasks import Progress, run_tasks
+
+
+@dataclass(frozen=True)
+class ContrastiveScore:
+    """CE-Bench scores of one SAE in every form, averaged over the pairs."""
+
+    form: Literal["as_published", "as_released"]
+    """Of which `independence`, `interpretability` and its calibration are."""
+    contrastive: float
+    """The same in both forms."""
+    independence_as_published: float
+    independence_as_released: float
+    interpretability_as_published: float
+    interpretability_as_released: float
+    calibrated_contrastive: float | None
+    """(contrastive - null mean) / null std; None if the null does not vary."""
+    calibrated_interpretability: float | None
+    """The same for interpretability. Independence has no such form: dealing tokens leaves `I` as it is."""
+    l0: float
+    """Mean count of non-zero latents a token of the stories: the scores move with it."""
+
+    @property
+    def independence(self) -> float:
+        """In the form that was asked for."""
+        return float(getattr(self, f"independence_{self.form}"))
+
+    @property
+    def interpretability(self) -> float:
+        """In the form that was asked for."""
+        return float(getattr(self, f"interpretability_{self.form}"))
+
+
+def contrastive_scores(
+    saes: Sequence[TrainedSae], stories: Bank, params: ContrastiveParams, progress: Progress | None = None
+) -> list[ContrastiveScore]:
+    """The scores of each SAE on the stories, cached by content.
+
+    `stories` holds two texts a pair, story1 then story2. Raises DataError if a story left no token.
+    """
+    return run_tasks(
+        functools.partial(_score_of_trained, stories=stories, params=params), saes, "SAEs scored on stories", progress
+    )
+
+
+def _score_of_trained(trained: TrainedSae, stories: Bank, params: ContrastiveParams) -> ContrastiveScore:
+    return cached_score(trained.content, lambda: trained.sae, stories, params)
+
+
+def cached_score(
+    content: dict[str, Any], sae: Callable[[], Any], stories: Bank, params: ContrastiveParams
+) -> ContrastiveScore:
+    """`score` of `sae()`, cached by all that determines it; `content` is what determines the SAE."""
+    inputs = {
+        "sae": content,
+        "stories": stories.sha256,
+        "offsets": stories.offsets.tolist(),
+        "params": params.model_dump(exclude={"study"}),
+    }
+
+    def make(folder: Path) -> None:
+        write_json(folder / "score.json", asdict(score(sae(), stories, params)))
+
+    return ContrastiveScore(**read_json(cached("contrastive", __name__, inputs, make).path / "score.json"))
+
+
+@torch.inference_mode()
+def score(sae: Any, stories: Bank, params: ContrastiveParams) -> ContrastiveScore:
+    """CE-Bench scores of any SAELens SAE; `stories` holds two texts a pair, story1 then story2.
+
+    Every story is encoded once and memory holds one pair at a time: until `Ibar` is known, the latents that fire
+    wait in a file. Raises DataError if a story left no token or a latent is not finite.
+    """
+    offsets, folder = stories.offsets, cache_folder()
+    if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
+        raise DataError(
+            f"story{empty[0] % 2 + 1} of pair {empty[0] // 2 + 1} has no token left after activations.skip_positions "
+            "and max_norm_ratio; give longer stories"
+        )
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as waiting:
+            mean_I, l0 = _encode(sae, stories, waiting)
+            waiting.seek(0)
+            return _scores(waiting, offsets, mean_I, l0, params)
+
+
+def _encode(sae: Any, stories: Bank, waiting: IO[bytes]) -> tuple[Tensor, float]:
+    """`Ibar [d_sae]` and L0; of each pair, writes which latents fire `[d_sae]` and those, `[tokens, firing]`."""
+    ends, active = stories.offsets[::2], 0
+    mean_I = torch.zeros((), dtype=torch.float64)
+    for pair, (start, end) in enumerate(itertools.pairwise(ends)):
+        rows = torch.from_numpy(np.array(stories.rows[start:end])).to(getattr(sae, "device", "cpu"))
+        latents = sae.encode(rows).to_dense().float().cpu()
+        fires = latents != 0
+        firing = fires.any(0)
+        firing[0] = True  # so that there is one
+        latents, active = latents[:, firing], active + int(np.count_nonzero(fires))
+        of_pair = _mean_latents(latents.double(), firing)
+        if not of_pair.isfinite().all():
+            raise DataError(f"a latent is NaN or infinite on the stories of pair {pair + 1}; check the SAE's weights")
+        mean_I = mean_I + of_pair
+        np.save(waiting, firing.numpy())
+        np.save(waiting, latents.numpy())
+    return mean_I / (len(ends) - 1), active / int(ends[-1])
+
+
+def _mean_latents(latents: Tensor, firing: Tensor) -> Tensor:
+    """`I [d_sae]`, given only the latents that fire; exact in double precision where one never varies."""
+    mean_of_all = torch.zeros(len(firing), dtype=latents.dtype)
+    mean_of_all[firing] = latents.mean(0)
+    return mean_of_all
+
+
+def _scores(
+    waiting: IO[bytes], offsets: np.ndarray, mean_I: Tensor, l0: float, params: ContrastiveParams
+) -> ContrastiveScore:
+    references = {"as_published": mean_I, "as_released": torch.zeros_like(mean_I)}
+    # every deal gives one average over the pairs, the first of them is of the stories as they are; sums are made in
+    # place, as small tensors kept between large ones would keep the memory of these from being used again
+    contrastive = torch.zeros(1 + params.permutations, dtype=torch.float64)
+    interpretability = {form: torch.zeros_like(contrastive) for form in references}
+    independence = {form: torch.zeros_like(contrastive[0]) for form in references}
+    pairs = len(offsets) // 2
+    for pair in range(pairs):
+        start, middle, end = offsets[2 * pair : 2 * pair + 3].tolist()
+        firing, latents = torch.from_numpy(np.load(waiting)), torch.from_numpy(np.load(waiting)).double()
+        generator = numpy_generator(params.seed, f"deal of the tokens of pair {pair}")
+        deals = first_story_weights(middle - start, end - start, params.permutations, generator)
+        difference = story_differences(latents, deals)  # of the latents that fire; that of the others is 0
+        contrastive += max_z(difference, mean_I.new_zeros(len(firing) - difference.shape[1])) / pairs
+        for form, reference in references.items():
+            deviation = (_mean_latents(latents, firing) - reference).abs()
+            dealt = difference if form == params.independence else difference[:1]
+            independence[form] += max_z(deviation) / pairs
+            interpretability[form] += max_z(dealt + deviation[firing], deviation[~firing]) / pairs
+    return ContrastiveScore(
+        form=params.independence,
+        contrastive=float(contrastive[0]),
+        **{f"independence_{form}": float(value) for form, value in independence.items()},
+        **{f"interpretability_{form}": float(values[0]) for form, values in interpretability.items()},
+        calibrated_contrastive=_calibrated(contrastive),
+        calibrated_interpretability=_calibrated(interpretability[params.independence]),
+        l0=l0,
+    )
+
+
+def first_story_weights(first: int, total: int, permutations: int, generator: np.random.Generator) -> Tensor:
+    """`[1 + permutations, total]` bool: the tokens of the first story; row 0 as it is, the others dealt at random."""
+    members = np.tile(np.arange(total) < first, (1 + permutations, 1))
+    members[1:] = generator.permuted(members[1:], axis=1)
+    return torch.from_numpy(members)
+
+
+def story_differences(latents: Tensor, first: Tensor) -> Tensor:
+    """`|V1 - V2| [deals, d_sae]` for latents `[tokens, d_sae]` and the deals of their tokens."""
+    in_first = first.sum(1, keepdim=True)
+    sums = first.to(latents.dtype) @ latents
+    return (sums / in_first - (latents.sum(0) - sums) / (first.shape[1] - in_first)).abs()
+
+
+def max_z(u: Tensor, others: Tensor | None = None) -> Tensor:
+    """`max z` over the last axis of `u` and the values `others [n]`, which all of `u` share.
+
+    The largest deviation from the mean in standard deviations (n - 1); 0 if all are equal.
+    """
+    u = u.double()  # squares of small float32 numbers underflow
+    others = u.new_zeros(0) if others is None else others.double()
+    count = u.shape[-1] + len(others)
+    mean, lowest, highest = (u.sum(-1) + others.sum()) / count, u.amin(-1), u.amax(-1)
+    squares = (u - mean[..., None]).square().sum(-1)
+    if len(others):
+        lowest, highest = lowest.clamp(max=others.min()), highest.clamp(min=others.max())
+        squares += (others - others.mean()).square().sum() + len(others) * (others.mean() - mean).square()
+    return torch.where(lowest < highest, (highest - mean) / (squares / (count - 1)).sqrt(), 0.0)
+
+
+def _calibrated(scores: Tensor) -> float | None:
+    """The first of the scores in standard deviations of the others; None if these differ by rounding at most."""
+    null = scores[1:]
+    spread = null.std()
+    return float((scores[0] - null.mean()) / spread) if spread > 1e-9 * null.abs().max() else None

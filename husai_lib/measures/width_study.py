@@ -1,0 +1,94 @@
+"""How CE-Bench scores move with width and L0, whatever was learned: TopK SAEs over a grid, random and trained."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+
+from sae_lens import TopKSAE, TopKSAEConfig
+from torch import Tensor
+
+from husai_lib.activations.banks import Bank
+from husai_lib.evidence.cache import code_hash
+from husai_lib.evidence.rows import ContrastiveRow, ceiling
+from husai_lib.measures.contrastive import ContrastiveScore, cached_score, contrastive_scores
+from husai_lib.measures.matching import random_decoders
+from husai_lib.params.benchmarks import ContrastiveParams
+from husai_lib.params.conditions import Condition, SaeParams
+from husai_lib.saes.training import members, train_bank
+from husai_lib.tasks import Progress, run_tasks
+
+
+def width_study(
+    params: ContrastiveParams,
+    sae_params: SaeParams,
+    seed: int,
+    banks: Mapping[str, Bank],
+    progress: Progress | None = None,
+) -> list[ContrastiveRow]:
+    """Scores of random and of trained TopK SAEs on the bank `stories`, a row for each width and k of `params`.
+
+    Trained ones are the candidates' TopK recipe on the bank `training` at another width and k; random ones are where
+    its training starts.
+    """
+    study, training, stories = params.study, banks["training"], banks["stories"]
+    shapes = _longest_first([*study.widths, *study.random_widths], study.ks)
+    start = functools.partial(_random_score, seed=seed, training=training, stories=stories, params=params)
+    random = run_tasks(start, shapes, "random SAEs scored on stories", progress)
+    learned = _longest_first(study.widths, study.ks)
+    conditions = [_condition(sae_params, d_sae, k) for d_sae, k in learned]
+    saes = train_bank(members(conditions, [seed]), training, progress=progress)
+    trained = contrastive_scores(saes, stories, params, progress)
+    rows = _rows("random", shapes, random, seed) + _rows("trained", learned, trained, seed)
+    return sorted(rows, key=lambda row: (row.origin, row.d_sae, row.k))
+
+
+def random_topk(d_sae: int, k: int, seed: int, bias: Tensor) -> TopKSAE:
+    """A SAELens TopK SAE of random unit decoder rows, the encoder their transpose, centred on `bias [d_in]`."""
+    sae = TopKSAE(TopKSAEConfig(d_in=len(bias), d_sae=d_sae, k=k, apply_b_dec_to_input=True))
+    [rows] = random_decoders((d_sae, len(bias)), [seed])
+    state = {"W_dec": rows, "W_enc": rows.T.contiguous(), "b_dec": bias, "b_enc": rows.new_zeros(d_sae)}
+    sae.load_state_dict(state)
+    return sae.eval()
+
+
+def _random_score(
+    shape: tuple[int, int], seed: int, training: Bank, stories: Bank, params: ContrastiveParams
+) -> ContrastiveScore:
+    content = {"random_topk": [*shape, seed], "bias": training.sha256, "code": code_hash(__name__)}
+    return cached_score(content, lambda: random_topk(*shape, seed, training.mean().float()), stories, params)
+
+
+def _longest_first(widths: Sequence[int], ks: Sequence[int]) -> list[tuple[int, int]]:
+    """Every width and k, those first that take longest."""
+    return sorted(itertools.product(widths, ks), reverse=True)
+
+
+def _condition(sae_params: SaeParams, d_sae: int, k: int) -> Condition:
+    shared = sae_params.model_dump() | {"d_sae": d_sae, "k": k}
+    return Condition(name="topk", architecture="topk", **shared)
+
+
+def _rows(
+    origin: str, shapes: Sequence[tuple[int, int]], scores: Sequence[ContrastiveScore], seed: int
+) -> list[ContrastiveRow]:
+    return [
+        ContrastiveRow(
+            origin=origin,
+            seed=seed,
+            d_sae=d_sae,
+            k=k,
+            l0=found.l0,
+            contrastive=found.contrastive,
+            independence=found.independence_as_published,
+            interpretability=found.interpretability_as_published,
+            independence_as_released=found.independence_as_released,
+            interpretability_as_released=found.interpretability_as_released,
+            calibrated_contrastive=found.calibrated_contrastive,
+            calibrated=found.calibrated_interpretability,
+            ceiling=ceiling(d_sae),
+            note="" if found.calibrated_interpretability is not None else "no calibrated score: its null does not vary",
+        )
+        for (d_sae, k), found in zip(shapes, scores, strict=True)
+    ]

@@ -1,0 +1,149 @@
+"""The parameters of what is trained: one condition's hyperparameters, and the baselines it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from husai_lib.files import REPOSITORY
+from husai_lib.params.hyperparameters import ARCHITECTURES
+from husai_lib.params.sections import NAME, Positive, Rate, Section, one_of
+
+
+class SaeParams(Section):
+    """What all SAEs of the cycle share; a condition may override any of it."""
+
+    d_sae: Positive
+    """Number of latents."""
+    k: Positive
+    """Target L0: latents active per row."""
+    training_samples: Positive
+    """Rows shown to one SAE, repeats included."""
+    batch_size: Positive = 1024
+    """Rows a step."""
+    learning_rate: Rate = 1e-3
+    """Adam's step size, decayed linearly to zero over the last fifth of the steps."""
+    match_l0: Literal["k"] | None = None
+    """`k` tunes the L1 or L0 coefficient during training, from the value given, until L0 is about k; architectures
+    without such a coefficient have an L0 of k as they are."""
+    aligned: bool = False
+    """Keep the inner product of each latent's encoder and decoder direction at 1 (arXiv 2605.18629)."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of matrix products in training: `tf32` on a GPU, `bfloat16` by autocast; weights stay float32."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.k > self.d_sae:
+            raise ValueError(f"k = {self.k} exceeds d_sae = {self.d_sae}: more active latents than latents")
+        if self.training_samples < self.batch_size:
+            raise ValueError(f"training_samples = {self.training_samples} is less than one batch of {self.batch_size}")
+        return self
+
+
+class Condition(SaeParams):
+    """Every hyperparameter of an SAE except its seed."""
+
+    name: str = Field(pattern=NAME)
+    """What tables and figures call it; unique in a cycle, the architecture's name unless given."""
+    architecture: str
+    """A name of the registry."""
+    hyperparameters: dict[str, Any]
+    """What the architecture has beside the shared hyperparameters; files write them flat, beside the others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_hyperparameters(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        name, fields = one_of(str(data.get("architecture")), ARCHITECTURES, "architecture"), cls.model_fields
+        own = {key: value for key, value in data.items() if key not in fields} | data.get("hyperparameters", {})
+        for key in own:
+            one_of(key, [*ARCHITECTURES[name].model_fields, *(() if key in fields else fields)], f"{name} key")
+        given = {key: value for key, value in data.items() if key in fields}
+        return {"name": name, **given, "hyperparameters": ARCHITECTURES[name].model_validate(own).model_dump()}
+
+    @model_validator(mode="after")
+    def _blocks_are_equal(self) -> Condition:
+        own, divided = self.hyperparameters, ["d_sae"]
+        match self.architecture:
+            case "routed_topk":
+                blocks, what = own["num_experts"], f"num_experts = {own['num_experts']}"
+            case "layerwise":
+                blocks, what = len(own["layers"]), f"the {len(own['layers'])} layers"
+                divided.append("k")
+            case _:
+                return self
+        for key in divided:
+            if (value := getattr(self, key)) % blocks:
+                nearest = max(1, value // blocks) * blocks
+                raise ValueError(f"{key} = {value} cannot be shared equally by {what}; {nearest} can")
+        if own.get("route_mode") == "expert_topk" and self.k > self.d_sae // blocks:
+            width = f"d_sae / num_experts = {self.d_sae // blocks}"
+            raise ValueError(f"k = {self.k} exceeds {width}, the latents of a block; lower num_experts")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_aligned(self) -> Condition:
+        if self.aligned and self.architecture == "topk_transcoder":
+            raise ValueError("aligned: a transcoder's encoder and decoder lie in different spaces; leave it out")
+        return self
+
+
+def _sae_folder(name: str) -> str:
+    for file in ("cfg.json", "sae_weights.safetensors"):
+        if not (REPOSITORY / Path(name).expanduser() / file).is_file():
+            raise ValueError(f"{name!r} holds no {file}; name a SAELens folder, which holds cfg.json and its weights")
+    return name
+
+
+class BaselineParams(Section):
+    """What candidates are compared with: `train`, a SAELens folder, or a public release.
+
+    The recipe is SAELens' own; it trains a baseline of each (d_sae, k) among the conditions, on the cycle's rows and
+    seeds, but where the given SAE is matched with it.
+    """
+
+    folder: Annotated[str, AfterValidator(_sae_folder)] | None = None
+    """A given SAE on this machine, as a SAELens folder; a relative path starts at the repository."""
+    release: Annotated[str, Field(min_length=1)] | None = None
+    """A given SAE of the hub: a release that SAELens lists, or a repository of SAELens folders."""
+    sae_id: Annotated[str, Field(min_length=1)] | None = None
+    """Which SAE of the release."""
+    architecture: Literal["topk", "batchtopk", "standard"] = "topk"
+    """SAELens' training class. TopK has L0 = k by construction, so it is matched without tuning."""
+    learning_rate: Rate = 3e-4
+    """SAELens' default."""
+    l1_coefficient: Rate = 1.0
+    """Only for `standard`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _train_by_default(cls, data: Any) -> Any:
+        if isinstance(data, str) and data != "train":
+            raise ValueError(f"{data!r} is no baseline; write train, {{folder: …}} or {{release: …, sae_id: …}}")
+        return {} if data == "train" else data
+
+    @model_validator(mode="after")
+    def _gives_one_sae(self) -> Self:
+        if self.folder and (self.release or self.sae_id):
+            raise ValueError("folder and release name two SAEs; keep one")
+        if bool(self.release) != bool(self.sae_id):
+            given, missing = ("release", "sae_id") if self.release else ("sae_id", "release")
+            raise ValueError(f"{given} = {self.release or self.sae_id!r} names no SAE without {missing}; add it")
+        return self
+
+    @property
+    def given(self) -> str:
+        """What messages call the given SAE; empty where there is none."""
+        released = f"release {self.release}, {self.sae_id}" if self.release else ""
+        return f"folder {self.folder}" if self.folder else released
+
+
+def baseline_shapes(conditions: Iterable[SaeParams]) -> dict[str, SaeParams]:
+    """The matched baselines that conditions need, by name: one for each (d_sae, k), trained as long as the longest."""
+    longest = {(c.d_sae, c.k): c for c in sorted(conditions, key=lambda c: c.training_samples)}
+    alone = len(longest) == 1
+    return {"baseline" if alone else f"baseline_{d_sae}_k{k}": longest[d_sae, k] for d_sae, k in sorted(longest)}

@@ -1,0 +1,285 @@
+"""Records in, matplotlib figures out: one message each, every seed a point beside its 95 % interval.
+
+Colours are Okabe and Ito's, and every colour comes with a marker, so figures read in grey too. Nothing
+here touches pyplot: a figure depends on its rows only.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator
+
+from husai_lib.decisions import gates
+from husai_lib.evidence.rows import (
+    EARLIER_BASELINE,
+    MATCHED_WITHIN,
+    CandidateRow,
+    ContrastiveRow,
+    ControlRow,
+    GroupRow,
+    MemberRow,
+    OodRow,
+    ceiling,
+)
+from husai_lib.intervals import mean_interval
+
+STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
+          ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"), ("#0072B2", "*"), ("#D55E00", "<"),
+          ("#009E73", "p"), ("#CC79A7", ">"), ("#E69F00", "d"), ("#56B4E9", "H"))  # fmt: skip
+"""Colour and marker; a colour that comes again has a marker unlike its first."""
+GREY = "#595959"
+
+
+class ReportFigure(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+class Dot(NamedTuple):
+    """One estimate in a dot plot."""
+
+    mean: float | None
+    """None where there is no result."""
+    low: float | None = None
+    high: float | None = None
+    """95 % interval; None where there is none."""
+    seeds: Sequence[float] = ()
+    """The values it is the mean of, as small points."""
+
+
+def frontier(members: Sequence[MemberRow]) -> ReportFigure:
+    """Explained variance against L0, a point for each SAE; a dashed line marks the target k, a band what matches it.
+
+    SAEs whose L0 is not matched are hollow. The legend lists conditions by their mean explained variance, best first.
+    """
+    figure, (axes,) = _panels(8.0, 4.4)
+    styles = _styles(row.condition for row in members)
+    means = {name: fmean(row.explained_variance for row in members if row.condition == name) for name in styles}
+    for condition, matched in itertools.product(sorted(means, key=means.__getitem__, reverse=True), (False, True)):
+        color, marker = styles[condition]
+        rows = [row for row in members if (row.condition, row.l0_matched) == (condition, matched)]
+        points = [row.l0 for row in rows], [row.explained_variance for row in rows]
+        face = color if matched else "none"
+        look: dict[str, Any] = {"edgecolors": color, "facecolors": face, "alpha": 0.85, "zorder": 3}
+        if rows:
+            axes.scatter(*points, label=condition, marker=marker, s=56, **look)
+    for k in sorted({row.k for row in members}):
+        within = k * (1 - MATCHED_WITHIN), k * (1 + MATCHED_WITHIN)
+        axes.axvspan(*within, color="#f0f0f0", zorder=0, label=f"within {100 * MATCHED_WITHIN:g} % of k (else hollow)")
+        axes.axvline(k, color=GREY, linestyle="--", linewidth=1)
+        at = ("data", "axes fraction")
+        axes.annotate(f"target k = {k}", (k, 1.01), xycoords=at, ha="center", color=GREY, fontsize=9)
+    extent = [value for row in members for value in (row.l0, row.k) if value > 0]
+    if extent and max(extent) > 10 * min(extent):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+    axes.set_xlabel("L0 (mean active latents a held-out row)")
+    axes.set_ylabel("Explained variance (held out)")
+    _legend(figure, axes, beside=True)
+    return figure
+
+
+def pareto(candidates: Sequence[CandidateRow]) -> ReportFigure:
+    """Groups by their external deltas, with arms down to the lower 95 % bounds; the front and the choice marked."""
+    figure, (axes,) = _panels(8.6, 4.2)
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.axhline(0, color=GREY, linewidth=1)
+    styles = _styles(row.condition for row in candidates)
+    for row in candidates:
+        x, y, x_low, y_low = row.saebench_delta, row.cebench_delta, row.saebench_delta_low, row.cebench_delta_low
+        if x is None or y is None:
+            continue
+        color, marker = styles[row.condition]
+        axes.plot([x if x_low is None else x_low, x], [y, y], color=color, linewidth=1)
+        axes.plot([x, x], [y if y_low is None else y_low, y], color=color, linewidth=1)
+        standing = "on the front" if row.on_front else "dropped" if row.joint_score is None else "behind the front"
+        face = color if row.on_front else "none"
+        label = f"{row.condition} ({standing})"
+        axes.scatter(x, y, label=label, edgecolors=color, facecolors=face, marker=marker, s=40, zorder=3)
+        if row.selected:
+            axes.scatter(x, y, s=240, facecolors="none", edgecolors="black", linewidths=1.4, label="selected")
+    axes.set_xlabel("SAEBench delta (AUC; arm: lower 95 % bound)")
+    axes.set_ylabel("CE-Bench delta (SD; arm: lower 95 % bound)")
+    axes.margins(0.12)
+    _legend(figure, axes, beside=True)
+    return figure
+
+
+def stability(groups: Sequence[GroupRow]) -> ReportFigure:
+    """PW-MCC of each condition with its 95 % interval, beside the random and the Gaussian null."""
+    dots = {
+        "PW-MCC, 95 % interval": {row.condition: Dot(row.pwmcc, row.pwmcc_low, row.pwmcc_high) for row in groups},
+        "Gaussian activations (null)": {row.condition: Dot(row.null_gaussian) for row in groups},
+        "random decoders (null)": {row.condition: Dot(row.null_random) for row in groups},
+    }
+    return _dot_plot({"PW-MCC across seeds (mean |cosine| of matched decoder rows)": dots})
+
+
+def external(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> ReportFigure:
+    """SAEBench and CE-Bench deltas of each condition: every seed, and the mean with its 95 % interval.
+
+    The SAEBench delta has a second interval, over data sets.
+    """
+    saebench = _means((row.condition, row.saebench_delta) for row in members)
+    cebench = _means((row.condition, row.cebench_delta) for row in members)
+    sets = {row.condition: Dot(row.saebench_delta, row.sets_low, row.sets_high) for row in groups}
+    label = "mean, 95 % over seeds; small: one seed"
+    both = {label: saebench, "95 % over data sets": sets}
+    return _dot_plot({"SAEBench delta (AUC)": both, "CE-Bench delta (SD)": {label: cebench}})
+
+
+def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
+    """CE-Bench interpretability against width, a panel for each form and a line for each k; random SAEs hollow, dashed.
+
+    The plain forms stand below the ceiling of their width, beside the baseline that the gate of earlier cycles had.
+    """
+    figure, panels = _panels(10.0, 4.2, 3)
+    forms = {"As published": "interpretability", "As released": "interpretability_as_released"}
+    for axes, (form, column) in zip(panels, forms.items(), strict=False):
+        _lines_over_width(axes, rows, column)
+        _bounds_over_width(axes, sorted({row.d_sae for row in rows}))
+        axes.set_title(f"{form} (SD over latents)", fontsize=10, loc="left")
+    _lines_over_width(panels[2], rows, "calibrated")
+    panels[2].axhline(0, color=GREY, linewidth=1)
+    panels[2].set_title("Calibrated (SD of the null)", fontsize=10, loc="left")
+    panels[0].sharey(panels[1])
+    panels[0].set_ylabel("CE-Bench interpretability")
+    _legend(figure, panels[0])
+    return figure
+
+
+def controls(rows: Sequence[ControlRow], threshold: float = 0.0) -> ReportFigure:
+    """Delta of each PW-MCC control with its 95 % interval, beside the threshold it must exceed.
+
+    The out-of-distribution control is in AUC, not PW-MCC; `ood` shows it.
+    """
+    shown = {gates.describe(row.control): row for row in rows if row.control != "ood"}
+    dots = {name: Dot(row.delta, row.delta_low, row.delta_high) for name, row in shown.items()}
+    label = f"Delta of PW-MCC between candidate and control (line: threshold {threshold:g})"
+    return _dot_plot({label: {"delta, 95 % interval": dots}}, line=threshold)
+
+
+def ood(rows: Sequence[OodRow]) -> ReportFigure:
+    """Each task's probing delta in domain and on its shifted set: every seed, and the mean with its 95 % interval."""
+    dots = {
+        "in domain": _means((row.task, row.in_domain_auc - row.in_domain_llm_auc) for row in rows),
+        "shifted": _means((row.task, row.shifted_auc - row.shifted_llm_auc) for row in rows),
+    }
+    return _dot_plot({"Probing delta (AUC; bar: 95 % interval, small: one seed)": dots})
+
+
+# ---------------------------------------------------------------------------------------------
+# Parts
+# ---------------------------------------------------------------------------------------------
+
+
+def _dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]], line: float = 0.0) -> ReportFigure:
+    """Dots by axis label (a panel), legend entry (a style) and name (a row of the plot).
+
+    Names are drawn literally, `$` included, and cut if long.
+    """
+    first = next(iter(next(iter(panels.values())).values()))
+    names = [name if len(name) <= 36 else f"{name[:35]}…" for name in first]
+    figure, axes_of = _panels(6.4 if len(panels) == 1 else 8.4, 1.5 + 0.42 * max(len(names), 1), len(panels))
+    for axes, (xlabel, series) in zip(axes_of, panels.items(), strict=True):
+        axes.axvline(line, color=GREY, linewidth=1)
+        for i, (label, dots) in enumerate(series.items()):
+            for y, dot in enumerate(dots.values()):
+                _draw(axes, y + 0.25 * (i - (len(series) - 1) / 2), dot, label, STYLES[i])
+        axes.set_xlabel(xlabel)
+        axes.set_yticks(range(len(names)), labels=names, parse_math=False)
+        axes.set_ylim(max(len(names), 1) - 0.4, -0.6)  # first on top
+        axes.tick_params(labelleft=axes is axes_of[0])
+        axes.grid(visible=False, axis="y")
+    _legend(figure, axes_of[0])
+    return figure
+
+
+def _lines_over_width(axes: Axes, rows: Sequence[ContrastiveRow], column: str) -> None:
+    ks = sorted({row.k for row in rows})
+    for (k, (color, marker)), origin in itertools.product(zip(ks, STYLES, strict=False), ("random", "trained")):
+        of = sorted((row.d_sae, row) for row in rows if (row.k, row.origin) == (k, origin))
+        known = [(d_sae, value) for d_sae, row in of if (value := getattr(row, column)) is not None]
+        look: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"} if origin == "random" else {}
+        points = [d_sae for d_sae, _ in known], [value for _, value in known]
+        axes.plot(*points, color=color, marker=marker, label=f"{origin}, k = {k}", **look)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted({row.d_sae for row in rows})))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlabel("Latents N (log scale)")
+
+
+def _bounds_over_width(axes: Axes, d_saes: Sequence[int]) -> None:
+    """The ceiling of each width and the earlier baseline, named beside their lines."""
+    axes.plot(d_saes, [ceiling(d_sae) for d_sae in d_saes], color="black", linewidth=2)
+    axes.axhline(EARLIER_BASELINE, color=GREY, linestyle=":")
+    for d_sae in d_saes[-1:]:
+        look: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 9, "textcoords": "offset points"}
+        axes.annotate("ceiling (N - 1) / √N", (d_sae, ceiling(d_sae)), (-14, 0), **look)
+        axes.annotate(f"earlier baseline: {EARLIER_BASELINE}", (d_sae, EARLIER_BASELINE), (0, -8), **look)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw(axes: Axes, y: float, dot: Dot, label: str, style: tuple[str, str]) -> None:
+    color, marker = style
+    if dot.mean is None:
+        axes.annotate("n/a", (0.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=GREY)
+        return
+    arms = None if dot.low is None or dot.high is None else [[dot.mean - dot.low], [dot.high - dot.mean]]
+    axes.errorbar(dot.mean, y, xerr=arms, label=label, color=color, marker=marker, linestyle="none", capsize=3)
+    axes.scatter(dot.seeds, [y + 0.13] * len(dot.seeds), s=12, alpha=0.75, color=color, marker=marker)
+
+
+def _means(values: Iterable[tuple[str, float | None]]) -> dict[str, Dot]:
+    """The mean of each name's known values, one a seed, with its t interval."""
+    known: dict[str, list[float]] = {}
+    for name, value in values:
+        known.setdefault(name, []).extend(() if value is None else (value,))
+    dots = dict.fromkeys(known, Dot(None))
+    for name, seeds in known.items():
+        if seeds:
+            interval = mean_interval(seeds)
+            dots[name] = Dot(interval.mean, interval.low, interval.high, seeds)
+    return dots
+
+
+def _panels(width: float, height: float, columns: int = 1) -> tuple[ReportFigure, list[Axes]]:
+    """An empty figure (inches) with its panels side by side, framed left and below only."""
+    figure = ReportFigure(figsize=(width, height), layout="constrained", facecolor="white")
+    panels = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e2e2e2", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _styles(conditions: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each condition, the same in every figure of a cycle."""
+    return {name: STYLES[i % len(STYLES)] for i, name in enumerate(sorted(set(conditions)))}
+
+
+def _legend(figure: Figure, axes: Axes, *, beside: bool = False) -> None:
+    """One entry for each label, above the panels or beside them; conditions are names from outside, drawn literally."""
+    handles, labels = axes.get_legend_handles_labels()
+    if entries := dict(zip(labels, handles, strict=True)):
+        look = {"ncols": 1 if beside else 2 if len(entries) == 4 else 3, "frameon": False, "fontsize": 9}
+        loc: Any = "outside right upper" if beside else "outside upper center"
+        legend = figure.legend(entries.values(), entries, loc=loc, **look)
+        for text in legend.get_texts():
+            text.set_parse_math(False)

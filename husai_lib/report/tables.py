@@ -1,0 +1,394 @@
+"""Records in, tables out, as Markdown that pandoc, GitHub and notebooks read alike.
+
+A table is a mapping of headings to cell templates over a row's fields; all numbers a page shows pass
+through here, so that digits, signs and missing values look the same everywhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from husai_lib.decisions import gates
+from husai_lib.evidence.rows import GIVEN, CandidateRow, GroupRow, MemberRow, OodRow, ProbeRow, Row
+from husai_lib.intervals import mean_interval, means_by
+
+Columns = Mapping[str, str | Callable[[dict[str, Any]], str]]
+"""Heading -> `str.format` template over a row's fields, or a function of them that returns Markdown."""
+
+
+def escape(text: str) -> str:
+    """`text` as literal Markdown in one line: no markup, HTML, formula or table border in it is live."""
+    one_line = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*\[\]$~^|{}]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", one_line)
+
+
+class _Cell(string.Formatter):
+    """Formats a cell template: null is `n/a`, booleans are words, all text is escaped."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if value is None:
+            return "n/a"
+        return escape(("no", "yes")[value] if isinstance(value, bool) else format(value, format_spec))
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """The rows as CSV with a heading, every column and digit; nothing is left out, null is empty."""
+    text = io.StringIO()
+    note, *columns = type(rows[0]).model_fields if rows else ("note",)
+    writer = csv.DictWriter(text, [*columns, note], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return text.getvalue()
+
+
+def markdown_table(rows: Iterable[Row | Mapping[str, Any]], columns: Columns) -> str:
+    """A pipe table with a line for each row; numbers are set right, columns with nothing in them left out."""
+    fields = [dict(row) for row in rows]
+    if not fields:
+        return "*None.*"
+    cells = {heading: [cell(row, template) for row in fields] for heading, template in columns.items()}
+    shown = [[heading, _rule(heading, column), *column] for heading, column in cells.items() if any(column)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*shown, strict=True))
+
+
+def cell(row: dict[str, Any], template: str | Callable[[dict[str, Any]], str]) -> str:
+    """What a template, or a function, makes of a row's fields."""
+    return template(row) if callable(template) else _Cell().vformat(template, (), row)
+
+
+def _rule(heading: str, cells: Sequence[str]) -> str:
+    """The dashes below a heading: their colon sets numbers right, their count is the width pandoc gives."""
+    dashes = "-" * min(max(map(len, [heading, *cells])), 40)
+    return f"{dashes}:" if all(re.match(r"[+-]?\d[\d.,%]*( |$)|n/a", cell) for cell in cells) else f":{dashes}"
+
+
+def _described(field: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: escape(gates.describe(row[field]))
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return {"pass": "pass", "fail": "**FAIL**"}.get(row["verdict"], f"**{escape(row['verdict'])}**")
+
+
+def _needed(row: dict[str, Any]) -> str:
+    """The condition that a gate asks: random controls must be exceeded, all other thresholds reached."""
+    sign = "≤" if row["direction"] == "below" else ">" if row["gate"].startswith("random") else "≥"
+    return escape(f"{sign} {row['threshold']:g}")
+
+
+def _standing(row: dict[str, Any]) -> str:
+    ranked = "on the Pareto front" if row["on_front"] else "behind the front"
+    standing = "**selected**" if row["selected"] else "dropped" if row["joint_score"] is None else ranked
+    return f"{standing}: {escape(row['note'])}" if row["note"] else standing
+
+
+_QUALITY: Columns = {
+    "Seed": "{seed:d}",
+    "Explained variance": "{explained_variance:.3f}",
+    "L0 of target k": lambda row: cell(row, "{l0:.1f} of {k}" + ("" if row["l0_matched"] else " (not matched)")),
+    "Dead latents": "{dead_fraction:.1%}",
+    "SAEBench delta": "{saebench_delta:+.3f}",
+    "CE-Bench interpretability (SD)": "{cebench_interpretability:.2f}",
+    "CE-Bench calibrated (SD of null)": "{cebench_calibrated:.2f}",
+}
+
+
+def baseline_table(rows: Sequence[MemberRow]) -> str:
+    """One line for each SAE of the baseline, which has no delta to itself; widths and ceilings where there are several.
+
+    A given SAE stands for every seed.
+    """
+    several = len({row.condition for row in rows}) > 1
+    first = {"Baseline": "{condition}", "Latents": "{d_sae:,d}"} if several else {}
+    last = {"CE-Bench ceiling (SD)": "{cebench_ceiling:.1f}"} if several else {}
+    quality: Columns = {**_QUALITY, "Seed": lambda row: "every" if row["condition"] == GIVEN else str(row["seed"])}
+    return markdown_table(rows, {**first, "Recipe": "{architecture}", **quality, **last, "Note": "{note}"})
+
+
+def members_table(rows: Sequence[MemberRow]) -> str:
+    """One line for each trained SAE; its width where they differ."""
+    width = {"Latents": "{d_sae:d}"} if len({row.d_sae for row in rows}) > 1 else {}
+    last = {"CE-Bench delta (SD)": "{cebench_delta:+.3f}", "Note": "{note}"}
+    return markdown_table(rows, {"Condition": "{condition}", **width, **_QUALITY, **last})
+
+
+_FRONTIER: Columns = {
+    "Seeds": "{seeds:d}",
+    "Explained variance (range over seeds)": "{explained_variance}",
+    "L0 (range) of target k": "{l0} of {k:d}",
+    "L0 within 10 %": "{matched}",
+    "Dead latents (range)": "{dead}",
+}
+
+
+def frontier_table(rows: Sequence[MemberRow]) -> str:
+    """One line for each condition, in the order in which they first appear: means over its seeds, with their range.
+
+    Whether L0 is matched is said in words; the width is shown where it differs.
+    """
+    width = {"Latents": "{d_sae:d}"} if len({row.d_sae for row in rows}) > 1 else {}
+    names = dict.fromkeys(row.condition for row in rows)
+    lines = [_over_seeds([row for row in rows if row.condition == name]) for name in names]
+    return markdown_table(lines, {"Condition": "{condition}", **width, **_FRONTIER})
+
+
+def _over_seeds(rows: Sequence[MemberRow]) -> dict[str, Any]:
+    matched = sum(row.l0_matched for row in rows)
+    return dict(rows[0]) | {
+        "seeds": len(rows),
+        "explained_variance": _mean_and_range((row.explained_variance for row in rows), ".3f"),
+        "l0": _mean_and_range((row.l0 for row in rows), ".1f"),
+        "dead": _mean_and_range((row.dead_fraction for row in rows), ".1%"),
+        "matched": {len(rows): "yes", 0: "no"}.get(matched, f"{matched} of {len(rows)} seeds"),
+    }
+
+
+def _mean_and_range(values: Iterable[float], spec: str) -> str:
+    """The mean, and from the smallest to the largest where there are several."""
+    smallest, *others = sorted(values)
+    mean = format(fmean([smallest, *others]), spec)
+    return f"{mean} ({smallest:{spec}} to {others[-1]:{spec}})" if others else mean
+
+
+_GROUPS: Columns = {
+    "Condition": "{condition}",
+    "Seeds": "{n_seeds:d}",
+    "PW-MCC [95 %]": "{pwmcc:.3f} [{pwmcc_low:.3f}, {pwmcc_high:.3f}]",
+    "Random null": "{null_random:.3f}",
+    "Gaussian null": "{null_gaussian:.3f}",
+    "Corrected PW-MCC": "{pwmcc_corrected:+.3f}",
+    "Row-column maxima": "{pwmcc_max:.3f}",
+    "Encoder MCC": "{encoder_mcc:.3f}",
+    "Reappearing latents": "{reappearing_fraction:.1%}",
+    "Subspace overlap": "{subspace_overlap:.3f}",
+    "Note": "{note}",
+}
+groups_table = partial(markdown_table, columns=_GROUPS)
+"""One line for each condition: agreement of its seeds beside both nulls."""
+
+_EXTERNAL: Columns = {
+    "Condition": "{condition}",
+    "SAEBench delta": "{saebench.mean:+.3f}",
+    "95 % over seeds": "[{saebench.low:+.3f}, {saebench.high:+.3f}]",
+    "95 % over data sets": "[{sets_low:+.3f}, {sets_high:+.3f}]",
+    "CE-Bench delta, SD [95 % over seeds]": "{cebench}",
+    "CE-Bench calibrated (range)": "{calibrated}",
+}
+
+
+def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> str:
+    """One line for each condition: both external deltas with their intervals, and the calibrated CE-Bench score."""
+    return markdown_table([_external(g, [m for m in members if m.condition == g.condition]) for g in groups], _EXTERNAL)
+
+
+def _external(group: GroupRow, members: Sequence[MemberRow]) -> dict[str, Any]:
+    deltas = [row.cebench_delta for row in members if row.cebench_delta is not None]
+    cebench = mean_interval(deltas) if len(deltas) == len(members) else None
+    calibrated = [row.cebench_calibrated for row in members if row.cebench_calibrated is not None]
+    return dict(group) | {
+        "saebench": mean_interval([row.saebench_delta for row in members]),
+        "cebench": cebench and _Cell().format("{0.mean:+.3f} [{0.low:+.3f}, {0.high:+.3f}]", cebench),
+        "calibrated": _mean_and_range(calibrated, ".2f") if calibrated else None,
+    }
+
+
+def data_sets_table(rows: Sequence[ProbeRow]) -> str:
+    """One line for each probing data set: the raw activation's AUC, and each condition's delta, averaged over seeds."""
+    conditions = dict.fromkeys(row.condition for row in rows)
+    raw = means_by((row.data_set, row.llm_auc) for row in rows)
+    delta = means_by(((row.data_set, row.condition), row.delta) for row in rows)
+    lines = [{"data_set": name, "raw": raw[name]} | {c: delta[name, c] for c in conditions} for name in raw]
+    deltas: Columns = {f"{escape(name)}": f"{{{name}:+.3f}}" for name in conditions}
+    return markdown_table(lines, {"Data set": "{data_set}", "Raw AUC": "{raw:.3f}", **deltas})
+
+
+_CANDIDATES: Columns = {
+    "Condition": "{condition}",
+    "Standing": _standing,
+    "Seeds": "{n_seeds:d}",
+    "SAEBench delta (lower bound)": "{saebench_delta:+.3f} ({saebench_delta_low:+.3f})",
+    "CE-Bench delta, SD (lower bound)": "{cebench_delta:+.3f} ({cebench_delta_low:+.3f})",
+    "Explained variance (lower bound)": "{explained_variance:.3f} ({explained_variance_low:.3f})",
+    "Joint score": "{joint_score:.3f}",
+    "Selection probability": "{selection_probability:.0%}",
+}
+candidates_table = partial(markdown_table, columns=_CANDIDATES)
+"""One line for each group that selection saw, with lower 95 % bounds and what became of it."""
+
+_SCORES: Columns = {
+    "Condition": "{condition}",
+    "SAEBench bound → score": "{saebench_delta_low:+.4f} → {saebench_score:.3f}",
+    "CE-Bench bound → score": "{cebench_delta_low:+.3f} → {cebench_score:.3f}",
+    "Explained variance bound → score": "{explained_variance_low:.3f} → {explained_variance_score:.3f}",
+    "Joint score": "{joint_score:.3f}",
+    "On the Pareto front": "{on_front}",
+    "Representative seed": "{representative_seed}",
+}
+
+
+def scores_table(rows: Sequence[CandidateRow]) -> str:
+    """One line for each eligible group: its lower bounds, what each became after scaling, and their weighted sum."""
+    return markdown_table([row for row in rows if row.joint_score is not None], _SCORES)
+
+
+_SENSITIVITY: Columns = {"Rule": "{rule}", "Winner": "{winner}"}
+
+
+def sensitivity_table(winners: Mapping[str, str | None]) -> str:
+    """One line for each changed rule, with the group that then wins."""
+    if not winners:
+        return "No group is eligible."
+    return markdown_table(
+        [{"rule": rule, "winner": winner or "nobody"} for rule, winner in sorted(winners.items())], _SENSITIVITY
+    )
+
+
+_REPLAYS: Columns = {
+    "Decision": "{decision}",
+    "Winner": "{winner}",
+    "Numbers compared": "{values:d}",
+    "Differing": "{differing:d}",
+    "Largest difference": "{largest_difference:.1e}",
+    "Note": "{note}",
+}
+replays_table = partial(markdown_table, columns=_REPLAYS)
+"""One line for each imported decision, taken again by its own rules."""
+
+_RULE_CHANGES: Columns = {
+    "Rule": "{rule}",
+    "Ranked together": "{over}",
+    "Eligible groups": "{eligible_groups:d}",
+    "Winner": lambda row: cell(row, "{winner}, seed {representative_seed}") if row["winner"] else "**nobody**",
+    "Why nobody": "{note}",
+}
+rule_changes_table = partial(markdown_table, columns=_RULE_CHANGES)
+"""What an imported decision becomes, one of today's rules after another."""
+
+_CAVEATS: Columns = {
+    "Caveat": lambda row: escape(row["caveat"].replace("_", " ")),
+    "Record": "{record}",
+    "Rows": "{rows:d}",
+    "What is known": "{what}",
+}
+caveats_table = partial(markdown_table, columns=_CAVEATS)
+"""What is known to be wrong with imported numbers, record by record."""
+
+_CRITERIA: Columns = {
+    "Criterion": "{criterion:d}",
+    "Against": "{earlier}",
+    "What": _described("metric"),
+    "Here": lambda row: escape(row["verdict_here"]) or cell(row, "{here:+.3f}"),
+    "There": lambda row: escape(row["verdict_there"]) or cell(row, "{there:+.3f}"),
+    "Difference [95 %]": lambda row: (
+        ""
+        if row["difference"] is None
+        else cell(row, "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]")
+    ),
+    "Outcome": lambda row: "met" if row["outcome"] == "met" else f"**{escape(row['outcome'])}**",
+    "Note": "{note}",
+}
+criteria_table = partial(markdown_table, columns=_CRITERIA)
+"""One line for each comparison with an earlier run: both deltas, then every gate."""
+
+_GATES: Columns = {
+    "Gate": _described("gate"),
+    "Verdict": _verdict,
+    "Metric": _described("metric"),
+    "Value": "{value:.3f}",
+    "95 % bound": "{bound:.3f}",
+    "Must be": _needed,
+    "Required": "{required}",
+    "Source": "{source}",
+    "Note": "{note}",
+}
+gates_table = partial(markdown_table, columns=_GATES)
+"""One line for each requirement; the verdict is a word, the bound the conservative end of the 95 % interval."""
+
+_CONTROLS: Columns = {
+    "Control": _described("control"),
+    "Metric": _described("metric"),
+    "Candidate": "{candidate:.3f}",
+    "Control value": "{control_value:.3f}",
+    "Delta [95 % over seeds]": "{delta:+.3f} [{delta_low:+.3f}, {delta_high:+.3f}]",
+    "95 % over tasks": lambda row: cell(
+        row, "[{tasks_low:+.3f}, {tasks_high:+.3f}]" if row["control"] == "ood" else ""
+    ),
+    "Note": "{note}",
+}
+controls_table = partial(markdown_table, columns=_CONTROLS)
+"""One line for each stress control beside the candidate; the second interval is of the OOD control only."""
+
+_OOD: Columns = {
+    "Task": "{task}",
+    "SAE AUC in domain": "{in_domain_auc}",
+    "Raw AUC in domain": "{in_domain_llm_auc:.3f}",
+    "SAE AUC shifted": "{shifted_auc}",
+    "Raw AUC shifted": "{shifted_llm_auc:.3f}",
+    "Delta in domain": "{inside}",
+    "Delta shifted": "{outside}",
+    "Drop": "{drop}",
+}
+
+
+def ood_table(rows: Sequence[OodRow]) -> str:
+    """One line for each task: AUCs and deltas in and out of domain, means over the seeds with their range."""
+    names = dict.fromkeys(row.task for row in rows)
+    return markdown_table([_task_over_seeds([row for row in rows if row.task == name]) for name in names], _OOD)
+
+
+def _task_over_seeds(rows: Sequence[OodRow]) -> dict[str, Any]:
+    return dict(rows[0]) | {
+        "in_domain_auc": _mean_and_range((row.in_domain_auc for row in rows), ".3f"),
+        "shifted_auc": _mean_and_range((row.shifted_auc for row in rows), ".3f"),
+        "inside": _mean_and_range((row.in_domain_auc - row.in_domain_llm_auc for row in rows), "+.3f"),
+        "outside": _mean_and_range((row.shifted_auc - row.shifted_llm_auc for row in rows), "+.3f"),
+        "drop": _mean_and_range((row.drop for row in rows), "+.3f"),
+    }
+
+
+_PROBES: Columns = {
+    "Condition": "{condition}",
+    "Seed": "{seed:d}",
+    "Data set": "{data_set}",
+    "Best k": "{best_k:d}",
+    "Validation AUC": "{validation_auc:.3f}",
+    "Test AUC": "{test_auc:.3f}",
+    "Test AUC, raw activation": "{llm_auc:.3f}",
+    "Delta": "{delta:+.3f}",
+    "Note": "{note}",
+}
+probes_table = partial(markdown_table, columns=_PROBES)
+"""One line for each SAE and probing data set."""
+
+_CONTRASTIVE: Columns = {
+    "SAE": "{origin}",
+    "Latents": "{d_sae:,d}",
+    "L0 of target k": "{l0:.1f} of {k}",
+    "Contrastive (SD)": "{contrastive:.2f}",
+    "Independence, published / released (SD)": "{independence:.2f} / {independence_as_released:.2f}",
+    "Interpretability, published / released (SD)": "{interpretability:.2f} / {interpretability_as_released:.2f}",
+    "Ceiling": "{ceiling:.1f}",
+    "Calibrated contrastive / interpretability (SD of null)": "{calibrated_contrastive:.2f} / {calibrated:.2f}",
+    "Note": "{note}",
+}
+contrastive_table = partial(markdown_table, columns=_CONTRASTIVE)
+"""One line for each SAE of the width study: CE-Bench in every form, beside the ceiling of its width."""
+
+_SOURCES: Columns = {
+    "Role": "{role}",
+    "Data set": "{data_set}",
+    "Texts": "{texts:,d}",
+    "Tokens": "{tokens:,d}",
+    "Rows kept": "{rows:,d}",
+    "Note": "{note}",
+}
+sources_table = partial(markdown_table, columns=_SOURCES)
+"""One line for each data set in its role."""

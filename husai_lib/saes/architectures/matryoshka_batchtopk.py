@@ -1,0 +1,37 @@
+"""Matryoshka BatchTopK: nested prefixes of the latents each reconstruct (arXiv 2503.17547).
+
+Hyperparameters: `widths` (the nested prefixes as shares of `d_sae`, ascending to 1; shares that a small `d_sae`
+rounds to the same width are one level), `aux_loss_coefficient` and `topk_threshold_lr` (those of BatchTopK).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from typing_extensions import override
+
+from husai_lib.saes.architectures import batchtopk
+from husai_lib.saes.architectures.base import Loss, TrainState, revival_loss, squared
+from husai_lib.saes.architectures.latents import LargestOfBatch
+
+
+class Sae(batchtopk.Sae):
+    """As SAELens' `MatryoshkaBatchTopKTrainingSAE`: at inference a JumpReLU SAE with the threshold learnt here.
+
+    As with its default, dead latents are revived by the error of the whole SAE rather than of their own level.
+    """
+
+    @override
+    def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
+        """The sum of the levels' squared errors plus the revival loss; the threshold follows as in BatchTopK."""
+        latents = self.latents(x, LargestOfBatch(self.condition.k))
+        error, total, start = target - self.b_dec, x.new_zeros(()), 0
+        for stop in self.widths():
+            error = error - latents.decode(self.W_dec, start, stop)
+            total = total + squared(error)
+            start = stop
+        revival = revival_loss(self, x, error, state.dead)
+        return Loss(total + revival, latents.firing(), {"threshold": self.followed(latents, state)})
+
+    def widths(self) -> list[int]:
+        """The number of latents of each level, ascending to `d_sae`."""
+        return sorted({max(1, round(share * self.condition.d_sae)) for share in self.option("widths")})

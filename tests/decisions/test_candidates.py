@@ -1,0 +1,128 @@
+"""Candidates from every kind of record, and what may be ranked together."""
+
+import json
+
+import pytest
+from synthetic_rows import member
+
+from husai_lib.decisions.candidates import (
+    Candidate,
+    candidates_from,
+    candidates_from_earlier,
+    candidates_of,
+    check_measured_here,
+    differences,
+    told,
+)
+from husai_lib.errors import DataError
+from husai_lib.evidence.rows import EarlierMemberRow
+from husai_lib.evidence.runs import Record
+
+
+def earlier(**changes):
+    values = {
+        "position": 0, "condition": "topk", "architecture": "topk", "seed": 42, "d_sae": 1024, "k": 32,
+        "model": "pythia", "hook_name": "blocks.0", "explained_variance": 0.74, "l0": 32.0, "saebench_delta": 0.0,
+        "llm_auc": 0.7, "data_sets": "a,b", "ks": "1,2,5", "cebench_interpretability": 7.6, "cebench_delta": -40.4,
+        "cebench_baseline": "res-sm", "cebench_baseline_score": 47.95, "pairs": "stories, 200", "evaluated_as": "",
+        "failed": "", "checkpoint": "sae.pt", "weights_sha256": "ab",
+    }  # fmt: skip
+    return EarlierMemberRow(**values | changes)
+
+
+def record(step, **tables):
+    rows = {name: [row.model_dump() for row in own] for name, own in tables.items()}
+    return Record(step, {"tables": rows, "summary": {}, "parameters": {}}, "0")
+
+
+def test_members_of_a_record_become_candidates_that_name_their_own_baseline():
+    row = member("topk", 3, cebench_delta=None, saebench_delta=0.5, explained_variance=0.25)
+    baselines = [member("baseline", seed, weights_sha256=f"b{seed}") for seed in (2, 3)]
+    same = {"hook": '"h"', "baseline of 64 latents, k = 8, seed 3": '[\n "b3"\n]'}
+    expected = Candidate("frontier", "topk", "topk", 3, 0.5, None, 0.25, True, "ab" * 32, "cd" * 32, same)
+    assert candidates_from("frontier", [row], {"hook": '"h"'}, baselines) == [expected]
+
+
+def test_rows_of_an_imported_record_become_candidates_with_what_they_were_measured_on():
+    [found] = candidates_from_earlier("imported/c/f", [earlier(position=4)])
+    assert (found.name, found.saebench_delta, found.l0_matched, found.position) == (
+        "imported/c/f/topk, seed 42", 0.0, True, 4,
+    )  # fmt: skip
+    assert {what: json.loads(value) for what, value in found.comparability.items()} == {
+        "model name": "pythia", "hook": "blocks.0", "data sets": ["a", "b"], "probing ks": [1, 2, 5],
+        "probing choose_k": "test", "stories": "stories", "pairs max_rows": 200, "baseline": "res-sm",
+    }  # fmt: skip
+    # (1024 - 1) / sqrt(1024) = 31.97
+    assert found.unmatched_baseline == "the baseline's 47.95 lies above 31.97, the highest score of 1,024 latents"
+
+
+def test_an_imported_row_without_a_checkpoint_was_no_candidate():
+    assert candidates_from_earlier("f", [earlier(checkpoint="")]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"d_sae": 32768}, "its record does not give the baseline's width and L0"),
+        ({"cebench_baseline_score": None}, "its record names no baseline or no width"),
+        ({"d_sae": None}, "its record names no baseline or no width"),
+    ],
+)
+def test_an_imported_delta_has_no_matched_baseline_and_says_why(changes, why):
+    assert candidates_from_earlier("f", [earlier(**changes)])[0].unmatched_baseline == why
+
+
+@pytest.mark.parametrize(
+    ("changes", "matched"), [({"l0": 35.2}, True), ({"l0": 35.3}, False), ({"l0": None}, False), ({"k": None}, False)]
+)
+def test_imported_l0_is_matched_within_ten_percent_of_a_known_k(changes, matched):
+    assert candidates_from_earlier("f", [earlier(**changes)])[0].l0_matched is matched
+
+
+def test_a_source_is_read_by_its_name_and_an_imported_one_needs_nothing_else():
+    asked = []
+
+    def read(name):
+        asked.append(name)
+        return record("x", earlier_members=[earlier()])
+
+    assert len(candidates_of("imported/cycle3/frontier_results", read)) == 1
+    assert asked == ["imported/cycle3/frontier_results"]
+
+
+def test_a_source_without_saes_is_refused():
+    with pytest.raises(DataError, match=r"selection\.sources: gate holds no SAEs; name a step such as frontier"):
+        candidates_of("gate", lambda name: record("gate", gates=[]))
+
+
+def test_what_differs_is_told_with_its_values_and_what_one_lacks_is_not_known():
+    pool = candidates_from_earlier("f", [earlier(), earlier(data_sets="a,b,c", position=1)])
+    pool.append(Candidate("g", "a", "a", 0, 0.0, 0.0, 0.0, True, comparability={"model name": '"pythia"'}))
+    found = differences(pool)
+    assert [json.loads(value) for value in found["data sets"]] == [["a", "b"], ["a", "b", "c"], "not known"]
+    assert "model name" not in found
+
+
+def test_a_source_that_was_measured_on_other_things_is_refused_by_the_first_of_them():
+    here = {"hook": '"h"', "probing ks": "[1]"}
+    check_measured_here("c/run_x/frontier", here | {"baseline of 64 latents, k = 8, seed 0": "[]"}, here)
+    with pytest.raises(DataError, match=r"c/run_x/frontier was not .*: probing ks is \[1, 2\] there and \[1\] here"):
+        check_measured_here("c/run_x/frontier", here | {"probing ks": "[1, 2]"}, here)
+    with pytest.raises(DataError, match=r"probing ks is \[3\] there"):  # what both name comes first
+        check_measured_here("imported/c/f", {"probing ks": "[3]"}, here)
+    with pytest.raises(DataError, match="hook is not known there and h here"):
+        check_measured_here("imported/c/f", {}, here)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('"text"', "text"),
+        ('["a", "b"]', "2"),
+        ("[1, 2]", "[1, 2]"),
+        ("null", "null"),
+        (f'"{"x" * 70}"', f"{'x' * 59}…"),
+    ],
+)
+def test_a_setting_is_told_in_few_letters(value, said):
+    assert told(value) == said

@@ -1,0 +1,224 @@
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy import stats
+from synthetic_rows import (
+    ATTACK,
+    all_controls,
+    candidates,
+    control,
+    groups,
+    member,
+    members,
+    ood_rows,
+    width_row,
+    width_rows,
+)  # fmt: skip
+
+from husai_lib.report import figures
+
+
+def external(rows: list[Any]) -> Figure:
+    return figures.external(rows, groups())
+
+
+ALL: list[tuple[Callable[[Any], Figure], list[Any]]] = [
+    (figures.frontier, members()),
+    (figures.stability, groups()),
+    (external, members()),
+    (figures.pareto, candidates()),
+    (figures.controls, all_controls()),
+    (figures.ood, ood_rows()),
+    (figures.widths, width_rows()),
+]
+EACH = pytest.mark.parametrize(("draw", "rows"), ALL, ids=[draw.__name__ for draw, _ in ALL])
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=60, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def points(figure: Figure, panel: int = 0) -> np.ndarray:
+    """All scattered points of a panel."""
+    scattered = [found for found in figure.axes[panel].collections if isinstance(found, PathCollection)]
+    return np.concatenate([np.asarray(found.get_offsets()) for found in scattered])
+
+
+@EACH
+def test_the_same_rows_give_the_same_bytes(draw: Callable[[Any], Figure], rows: list[Any]) -> None:
+    assert png(draw(rows)) == png(draw(rows))
+
+
+@EACH
+def test_every_axis_is_labelled(draw: Callable[[Any], Figure], rows: list[Any]) -> None:
+    first, *others = draw(rows).axes
+    assert all(axes.get_xlabel() for axes in (first, *others))
+    assert first.get_ylabel() or all(label.get_text() for label in first.get_yticklabels())
+
+
+@EACH
+def test_no_rows_still_make_a_figure(draw: Callable[[Any], Figure], rows: list[Any]) -> None:
+    assert Image.open(io.BytesIO(png(draw([])))).size[0] > 100
+
+
+def test_a_notebook_shows_a_figure_as_png() -> None:
+    assert Image.open(io.BytesIO(figures.frontier(members())._repr_png_())).format == "PNG"
+
+
+def test_conditions_differ_in_colour_and_in_marker_alike_in_every_figure() -> None:
+    styles = figures._styles(row.condition for row in members())
+    assert styles == figures._styles(row.condition for row in reversed(candidates()))
+    assert len({color for color, _ in styles.values()}) == len({marker for _, marker in styles.values()}) == 4
+
+
+def test_the_pareto_figure_names_each_condition_and_its_standing_in_the_legend() -> None:
+    (legend,) = figures.pareto(candidates()).legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "topk (on the front)", "selected", "batchtopk (on the front)", "jumprelu (behind the front)",
+        "standard (dropped)",
+    ]  # fmt: skip
+
+
+def test_every_seed_is_a_point_of_the_frontier() -> None:
+    expected = {(row.l0, row.explained_variance) for row in members()}
+    assert {tuple(point) for point in points(figures.frontier(members())).tolist()} == expected
+
+
+def test_the_frontier_marks_each_target_k() -> None:
+    rows = [member(k=8), member(k=16, l0=16.0)]
+    texts = {text.get_text() for text in figures.frontier(rows).axes[0].texts}
+    assert texts == {"target k = 8", "target k = 16"}
+
+
+def test_an_sae_whose_l0_is_not_matched_is_hollow() -> None:
+    rows = [member(), member(seed=1, l0=9.5, l0_matched=False), member("standard", l0=11.0, l0_matched=False)]
+    figure = figures.frontier(rows)
+    scattered = [found for found in figure.axes[0].collections if isinstance(found, PathCollection)]
+    hollow = {float(found.get_offsets()[0][0]): not len(found.get_facecolor()) for found in scattered}
+    assert hollow == {8.0: False, 9.5: True, 11.0: True}
+    keys = {handle.get_label(): bool(len(handle.get_facecolor())) for handle in figure.legends[0].legend_handles}
+    assert keys.pop("within 10 % of k (else hollow)")
+    assert keys == {"topk": True, "standard": False}  # a condition with no matched SAE at all
+
+
+def test_the_frontier_shades_what_matches_the_target() -> None:
+    (band,) = figures.frontier([member()]).axes[0].patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((7.2, 8.8))  # 10 % of k = 8 on either side
+
+
+def test_the_legend_of_the_frontier_follows_the_mean_explained_variance() -> None:
+    # means: b 0.6, c 0.55, a 0.5; c has both the best and the worst seed
+    given = {"a": [0.1, 0.9], "b": [0.6, 0.6], "c": [0.0, 1.1]}
+    rows = [member(name, i, explained_variance=ev) for name, evs in given.items() for i, ev in enumerate(evs)]
+    (legend,) = figures.frontier(rows).legends
+    assert [text.get_text() for text in legend.get_texts()][:3] == ["b", "c", "a"]
+
+
+def test_eleven_conditions_have_a_marker_each_beside_one_of_seven_colours() -> None:
+    styles = figures._styles(f"condition_{i}" for i in range(11)).values()
+    assert len({marker for _, marker in styles}) == 11  # so the figure reads in grey
+    assert len({color for color, _ in styles}) == 7
+
+
+@pytest.mark.parametrize(("l0", "scale"), [(70.0, "linear"), (800.0, "log")])
+def test_the_l0_axis_is_logarithmic_only_for_a_wide_range(l0: float, scale: str) -> None:
+    assert figures.frontier([member(), member(l0=l0)]).axes[0].get_xscale() == scale
+
+
+def test_a_logarithmic_axis_has_a_few_plain_numbers() -> None:
+    figure = figures.frontier([member(), member(l0=700.0)])
+    png(figure)  # ticks are made when it is drawn
+    low, high = figure.axes[0].get_xlim()
+    shown = [label for label in figure.axes[0].get_xticklabels() if low < label.get_position()[0] < high]
+    assert [label.get_text() for label in shown] == ["10", "30", "100", "300"]
+
+
+def test_external_shows_every_seed_and_the_t_interval_of_the_mean() -> None:
+    rows = [member(seed=seed) for seed in range(3)]
+    figure = figures.external(rows, [])
+    assert sorted(points(figure, 1)[:, 0]) == pytest.approx([0.25, 0.375, 0.5])
+    container = figure.axes[1].containers[0]
+    (low, _), (high, _) = container.lines[2][0].get_segments()[0]
+    half = stats.t.ppf(0.975, 2) * stats.sem([0.25, 0.375, 0.5])
+    assert (low, high) == (pytest.approx(0.375 - half), pytest.approx(0.375 + half))
+
+
+def test_a_delta_that_is_missing_is_said_not_drawn_as_zero() -> None:
+    figure = figures.external([member(cebench_delta=None)], [])
+    assert [text.get_text() for text in figure.axes[1].texts] == ["n/a"]
+    assert not figure.axes[1].collections
+
+
+def test_one_seed_has_a_point_and_no_interval() -> None:
+    (container,) = figures.external([member()], []).axes[0].containers
+    assert not container.has_xerr
+
+
+def test_a_missing_control_is_named_and_the_auc_control_left_to_its_own_figure() -> None:
+    missing = control("transcoder", delta=None, delta_low=None, delta_high=None, control_value=None)
+    axes = figures.controls([control(), missing, control("ood", metric="ood_drop")], threshold=0.02).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["random model", "transcoder"]
+    assert [text.get_text() for text in axes.texts] == ["n/a"]
+    assert axes.lines[0].get_xdata()[0] == 0.02
+
+
+def test_ood_shows_deltas_not_raw_aucs() -> None:
+    figure = figures.ood([row for row in ood_rows() if row.task != ATTACK])
+    assert sorted(np.round(points(figure)[:, 0], 6)) == [-0.08, -0.06, -0.04, -0.04, -0.03, -0.02]  # both sides' seeds
+    means = [container.lines[0].get_xdata()[0] for container in figure.axes[0].containers]
+    assert means == pytest.approx([-0.03, -0.06])
+
+
+def test_names_from_outside_are_drawn_literally_and_cut() -> None:
+    labels = [label.get_text() for label in figures.ood(ood_rows()).axes[0].get_yticklabels()]
+    assert labels == ["87_glue_cola", ATTACK[:35] + "…"]
+    png(figures.ood([row.model_copy(update={"task": "$\\nocommand{$"}) for row in ood_rows()]))
+    png(figures.frontier([member("$\\nocommand{$")]))
+
+
+def test_the_widths_figure_has_a_line_for_each_k_of_each_origin_in_every_form() -> None:
+    published, released, calibrated = figures.widths(width_rows()).axes
+    lines = {line.get_label(): line for line in released.lines}
+    assert [label for label in lines if " k = " in label] == [
+        "random, k = 32", "trained, k = 32", "random, k = 128", "trained, k = 128"
+    ]  # fmt: skip
+    np.testing.assert_allclose(lines["random, k = 32"].get_xydata(), [[64, 2.5], [256, 10], [1024, 40]])
+    np.testing.assert_allclose(lines["trained, k = 128"].get_xydata(), [[64, 0.625], [256, 2.5]])
+    assert lines["random, k = 32"].get_linestyle() != lines["trained, k = 32"].get_linestyle()
+    assert lines["random, k = 32"].get_markerfacecolor() == "white"  # so that origins differ in grey too
+    assert lines["random, k = 32"].get_marker() != lines["random, k = 128"].get_marker()
+    [first, *_] = published.lines
+    np.testing.assert_allclose(first.get_xydata(), [[64, 2], [256, 8], [1024, 32]])
+    assert calibrated.lines[0].get_ydata().tolist() == [3.2, 3.2, 3.2]
+
+
+def test_plain_scores_stand_beside_their_ceiling_and_the_earlier_baseline_calibrated_ones_do_not() -> None:
+    *plain, calibrated = figures.widths(width_rows()).axes
+    for axes in plain:
+        ceilings = [[64, 63 / 8], [256, 255 / 16], [1024, 1023 / 32]]
+        assert any(np.array_equal(line.get_xydata(), ceilings) for line in axes.lines)
+        assert [text.get_text() for text in axes.texts] == ["ceiling (N - 1) / √N", "earlier baseline: 47.95"]
+        assert any(set(line.get_ydata()) == {47.95} for line in axes.lines)
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert calibrated.get_yscale() == "linear"
+    assert not calibrated.texts
+    assert plain[0].get_ylim() == plain[1].get_ylim()
+
+
+def test_the_widths_are_plain_numbers_and_the_only_ticks() -> None:
+    figure = figures.widths(width_rows())
+    png(figure)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["64", "256", "1,024"]
+
+
+def test_a_missing_calibrated_score_is_left_out_of_its_line() -> None:
+    figure = figures.widths([width_row("random", 64, 8, calibrated=None), width_row("random", 128, 8)])
+    assert figure.axes[2].lines[0].get_xdata().tolist() == [128]

@@ -1,0 +1,211 @@
+"""Sentences with numbers in them: what each says of given rows."""
+
+from synthetic_rows import candidate, candidates, gate, gates, groups, member, members, ood_rows, width_row, width_rows
+
+from husai_lib.evidence.rows import CandidateRow, ReplayRow, RuleChangeRow
+from husai_lib.report import sentences, tables
+
+
+def test_the_ood_sentence_names_what_the_shift_costs_and_where_most() -> None:
+    worse = [row.model_copy(update={"task": "5_ismale", "drop": row.drop + 0.02}) for row in ood_rows()[:3]]
+    # the raw activation falls from .85 to .78, the SAE by the mean drop of .03 and .05 more
+    assert sentences.ood_sentence([*ood_rows()[:3], *worse]) == (
+        "Averaged over 2 tasks, the shift costs the raw activation 0.070 of its AUC and the SAE 0.110, so the drop is "
+        "+0.040. It is largest in 5_ismale (+0.050)."
+    )
+
+
+def test_the_verdict_counts_required_gates_and_names_those_that_fail() -> None:
+    assert sentences.verdict_sentence(gates()) == (
+        "**Not releasable**: 2 of 6 required gates fail (transcoder, external SAEBench: missing)."
+    )
+
+
+def test_a_failing_gate_that_is_not_required_does_not_count() -> None:
+    rows = [gate("random_model"), gate("transcoder", verdict="fail", required=False)]
+    assert sentences.verdict_sentence(rows) == "**Releasable**: all 1 required gates pass."
+
+
+def test_without_a_required_gate_nothing_may_be_released() -> None:
+    nothing = "**Not releasable**: no gate is required, so nothing was shown."
+    assert sentences.verdict_sentence([gate("ood", required=False)]) == sentences.verdict_sentence([]) == nothing
+
+
+def test_a_verdict_with_a_name_from_outside_stays_text() -> None:
+    sentence = sentences.verdict_sentence([gate("<b>*x*", verdict="fail")])
+    assert sentence == r"**Not releasable**: 1 of 1 required gates fails (&lt;b&gt;\*x\*)."
+
+
+def test_the_selection_sentence_names_the_choice_or_its_absence() -> None:
+    assert sentences.selection_sentence(candidates()) == (
+        "Selected: **topk** (3 seeds), with lower 95 % bounds of -0.048 on the SAEBench delta and +0.065 SD on the "
+        "CE-Bench delta. Groups seen: 4; dropped before ranking: 1."
+    )
+    nothing = sentences.selection_sentence([candidate(selected=False, joint_score=None)])
+    assert nothing == "**Nothing was selected.** Groups seen: 1; dropped before ranking: 1."
+
+
+def test_the_matching_sentence_names_conditions_that_are_off() -> None:
+    assert sentences.matched_sentence([member()]) == "1 of 1 SAEs have an L0 within 10 % of the target k."
+    assert sentences.matched_sentence(members()).startswith("9 of 12 SAEs")
+    assert sentences.matched_sentence(members()).endswith("**not matched**: standard.")
+
+
+def test_stability_is_judged_by_the_bound_not_the_estimate() -> None:
+    sentence = sentences.stability_sentence(groups())  # standard: 0.42 > 0.40, but its bound 0.35 is not
+    assert "in 2 of 3 conditions (topk, batchtopk)" in sentence
+
+
+def test_the_unreachable_sentence_names_the_narrowest_width_that_can_reach_the_earlier_baseline() -> None:
+    said = sentences.unreachable_sentence(1024)
+    # 2300 / sqrt(2301) = 47.948 < 47.95 < 47.958 = 2301 / sqrt(2302)
+    assert "no SAE of fewer than **2,302** latents" in said
+    assert "At this cycle's width of 1,024 latents the ceiling is **32.0**; at 32,768 latents it is 181.0." in said
+
+
+def test_the_width_sentences_compare_random_saes_over_widths_and_ks_and_trained_ones_with_the_widest() -> None:
+    assert sentences.width_sentences(width_rows()) == (
+        "**Nothing was learned** by the random SAEs. Widened from 64 to 1,024 latents at k = 32, they go from 2.0 as "
+        "published (2.5 as released) to 32.0 as published (40.0 as released); at 1,024 latents and k = 128 it is 8.0 "
+        "as published (10.0 as released). The best *trained* SAE here, of 256 latents and k = 32, has 8.0 as published "
+        "(10.0 as released): as published less than the widest random one. **Calibrated**, random SAEs score +3.2 to "
+        "+12.8 and trained ones +5.2 to +14.8, and a trained SAE is above the random one of its width and k in 4 of 4 "
+        "cases."
+    )
+
+
+def test_the_width_sentences_say_when_a_trained_sae_scores_more_and_leave_out_what_has_no_calibrated_score() -> None:
+    random, trained = width_row("random", 64, 8, calibrated=3.0), width_row("trained", 64, 8, interpretability=9.0)
+    assert "as published more than the widest random one" in sentences.width_sentences([random, trained])
+    assert "in 0 of 1 cases" in sentences.width_sentences([random, trained.model_copy(update={"calibrated": 2.0})])
+    none = sentences.width_sentences([random, trained.model_copy(update={"calibrated": None})])
+    assert "random SAEs score +3.0 to +3.0 and trained ones n/a" in none
+    assert "in 0 of 0 cases" in none
+
+
+def weighed(condition: str, joint: float, scores: tuple[float, float, float], **changes: object) -> CandidateRow:
+    names = ("saebench_score", "cebench_score", "explained_variance_score")
+    return candidate(condition, joint_score=joint, **dict(zip(names, scores, strict=True)), **changes)
+
+
+def test_the_winner_is_explained_term_by_term_beside_the_next_on_the_front() -> None:
+    rows = [weighed("topk", 0.6, (1.0, 0.0, 1.0)), weighed("gated", 0.55, (0.1, 1.0, 0.0), selected=False),
+            weighed("far", 0.9, (0.9, 0.9, 0.9), selected=False, on_front=False)]  # fmt: skip
+    weights = {"saebench": 0.5, "cebench": 0.5, "train_ev": 0.1}
+    assert sentences.winner_sentence(rows, weights) == (
+        "**topk** wins with a joint score of 0.600 = 0.5 × 1.00 (SAEBench) + 0.5 × 0.00 (CE-Bench) + 0.1 × 1.00 "
+        "(explained variance). The next on the front, gated, has 0.550 = 0.5 × 0.10 (SAEBench) + 0.5 × 1.00 (CE-Bench) "
+        "+ 0.1 × 0.00 (explained variance)."
+    )
+    assert sentences.winner_sentence(rows[:1], weights).endswith(
+        "no other eligible group is better in either benchmark."
+    )
+    assert sentences.winner_sentence([candidate(on_front=False)], weights).startswith("No group is eligible")
+
+
+def test_a_dominated_group_that_decides_by_stretching_the_scale_is_named() -> None:
+    assert sentences.scaling_sentence({}).startswith("No dominated group decides")
+    said = sentences.scaling_sentence({"frontier/far": "frontier/a"})
+    assert said.endswith("stretch the 0 to 1 scale: without frontier/far, frontier/a would win.")
+
+
+def replay(**changes: object) -> ReplayRow:
+    values = {"decision": "d", "winner": "topk", "values": 173, "differing": 0, "largest_difference": 1e-15}
+    return ReplayRow(**values | changes)  # type: ignore[arg-type]
+
+
+def test_a_decision_counts_as_reproduced_only_if_all_its_numbers_are() -> None:
+    rows = [replay(), replay(values=10, differing=1), replay(values=0, largest_difference=None)]
+    assert sentences.replays_sentence(rows) == (
+        "1 of 3 imported decisions are **reproduced by their own rules**, in all 173 of their numbers and names."
+    )
+    assert "was taken again" in sentences.replays_sentence([])
+
+
+def test_what_is_left_of_an_imported_decision_is_what_the_last_rule_leaves() -> None:
+    def row(rule: str, winner: str | None, decision: str = "a/b") -> RuleChangeRow:
+        return RuleChangeRow(
+            decision=decision, rule=rule, over="o", winner=winner, representative_seed=3, eligible_groups=1
+        )
+
+    rows = [row("then", "topk"), row("t", "relu"), row("t", "x"), row("last", None), row("last", None)]
+    rows += [row("then", None, "c"), row("last", "x", "c")]
+    assert sentences.rule_changes_sentence(rows).splitlines() == [
+        "- a/b chose **topk**, seed 3. All of today's rules together leave **nobody**.",
+        "- c chose nobody. All of today's rules together leave **x**.",
+    ]
+
+
+def test_each_required_gate_is_a_question_with_its_number() -> None:
+    rows = [
+        gate("random_model"), gate("transcoder", value=-0.023, bound=-0.08, verdict="fail"),
+        gate("ood", value=0.05, bound=0.09, threshold=0.1, direction="below"),
+        gate("external_cebench", value=None, bound=None, verdict="missing", note="the control was not run"),
+        gate("external_saebench", value=0.2, bound=None, verdict="fail", note="too few seeds"),
+        gate("external", required=False),
+    ]  # fmt: skip
+    random, transcoder, ood, cebench, saebench = sentences.gate_sentences(rows).splitlines()
+    assert random.endswith("Yes: +0.113, and +0.060 at the worse end of its interval; it must exceed 0.")
+    assert "**No**: -0.023, and -0.080 at the worse end" in transcoder
+    assert transcoder.endswith("it must be at least 0.")
+    assert ood.endswith("it must be at most 0.1.")
+    assert cebench.endswith("**Not shown** (missing): the control was not run.")
+    assert saebench.endswith("**No**: +0.200; too few seeds.")
+
+
+MODEL = {"name": "pythia-70m", "prepend_bos": True}
+READ = {"hook_name": "blocks.3.hook_resid_post"}
+
+
+def test_the_model_sentence_says_what_is_read_where() -> None:
+    assert sentences.model_sentence(MODEL, READ) == (
+        "The model is `pythia-70m`, every text with BOS; activations are read at `blocks.3.hook_resid_post`."
+    )
+    assert "every text without BOS" in sentences.model_sentence(MODEL | {"prepend_bos": False}, READ)
+
+
+def test_counts_of_texts_and_of_trained_saes_are_told() -> None:
+    assert sentences.disjoint_sentence(12507) == (
+        "The training data sets hold 12,507 distinct texts, and none of them occurs in any other role."
+    )
+    assert sentences.trained_sentence(["topk", "gated"], [0, 1, 2]) == "6 SAEs: 2 conditions at 3 seeds."
+
+
+def test_the_candidate_under_stress_is_named_with_its_seeds_or_its_absence() -> None:
+    assert sentences.candidate_sentence({"condition": "topk"}, members()) == "The candidate is `topk` at 3 seeds."
+    assert sentences.candidate_sentence(None, members()).startswith("No candidate was selected")
+
+
+def test_the_representative_is_named_by_seed_and_weights_or_its_absence() -> None:
+    chosen = {"seed": 2, "condition": "topk", "weights_sha256": "59e95e036b4b" + "0" * 52}
+    said = sentences.representative_sentence(chosen)
+    assert said == "The representative is seed 2 of `topk`, weights `59e95e036b4b`."
+    assert "no group is eligible" in sentences.representative_sentence(None)
+
+
+def test_what_was_measured_on_and_what_the_stories_allow() -> None:
+    texts = {"probing": ["a", "b"], "stories": "offline"}
+    said = "Model `pythia-70m`, hook `blocks.3.hook_resid_post`, 2 probing data sets, 64 pairs of "
+    own = sentences.measured_on_sentence(MODEL, READ, texts, 64)
+    assert own == said + "the offline stories of this project."
+    other = sentences.measured_on_sentence(MODEL, READ, texts | {"stories": "GulkoA/contrastive-stories-v4"}, 64)
+    assert other == said + "GulkoA/contrastive-stories-v4."
+    assert "**cannot be compared with published ones**" in sentences.stories_sentence("offline")
+    assert sentences.stories_sentence("other") == "CE-Bench was run on the named set of stories."
+    assert sentences.results_sentence([1, 2]).startswith("`results.json` holds the tables of 2 records")
+
+
+def test_what_was_not_measured_on_the_same_is_said_in_bold() -> None:
+    assert sentences.pooled_sentence({}).startswith("All of them were measured on the same: model, hook")
+    said = sentences.pooled_sentence({"data sets": ["a", "b"], "hook": ["c", "d", "e"]})
+    assert said.startswith("**They were not measured on the same things**")
+    assert said.endswith("data sets (2 different), hook (3 different).")
+
+
+def test_what_comes_from_a_mapping_has_one_order_as_records_are_read_back_sorted() -> None:
+    for sentence, one, other in (
+        (sentences.pooled_sentence, {"hook": ["a", "b"]}, {"data sets": ["a", "b", "c"]}),
+        (sentences.scaling_sentence, {"f/z": "f/a"}, {"f/b": "f/c"}),
+        (tables.sensitivity_table, {"without": "f/a"}, {"at least": None}),
+    ):
+        assert sentence(one | other) == sentence(other | one)  # type: ignore[operator]
