@@ -16,7 +16,7 @@ from husai_lib.params.catalogue import probe_data_folder
 from husai_lib.params.inputs import TextParams
 from husai_lib.randomness import numpy_generator
 
-OFFLINE_STORIES = Path(__file__).parent / "data" / "contrastive_stories.jsonl"
+OFFLINE_STORIES = REPOSITORY / "husai_lib" / "data" / "contrastive_stories.jsonl"
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def made_site(folder: Path, runs: Sequence[Run], chosen: Run, renderer: str) -> 
 
 
 def front_page(run: Run) -> str:
+    """The front page of one run as Markdown, its notebooks linked."""
     return index_markdown(run, [notebook_page(path, run.name) for path in _notebooks(run)])
 
 

@@ -22,8 +22,9 @@ from nbconvert.filters import Highlight2HTML, strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from husai_lib.errors import EvidenceError
+from husai_lib.files import REPOSITORY
 
-DATA = Path(__file__).parent / "data"
+DATA = REPOSITORY / "husai_lib" / "data"
 
 
 @dataclass(frozen=True)
