@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test check setup smoke notebooks quarto saebench clean
+.PHONY: quickstart test check setup smoke notebooks docs quarto saebench clean
 
 quickstart: setup
 	$(BIN)/husai run params/quickstart.yaml
@@ -33,6 +33,10 @@ smoke: setup
 # After a change that is meant to change them: run the notebooks again and keep their outputs.
 notebooks: setup
 	$(BIN)/python tests/refresh_notebooks.py
+
+# After a change of husai_lib/params: docs/parameters.md is generated from it.
+docs: setup
+	$(BIN)/python docs/generate_parameters.py
 
 # Quarto itself, where its download can be reached; 'husai render' then uses it.
 quarto: setup

@@ -45,7 +45,8 @@ from husai_lib.activations.banks import Bank
 from husai_lib.evidence.cache import cached
 from husai_lib.files import write_json
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.stack import Data, Stack, batches, stacks_of
+from husai_lib.saes.data import Data, batches
+from husai_lib.saes.stack import Stack, stacks_of
 from husai_lib.saes.trained import Member
 from husai_lib.saes.training import train_bank
 from husai_lib.tasks import run_tasks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -12,11 +13,20 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from husai_lib.cycle.run import NOTEBOOKS, cached_already, check_earlier, check_ready, plan, resumable_run, run_cycle
+from husai_lib.cycle.run import (
+    NOTEBOOKS,
+    Origin,
+    cached_already,
+    check_earlier,
+    check_ready,
+    plan,
+    resumable_run,
+    run_cycle,
+)
 from husai_lib.errors import EvidenceError, GateError, HusaiError, IntegrityError, ModelError
 from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
-from husai_lib.evidence.steps import made_by_other_code
+from husai_lib.evidence.verification import problems_beside, problems_of
 from husai_lib.files import REPOSITORY
 from husai_lib.params.cycle import CycleParams, load_cycle
 from husai_lib.params.strict_yaml import override
@@ -62,8 +72,6 @@ Given = Annotated[str, typer.Argument(metavar="RUN|SAE_FOLDER", help="A run's ca
 Evals = Annotated[
     str, typer.Option(metavar="NAMES", help="Evaluations, as core,absorption; default: each that can run here.")
 ]
-OfCondition = Annotated[str | None, typer.Option(metavar="NAME", help="Condition of the run, not the selected one.")]
-OfSeed = Annotated[int | None, typer.Option(help="Seed of the run's SAE, not the representative one.")]
 OfModel = Annotated[str | None, typer.Option(metavar="NAME", help="Language model of a folder, as model.name in YAML.")]
 Bos = Annotated[bool | None, typer.Option(help="Whether texts start with BOS; default: what the folder says.")]
 Setting = Annotated[
@@ -79,6 +87,11 @@ Judged = Annotated[
 Into = Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")]
 Failed = Annotated[bool, typer.Option("--even-if-failed", help="Also one that failed; its card says so first.")]
 Push = Annotated[str | None, typer.Option(metavar="REPO", help="Then upload it to this repository of the hub.")]
+WithCache = Annotated[bool, typer.Option("--with-cache", help="Use what the cache has; faster, checks less.")]
+Tolerance = Annotated[
+    float, typer.Option(min=0, help="Absolute difference that counts as reproduced; 0 unless on another processor.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")]
 SiteFolder = Annotated[
     Path | None, typer.Option("--site", metavar="DIR", help="Rendered site to check; default: _site if there is one.")
 ]
@@ -124,15 +137,22 @@ def run(
         check_earlier(cycle, evidence)
         _show_plan(cycle, evidence, resumable_run(cycle, evidence) if resume else None)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that kernels are shut down, as at Ctrl-C
-    os.environ |= {"HUSAI_CACHE": str(cache_folder().absolute()), "HUSAI_DEVICE": device}  # kernels inherit it
-    os.environ |= {"HUSAI_JOBS": str(jobs)} if jobs else {}
-    finished = run_cycle(cycle, evidence, NOTEBOOKS, resume=resume)
+    _compute_on(device, jobs)
+    within = params.resolve().is_relative_to(REPOSITORY)
+    file = params.resolve().relative_to(REPOSITORY).as_posix() if within else None
+    finished = run_cycle(cycle, evidence, NOTEBOOKS, resume=resume, origin=Origin(file, assignments or []))
     manifest = finished.manifest()
     typer.echo(f"verdict: {manifest['verdict']}")
     typer.echo(f"evidence: {finished.path}")
     if fail_on_gate_fail and not manifest["pass_all"]:
         raise GateError(f"{finished.name} does not pass its gates: {manifest['verdict']}")
+
+
+def _compute_on(device: str, jobs: int | None) -> None:
+    """Set what the kernels of notebooks inherit, and let SIGTERM shut them down as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ |= {"HUSAI_CACHE": str(cache_folder().absolute()), "HUSAI_DEVICE": device}
+    os.environ |= {"HUSAI_JOBS": str(jobs)} if jobs else {}
 
 
 def _show_plan(cycle: CycleParams, evidence: Path, resumed: Run | None) -> None:
@@ -170,8 +190,9 @@ def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Ev
     from husai_lib.report import sentences, tables  # noqa: PLC0415 - takes a second to import
 
     chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
-    if chosen.files() != chosen.manifest()["files"]:
-        raise IntegrityError(f"{chosen.name} was changed after it was finished; 'husai audit {chosen.name}' tells what")
+    chosen.manifest()  # raises for an unfinished run
+    if problems := problems_of(chosen):
+        raise IntegrityError(f"{chosen.name} does not verify: {problems[0]}")
     policy = of_run.policy_of(chosen.find_record)
     out.print(Markdown(tables.gates_table(policy.gates)))
     record = chosen.record("gate")
@@ -180,7 +201,7 @@ def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Ev
     typer.echo(f"{chosen.name}: {policy.verdict}")
     if policy.gates != tuple(record.table("gates")):
         raise IntegrityError(
-            f"{chosen.name}: its gate record states other gates than its inputs give; 'husai audit' tells"
+            f"{chosen.name}: its gate record states other gates than its inputs give; 'husai audit' lists them"
         )
     if fail_on_gate_fail and not policy.pass_all:
         raise GateError(f"{chosen.name} does not pass its gates: {policy.verdict}")
@@ -212,11 +233,10 @@ def import_(
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Read records of cycles of 2026-02 into evidence/imported/NAME/, with what is known to be wrong with them."""
-    from husai_lib.earlier import imports as earlier  # noqa: PLC0415 - takes a second to import
-    from husai_lib.earlier import replay
+    from husai_lib.earlier import imports, replay  # noqa: PLC0415 - takes a second to import
     from husai_lib.report import sentences  # noqa: PLC0415 - takes a second to import
 
-    run = earlier.import_earlier(paths, name, evidence)
+    run = imports.import_earlier(paths, name, evidence)
     records = {step: run.record(step) for step in run.manifest()["steps"]}
     for step, record in records.items():
         typer.echo(f"{step}: {record.summary.get('kind', '')} {record.summary.get('source', '')}".rstrip())
@@ -228,47 +248,86 @@ def import_(
 
 @app.command()
 def verify(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
-    """Check a complete run: every hash, every number that follows from others. Exit code 4 on a problem."""
-    from husai_lib.report.audit import audit_run  # noqa: PLC0415 - takes a second to import
+    """Check that evidence is complete and is what was written: hashes, nothing else. Exit code 4 on a problem.
 
-    chosen = find_run(evidence, run)
-    audit = audit_run(chosen)
-    for problem in audit.problems:
+    Without RUN every run, every import and what lies beside them is checked.
+    """
+    found = [find_run(evidence, run)] if run else [*find_runs(evidence), *find_imports(evidence)]
+    if not found:
+        raise EvidenceError(f"{evidence} holds nothing to verify; name another folder with --evidence")
+    problems = [problem for one in found for problem in problems_of(one)] + ([] if run else problems_beside(evidence))
+    for problem in problems:
         typer.echo(f"problem: {problem}")
-    if audit.problems:
-        raise IntegrityError(f"{chosen.name} does not verify, {len(audit.problems)} problems: {audit.problems[0]}")
-    typer.echo(f"{chosen.name} verifies: {audit}")
+    for one in found:
+        typer.echo(f"{one.name}: {f'{len(one.files())} files' if one.is_complete else 'unfinished'}")
+    if problems:
+        raise IntegrityError(f"verification found {len(problems)} problems: {problems[0]}")
 
 
 @app.command()
 def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = EVIDENCE) -> None:
-    """Make all again that runs, imports and pages show, from their records. Exit code 4 where anything differs.
+    """Check that what runs, imports and pages show follows from their records. Exit code 4 where anything differs.
 
-    Without RUN every complete run, every import, the front page and the site are checked.
+    The showing cells of the notebooks are executed again from the records, decisions are retaken and derived columns
+    recomputed. Without RUN every complete run, every import, the front page and the site are checked.
     """
     from husai_lib.report.audit import audit_run  # noqa: PLC0415 - takes a second to import
-    from husai_lib.report.site_audit import check_index, check_site  # noqa: PLC0415 - takes seconds to import
+    from husai_lib.report.checks import Audit  # noqa: PLC0415 - as above
+    from husai_lib.report.site_audit import check_front_page, check_site  # noqa: PLC0415 - takes seconds to import
 
     found = [find_run(evidence, run)] if run else [*find_runs(evidence), *find_imports(evidence)]
     if not found:
         raise EvidenceError(f"{evidence} holds nothing to audit; name another folder with --evidence")
-    unfinished = [one for one in found if not (run or one.is_complete)]
-    audits = {one.name: audit_run(one) for one in found if one not in unfinished}
+    unfinished = [one.name for one in found if not run and not one.is_complete and not problems_of(one)]
+    audits = {one.name: audit_run(one) for one in found if one.name not in unfinished}
     if run is None:
-        audits["index.md"] = check_index(evidence)
+        audits["beside the runs"] = Audit(problems=problems_beside(evidence))
+        audits["front page"] = check_front_page(evidence)
     pages = site or Path("_site")
     if site or (run is None and evidence == EVIDENCE and pages.exists()):
         audits[str(pages)] = check_site(pages, evidence)
-    for other in unfinished:
-        typer.echo(f"{other.name}: unfinished, not audited")
+    for name in unfinished:
+        typer.echo(f"{name}: unfinished, not audited")
     for name, one in audits.items():
         for problem in one.problems:
             typer.echo(f"problem: {name}: {problem}")
         typer.echo(f"{name}: {one}")
-    for other in (one for one in found if one.name in audits and audits[one.name].problems and made_by_other_code(one)):
-        typer.echo(f"{other.name} was made by other code than this: check its commit out to audit it by its own rules")
     if count := sum(len(one.problems) for one in audits.values()):
-        raise IntegrityError(f"the audit found {count} problems; each stands above")
+        raise IntegrityError(f"the audit found {count} problems, listed above")
+
+
+@app.command()
+def reproduce(
+    run: Judged,
+    *,
+    with_cache: WithCache = False,
+    tolerance: Tolerance = 0.0,
+    device: Device = "auto",
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Execute a run again from its parameters and compare its results number by number. Exit code 4 where they differ.
+
+    It takes as long as the run took: the cache is empty unless --with-cache.
+    """
+    from husai_lib.cycle.reproduce import reproduce as again  # noqa: PLC0415 - as above
+    from husai_lib.report.tables import reproduction_table  # noqa: PLC0415 - takes a second to import
+
+    chosen = find_run(evidence, run)
+    if problems := problems_of(chosen):
+        raise IntegrityError(f"{chosen.name} does not verify: {problems[0]}")
+    _compute_on(device, jobs)
+    compared = again(chosen, tolerance=tolerance, with_cache=with_cache)
+    if as_json:
+        typer.echo(json.dumps(compared.as_json(), indent=1))
+    else:
+        Console(width=None if sys.stdout.isatty() else 240).print(
+            Markdown(reproduction_table(compared.as_json()["differing"][:20]))
+        )
+        typer.echo(f"{chosen.name}: {', '.join(f'{n:,} {outcome}' for outcome, n in compared.counts.items())}")
+    if not compared.is_reproduced:
+        raise IntegrityError(f"{chosen.name} is not reproduced: {compared.counts['different']} values are different")
 
 
 @app.command()
@@ -276,8 +335,9 @@ def render(run: RunName = None, out: Out = Path("_site"), evidence: Evidence = E
     """Make the report of a run, or of all runs, as pages that open without a server."""
     name = find_run(evidence, run).name if run else None
     from husai_lib.report import site  # noqa: PLC0415 - takes seconds to import
+    from husai_lib.report.site_audit import banner_of  # noqa: PLC0415 - as above
 
-    typer.echo(f"report: {site.render(evidence, out, name)}")
+    typer.echo(f"report: {site.render(evidence, out, name, banner_of)}")
 
 
 @evaluations.command()
@@ -285,8 +345,6 @@ def saebench(
     given: Given,
     *,
     evals: Evals = "",
-    condition: OfCondition = None,
-    seed: OfSeed = None,
     model: OfModel = None,
     prepend_bos: Bos = None,
     settings: Setting = None,
@@ -295,7 +353,7 @@ def saebench(
     device: Device = "auto",
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Hand an SAE to the package sae-bench: absorption, SCR, TPP, RAVEL and others, as far as their data are here.
+    """Hand an SAE to the package sae-bench: absorption, SCR, TPP and others, as far as their data are here.
 
     Exit code 1 if an evaluation that was asked for by name did not run, or none did.
     """
@@ -303,13 +361,12 @@ def saebench(
 
     asked = [name.strip() for name in evals.split(",") if name.strip()]
     changed = override({}, settings or [])
-    bench.check_installed()
-    subject = bench.subject_of(given, evidence, condition=condition, seed=seed, model=model, prepend_bos=prepend_bos)
+    subject = bench.subject_of(given, evidence, model, prepend_bos)
     os.environ |= {"HUSAI_DEVICE": device}  # the evaluation's process inherits it
     plan = bench.planned(asked, changed, subject, download)
     failed = [name for name, lacking in plan.items() if lacking]
     for name in failed:
-        typer.echo(f"{name}: cannot run here; it needs {'; it needs '.join(plan[name])}")
+        typer.echo(f"{name}: cannot run here; it needs {plan[name]}")
     for name in [name for name in plan if name not in failed]:
         typer.echo(f"{name}: running; what it says is in {bench.log_of(name, subject)}")
         try:

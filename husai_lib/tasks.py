@@ -1,4 +1,4 @@
-"""Independent tasks, spread over threads, with results that do not depend on how many there are."""
+"""Independent tasks on parallel threads; results do not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ Progress = Callable[[int, int, str], None]
 
 
 def device() -> str:
-    """The device asked for by `$HUSAI_DEVICE` (auto, cpu, cuda); `auto` takes a GPU where there is one."""
+    """The device that `$HUSAI_DEVICE` names (auto, cpu, cuda); `auto` is the GPU, if there is one."""
     wanted = os.environ.get("HUSAI_DEVICE") or "auto"
     if wanted not in {"auto", "cpu", "cuda"}:
-        raise ParameterError(f"--device {wanted}: is no device; use auto, cpu or cuda")
+        raise ParameterError(f"--device {wanted}: unknown device; use auto, cpu or cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ParameterError("--device cuda: torch finds no CUDA device; use --device cpu or auto")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def jobs() -> int:
-    """Tasks at a time: `$HUSAI_JOBS`, else one a processor; one where a GPU does the work."""
+    """Number of parallel tasks: `$HUSAI_JOBS`, or by default one for each processor and one on a GPU."""
     wanted = os.environ.get("HUSAI_JOBS") or str(1 if device() == "cuda" else os.cpu_count())
     if not wanted.isdecimal() or int(wanted) < 1:
-        raise ParameterError(f"--jobs {wanted}: is no number of tasks; use 1 or more")
+        raise ParameterError(f"--jobs {wanted}: not a number of tasks; use 1 or more")
     return int(wanted)
 
 
 def run_tasks(
     function: Callable[[Task], Result], tasks: Sequence[Task], what: str, progress: Progress | None = None
 ) -> list[Result]:
-    """`function` of each task, in the order of the tasks.
+    """The result of `function` for each task, in the order of the tasks.
 
-    Every task computes on one thread, so one job and eight give the same bits. torch, numpy and
-    scikit-learn release the interpreter lock in their kernels, so threads suffice and share memory.
+    Each task computes on one thread, so any number of jobs gives the same bits. torch, numpy and scikit-learn release
+    the interpreter lock in their kernels, so threads suffice, and they share memory.
     """
     results: list[Result] = []
     with threadpool_limits(1):
@@ -54,5 +54,5 @@ def run_tasks(
 
 
 def _on_one_thread(function: Callable[[Task], Result], task: Task) -> Result:
-    torch.set_num_threads(1)  # OpenMP keeps this number a thread, so every worker sets its own
+    torch.set_num_threads(1)  # OpenMP keeps this number for each thread, so every worker sets its own
     return function(task)

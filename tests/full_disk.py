@@ -36,7 +36,8 @@ from husai_lib.measures.contrastive import contrastive_scores  # noqa: E402
 from husai_lib.measures.probing import ProbeTask, llm_scores, sae_scores  # noqa: E402
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams  # noqa: E402
 from husai_lib.params.inputs import ActivationParams, ModelParams  # noqa: E402
-from husai_lib.saes.stack import Data, Stack  # noqa: E402
+from husai_lib.saes.data import Data  # noqa: E402
+from husai_lib.saes.stack import Stack  # noqa: E402
 from husai_lib.saes.trained import Member  # noqa: E402
 from husai_lib.saes.training import train_bank  # noqa: E402
 

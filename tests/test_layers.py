@@ -1,4 +1,4 @@
-"""The library's layers: each module imports only from its own layer and those above it."""
+"""The house: which room may import which, and that the judging wing does without torch."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ import pytest
 from husai_lib.files import REPOSITORY
 from husai_lib.params.hyperparameters import ARCHITECTURES
 
-LAYERS = {
-    1: "errors version",
-    2: "files catalogue sections hyperparameters conditions params strict_yaml cache records evidence intervals",
-    3: "candidates ranking selection gates criteria decisions earlier json_parts earlier_records earlier_gates "
-    "earlier_stress caveats replay audit recomputed shown figures tables sentences",
-    4: "language_model texts activations architectures logistic matching tasks randomness",
-    5: "stack training probing contrastive width_study evaluation baselines stress saebench_job upload_job",
-    6: "execution cycle cli export saebench site webpages",
+LIBRARY = REPOSITORY / "husai_lib"
+GROUND = {"errors", "files", "randomness", "tasks", "intervals", "version"}
+BELOW: dict[str, set[str]] = {
+    "params": set(),
+    "evidence": {"params"},
+    "activations": {"params", "evidence"},
+    "saes": {"params", "evidence", "activations"},
+    "measures": {"params", "evidence", "activations", "saes"},
+    "decisions": {"params", "evidence"},
+    "earlier": {"params", "evidence", "decisions"},
+    "report": {"params", "evidence", "decisions", "earlier"},
+    "cycle": {"params", "evidence", "decisions", "earlier", "report"},
 }
-LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-MAY_IMPORT = {1: {1}, 2: {1, 2}, 3: {1, 2, 3}, 4: {1, 2, 3, 4}, 5: {1, 2, 3, 4, 5}, 6: {1, 2, 3, 6}}
+"""The rooms that each room may import; a wing never imports the other."""
+MEASURING = {"activations", "saes", "measures"}
 HEAVY = {"torch", "sae_lens", "transformer_lens", "transformers", "sae_probes", "numba"}
 NOTEBOOK_STACK = {"husai_lib", "IPython", "matplotlib", "numpy", "pandas", "scipy"}
-LIBRARY = REPOSITORY / "husai_lib"
-FILES = sorted(p for p in LIBRARY.rglob("*.py") if p != LIBRARY / "__init__.py")
+FILES = sorted(LIBRARY.rglob("*.py"))
 
 
-def module_of(path: Path) -> str:
-    """The name in LAYERS that a file belongs to: its module, or the package it lies in."""
+def room_of(path: Path) -> str:
+    """The room a file lies in; for a file of the ground floor its own name."""
     return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
 
 
@@ -48,48 +51,69 @@ def imports(source: str) -> set[str]:
     return found
 
 
-def library_modules(source: str) -> set[str]:
+def rooms_of(source: str) -> set[str]:
+    """The rooms and ground modules that a source text imports."""
     inner = {name.split(".")[1] for name in imports(source) if name.startswith("husai_lib.")}
     return {"evidence" if name == "open_step" else "version" if name == "__version__" else name for name in inner}
 
 
 def test_imports_are_found_in_every_form() -> None:
-    source = "import a.b\nfrom c import d\ndef f():\n    from husai_lib import tables\n    import husai_lib.files as g"
-    assert imports(source) == {"a.b", "c.d", "husai_lib.report.tables", "husai_lib.files"}
-    assert library_modules(source) == {"tables", "files"}
+    source = (
+        "import a.b\nfrom c import d\ndef f():\n    from husai_lib import files\n    import husai_lib.report.site as g"
+    )
+    assert imports(source) == {"a.b", "c.d", "husai_lib.files", "husai_lib.report.site"}
+    assert rooms_of(source) == {"files", "report"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(LIBRARY)))
-def test_a_module_has_a_layer_and_imports_only_from_layers_it_may(path: Path) -> None:
-    layer = LAYER[module_of(path)]
-    source = path.read_text(encoding="utf-8")
-    used = {name: LAYER[name] for name in library_modules(source)}
-    assert set(used.values()) <= MAY_IMPORT[layer], used
-    if layer not in {4, 5}:
-        assert not {name.split(".")[0] for name in imports(source)} & HEAVY
+def test_the_ground_floor_holds_six_files_and_every_room_is_in_the_table() -> None:
+    assert {room_of(path) for path in FILES} == {*GROUND, *BELOW, "cli", "__init__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_a_room_imports_only_from_below(path: Path) -> None:
+    room, used = room_of(path), rooms_of(path.read_text(encoding="utf-8"))
+    if room in GROUND:
+        assert used <= GROUND
+    elif room in BELOW:
+        assert used <= GROUND | BELOW[room] | {room}
+    if room not in MEASURING | {"tasks", "randomness"}:
+        assert not {name.split(".")[0] for name in imports(path.read_text(encoding="utf-8"))} & HEAVY
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_a_room_says_what_comes_in_and_what_leaves(room: str) -> None:
+    docstring = ast.get_docstring(ast.parse((LIBRARY / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    assert "In: " in docstring
+    assert "Out: " in docstring
+    assert len(docstring.splitlines()) <= 7
 
 
 def test_modules_do_not_import_in_circles() -> None:
+    names = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
     graph: dict[str, set[str]] = {}
     for path in FILES:
-        graph.setdefault(module_of(path), set()).update(library_modules(path.read_text()) - {module_of(path)})
+        name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        found = imports(path.read_text(encoding="utf-8"))
+        graph[name] = {used if used in names else used.rpartition(".")[0] for used in found} & names - {name}
     TopologicalSorter(graph).prepare()
 
 
 def test_every_architecture_has_its_module() -> None:
-    if (LIBRARY / "architectures" / "__init__.py").exists():
-        assert all((LIBRARY / "architectures" / f"{name}.py").exists() for name in ARCHITECTURES)
+    assert all((LIBRARY / "saes" / "architectures" / f"{name}.py").exists() for name in ARCHITECTURES)
 
 
-def test_the_layers_without_torch_load_without_torch() -> None:
-    names = [f"husai_lib.{p.stem}" for p in FILES if LAYER[module_of(p)] not in {4, 5}]
+def test_the_judging_wing_loads_without_torch() -> None:
+    paths = [path for path in FILES if room_of(path) not in MEASURING | {"tasks"} and path.stem != "__init__"]
+    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
     script = f"import sys, {', '.join(names)}; assert not {HEAVY} & set(sys.modules), {HEAVY} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_a_notebook_imports_only_the_library_and_the_scientific_stack(path: Path) -> None:
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    used = {name.split(".")[0] for name in imports(code)}
-    assert used <= NOTEBOOK_STACK | sys.stdlib_module_names, used
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_only_computing_cells_of_a_notebook_know_the_measuring_wing(path: Path) -> None:
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        used = imports("".join(cell["source"]))
+        assert {name.split(".")[0] for name in used} <= NOTEBOOK_STACK | sys.stdlib_module_names
+        if "compute" not in cell["metadata"].get("tags", []):
+            assert not rooms_of("".join(cell["source"])) & (MEASURING | {"tasks"})

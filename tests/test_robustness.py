@@ -213,7 +213,7 @@ def test_a_training_text_without_tokens_gives_no_row_and_is_counted(model: Langu
 
 def test_texts_without_any_row_are_one_sentence(model: LanguageModel) -> None:
     empty = [Text("a", ""), Text("b", "")]
-    with pytest.raises(DataError, match="0 token positions but 1 were asked for"):
+    with pytest.raises(DataError, match="0 token positions but 1 were requested"):
         text_bank(model, empty, READ, [HOOK], 1)
     for limit in (None, 1.0):
         with pytest.raises(DataError, match=r"no text has a token left after activations.skip_positions"):
@@ -282,7 +282,7 @@ def test_an_sae_that_gives_no_number_is_refused_by_ce_bench(fresh_cache: Path) -
 
 
 def test_an_sae_that_gives_no_number_is_refused_by_probing(fresh_cache: Path) -> None:
-    with pytest.raises(DataError, match=r"a latent that is no finite number on .set.; check its weights"):
+    with pytest.raises(DataError, match=r"a latent that is NaN or infinite on .set.; check its weights"):
         sae_scores([broken_sae()], [probe_task()], ProbingParams())
     assert not list(fresh_cache.glob("probes/*"))
 

@@ -1,4 +1,4 @@
-"""Tasks come back in order, each on one thread; impossible wishes are told; every draw has its own generator."""
+"""Tasks return in order, each on one thread; invalid options are errors; each draw has its own generator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_results_come_in_the_order_of_the_tasks_with_progress_for_each(
     assert run_tasks(square, [], "squares") == []
 
 
-def test_tasks_run_side_by_side_and_no_more_at_a_time_than_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_run_in_parallel_and_no_more_than_jobs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUSAI_JOBS", "2")
     barrier = threading.Barrier(2)  # broken unless two tasks wait at it together
     running: list[int] = []
@@ -46,7 +46,7 @@ def test_tasks_run_side_by_side_and_no_more_at_a_time_than_jobs(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_every_task_computes_on_one_thread_and_the_rest_on_as_many_as_before(
+def test_every_task_computes_on_one_thread_and_the_caller_on_as_many_as_before(
     monkeypatch: pytest.MonkeyPatch, count: str
 ) -> None:
     monkeypatch.setenv("HUSAI_JOBS", count)
@@ -59,7 +59,7 @@ def test_every_task_computes_on_one_thread_and_the_rest_on_as_many_as_before(
         torch.set_num_threads(before)
 
 
-def test_the_error_of_a_task_is_the_error_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_task_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUSAI_JOBS", "2")
 
     def fail(task: int) -> int:
@@ -71,7 +71,7 @@ def test_the_error_of_a_task_is_the_error_of_all(monkeypatch: pytest.MonkeyPatch
         run_tasks(fail, range(3), "tasks")
 
 
-def test_jobs_are_those_asked_for_else_one_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_are_as_set_or_one_for_each_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUSAI_DEVICE", "cpu")
     monkeypatch.setattr("os.cpu_count", lambda: 5)
     for given, expected in (("3", 3), ("", 5)):
@@ -82,13 +82,13 @@ def test_jobs_are_those_asked_for_else_one_a_processor(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "two", "1.5"])
-def test_a_number_of_jobs_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_an_invalid_number_of_jobs_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("HUSAI_JOBS", given)
     with pytest.raises(ParameterError, match=f"--jobs {given}"):
         jobs()
 
 
-def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_is_as_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         for wanted, expected in (
@@ -110,7 +110,7 @@ def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
         device()
 
 
-def test_a_generator_is_decided_by_seed_and_purpose_alone() -> None:
+def test_a_generator_depends_on_seed_and_purpose_alone() -> None:
     def numbers(seed: int, purpose: str) -> tuple[float, ...]:
         return tuple(numpy_generator(seed, purpose).random(3)) + tuple(
             torch.rand(3, generator=torch_generator(seed, purpose)).tolist()

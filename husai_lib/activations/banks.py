@@ -1,7 +1,7 @@
-"""Activation banks: rows of a model's activations on disk, memory-mapped, named by their content.
+"""Activation banks: rows of a model's activations on disk, memory-mapped and identified by their content.
 
-A bank is made once for each combination of weights, texts, hooks and arguments. All hooks of a bank
-come from one forward pass and have the same rows in the same order.
+A bank is extracted once for each combination of weights, texts, hooks and arguments. All its hooks come from one
+forward pass and have the same rows in the same order.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Bank:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Counts of texts, tokens and rows by data set, and the norm limit that was applied."""
+        """The norm limit that was applied, and counts of texts, tokens and rows by data set."""
         meta: dict[str, Any] = read_json(self.entry.path / "meta.json")
         return meta
 
@@ -67,7 +67,7 @@ class Bank:
             yield torch.from_numpy(rows.reshape(-1, d_in))
 
     def take(self, index: np.ndarray) -> torch.Tensor:
-        """The rows `index [n]`, `[n, d_in]`, read one by one: pages of a map that are touched would stay in memory."""
+        """The rows `index [n]`, `[n, d_in]`, read one by one, as the pages of a memory map would stay in memory."""
         out = np.empty((len(index), self.rows.shape[1]), np.float32)
         width, views = out.shape[1] * 4, memoryview(out.data).cast("B")
         with self._file.open("rb", buffering=0) as file:
@@ -93,36 +93,28 @@ class Bank:
         return float(self.rows.shape[1] ** 0.5 * len(self.rows) / total)
 
     def row(self, bank: str) -> BankRow:
-        """The bank as a row of a record."""
+        """The bank, named `bank`, as a row of a record."""
         n, d_in = self.rows.shape
         return BankRow(bank=bank, hook_name=self.hook_name, rows=n, d_in=d_in, key=self.entry.key, sha256=self.sha256)
 
     def sources(self, role: str) -> list[SourceRow]:
-        """Where the rows come from, as rows of a record."""
+        """The data sets of the rows, as rows of a record."""
         return [SourceRow(role=role, **source) for source in self.meta["sources"]]
 
 
 def open_bank(key: str, hook_name: str) -> Bank:
-    """The bank of that cache key, verified; IntegrityError if it is missing or damaged."""
+    """The verified bank of a cache key; IntegrityError if it is damaged."""
     return Bank(open_entry("banks", key), hook_name)
 
 
 def banks_of(record: Record) -> dict[str, Bank]:
-    """The banks that the record of step `activations` lists, by name; IntegrityError for one of other content."""
+    """The banks in the record of step `activations`, by name; IntegrityError if the content of one differs."""
     banks = {}
     for row in record.table("banks"):
         banks[row.bank] = open_bank(row.key, row.hook_name)
         if banks[row.bank].sha256 != row.sha256:
             raise IntegrityError(f"the activations of bank {row.bank} are not those of its record; run the cycle again")
     return banks
-
-
-def new_rows(path: Path, shape: tuple[int, int]) -> np.memmap:
-    """A new float32 array on disk, its space taken at once: where a page finds none later, the process is killed."""
-    rows: np.memmap = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return rows
 
 
 def mapped(folder: Path, hook_name: str) -> np.memmap:

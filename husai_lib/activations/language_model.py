@@ -1,4 +1,4 @@
-"""Language models: hub name, local folder or GGUF, real or re-initialised, as a TransformerLens model."""
+"""Language models as TransformerLens models: from the hub, a local folder or a GGUF file, trained or re-initialised."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MODEL_FILES = {".json", ".safetensors", ".txt", ".model"}
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model that is loaded when it is first asked for something; its identity is known before."""
+    """A model that is loaded on first use; its identity is known before."""
 
     params: ModelParams
     device: str
     source: str
     """Folder, GGUF file or hub name, without `random:`."""
     identity: dict[str, Any]
-    """What determines its weights and tokens: content hashes, or the hub's commit."""
+    """All that determines its weights and tokens: content hashes, or the commit on the hub."""
 
     @cached_property
     def bridge(self) -> Any:
@@ -46,9 +46,9 @@ class LanguageModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer; it adds no special token by itself (see `tokenize`)."""
+        """The Hugging Face tokenizer; `tokenize` adds the BOS token."""
         tokenizer = _loaded(AutoTokenizer.from_pretrained, self._folder)
-        if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes up without files
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers returns if there are no files
             raise ModelError(f"language model {self.source!r} holds no tokenizer; add its tokenizer files")
         return tokenizer
 
@@ -60,7 +60,7 @@ class LanguageModel:
     def _hf_model(self) -> Any:
         dtype = getattr(torch, self.params.dtype)
         if not self.params.name.startswith("random:"):
-            # a pickle would be outside the identity, and none is ever loaded
+            # pickles are never loaded, and are not part of the identity
             return _weights(self._folder, dtype=dtype, use_safetensors=True)
         config = _loaded(AutoConfig.from_pretrained, self._folder)
         with torch.random.fork_rng(devices=[]):
@@ -68,10 +68,10 @@ class LanguageModel:
             return AutoModelForCausalLM.from_config(config).to(dtype)
 
     def tokenize(self, texts: list[str], max_tokens: int, keep: str = "start") -> list[Tokens]:
-        """Token ids of each text, at most `max_tokens` of them, the BOS token first where asked for.
+        """At most `max_tokens` token ids of each text, the BOS token first if `prepend_bos` is set.
 
-        `keep` says which end of a text survives a cut: `start`, or `end` as sae-probes has it.
-        Raises ModelError if the model has no BOS token but `prepend_bos` asks for one.
+        `keep` is the end of a long text that is kept: `start`, or `end` as in sae-probes. Raises ModelError if
+        `prepend_bos` is set but the model has no BOS token.
         """
         tokenizer = self.tokenizer
         first = [tokenizer.bos_token_id] if self.params.prepend_bos else []
@@ -83,15 +83,12 @@ class LanguageModel:
 
 
 def open_model(params: ModelParams, device: str = "cpu") -> LanguageModel:
-    """The model `params` names, not yet loaded.
-
-    Raises ModelError if there is none: the sentence names it and what to do.
-    """
+    """The model that `params` names, not loaded yet. Raises ModelError if there is none."""
     source = params.name.removeprefix("random:")
     if path := local_path(source):
         files = [path] if path.is_file() else [p for p in sorted(path.glob("*")) if p.suffix in MODEL_FILES]
         if not files:
-            raise ModelError(f"{path} holds no model: neither config.json nor weights; name a folder that does")
+            raise ModelError(f"{path} holds no model, neither config.json nor weights; name another folder")
         source, content = str(path), {"files": {p.name: sha256_file(p) for p in files}}
     else:
         source, content = _hub_source(source)
@@ -101,7 +98,7 @@ def open_model(params: ModelParams, device: str = "cpu") -> LanguageModel:
 
 
 def _hub_source(name: str) -> tuple[str, dict[str, Any]]:
-    """The hub repository TransformerLens knows under `name`, and the commit it stands at."""
+    """The hub repository that TransformerLens knows as `name`, and its current commit."""
     try:
         repository = get_official_model_name(name)
     except ValueError:
@@ -111,7 +108,7 @@ def _hub_source(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _loaded(load: Any, source: str, **options: Any) -> Any:
-    """`load(source)`, with any way that can fail turned into one sentence."""
+    """`load(source)`; any failure raises a ModelError with one sentence."""
     try:
         return load(source, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
@@ -121,7 +118,7 @@ def _loaded(load: Any, source: str, **options: Any) -> Any:
 
 
 def _weights(source: str, **options: Any) -> Any:
-    """The model with all its weights: transformers would leave those a checkpoint lacks random, with a warning."""
+    """The model with all its weights; transformers would only warn about missing ones and leave them random."""
     model, report = _loaded(AutoModelForCausalLM.from_pretrained, source, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"language model {source!r} lacks weights ({missing[0]}, ...); get the whole checkpoint again")
@@ -129,7 +126,7 @@ def _weights(source: str, **options: Any) -> Any:
 
 
 def _converted(gguf: Path) -> Path:
-    """A Hugging Face folder with the content of a GGUF file, made once: parsing GGUF takes 10 s a time."""
+    """A Hugging Face folder with the content of a GGUF file, cached because parsing GGUF takes 10 s."""
 
     def make(folder: Path) -> None:
         options = {"gguf_file": gguf.name}

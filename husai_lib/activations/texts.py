@@ -1,4 +1,4 @@
-"""Texts and what they serve for: training and held-out text, probing data sets, contrastive stories."""
+"""Texts by role: training and held-out texts, probing data sets, contrastive stories."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class ProbingSet:
     name: str
     prompts: tuple[str, ...]
     labels: np.ndarray
-    """0 or 1 a prompt: the order of the classes is alphabetical, as in sae-probes."""
+    """0 or 1 for each prompt; classes are in alphabetical order, as in sae-probes."""
     classes: tuple[str, str]
-    """What 0 and 1 stand for."""
+    """The names of class 0 and class 1."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """One text and the data set it is from."""
+    """A text and the name of its data set."""
 
     data_set: str
     text: str
@@ -41,7 +41,7 @@ class Text:
 
 @dataclass(frozen=True)
 class StoryPair:
-    """Two stories that differ in one concept."""
+    """Two stories about one subject that differ in one concept."""
 
     subject: str
     story1: str
@@ -51,7 +51,7 @@ class StoryPair:
 def _frame(name: str, shifted: bool = False) -> pd.DataFrame:
     """The rows of a data set of sae-probes; DataError if a prompt is empty."""
     folder, suffix = ("OOD data", "_OOD") if shifted else ("cleaned_data", "")
-    # a blank prompt is an error here and "NA" is a word; pandas would make both the text "nan"
+    # a blank prompt is an error here and "NA" is a word; by default pandas would turn both into "nan"
     path = probe_data_folder() / folder / f"{name}{suffix}.csv.zst"
     frame = pd.read_csv(path, dtype={"prompt": str}, keep_default_na=False)
     if not all(prompt.strip() for prompt in frame["prompt"]):
@@ -68,7 +68,7 @@ def prompts(name: str) -> tuple[str, ...]:
 def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -> ProbingSet:
     """A data set of sae-probes, or its out-of-distribution counterpart.
 
-    With `max_rows`, the first half as many rows of each class, so that both stay equally frequent.
+    With `max_rows`, the first `max_rows // 2` rows of each class, so that both are equally frequent.
 
     Raises DataError if a prompt is empty, there are not exactly two classes, or a shifted set has others.
     """
@@ -89,10 +89,7 @@ def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -
 
 
 def drawn_texts(names: list[str], seed: int) -> list[Text]:
-    """All texts of the data sets in one random order, so that any prefix has them in proportion.
-
-    A text that occurs twice is kept once.
-    """
+    """All distinct texts of the data sets in one random order, so that any prefix has them in proportion."""
     pooled = {prompt: Text(name, prompt) for name in names for prompt in prompts(name)}
     texts = list(pooled.values())
     order = numpy_generator(seed, "draw texts").permutation(len(texts))
@@ -100,9 +97,9 @@ def drawn_texts(names: list[str], seed: int) -> list[Text]:
 
 
 def check_disjoint(params: TextParams) -> int:
-    """How many training texts there are, all of them absent from every other role.
+    """The number of training texts, none of which has another role.
 
-    Raises DataError naming two data sets that share a text although their names differ.
+    Raises DataError if a training data set and one of another role share a text.
     """
     owner = {prompt: name for name in params.training for prompt in prompts(name)}
     evaluation = [(name, prompts(name)) for name in [*params.held_out, *params.probing, *params.ood]]
@@ -112,7 +109,7 @@ def check_disjoint(params: TextParams) -> int:
             if prompt in owner:
                 raise DataError(
                     f"texts.training {owner[prompt]!r} shares a text with {name!r} ({prompt[:40]!r}...); "
-                    "SAEs may not be measured on what they were trained on, so choose another data set"
+                    "SAEs may not be measured on texts they were trained on, so choose another data set"
                 )
     return len(owner)
 
@@ -120,7 +117,7 @@ def check_disjoint(params: TextParams) -> int:
 def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
     """The first `max_rows` pairs of a set of contrastive stories (`texts.stories` in the parameters).
 
-    Raises DataError where the source cannot be read or a row lacks a column.
+    Raises DataError if the source cannot be read or a row lacks a column.
     """
     if source == "offline" or source.endswith(".jsonl"):
         path = OFFLINE_STORIES if source == "offline" else REPOSITORY / Path(source).expanduser()
@@ -136,7 +133,7 @@ def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
     except (KeyError, TypeError):
         raise DataError(f"stories {source!r} lack one of the columns subject, story1, story2") from None
     if not pairs or not all(pair.story1.strip() and pair.story2.strip() for pair in pairs):
-        raise DataError(f"stories {source!r} hold no pair or an empty story; give each row two texts")
+        raise DataError(f"stories {source!r} have no pair or an empty story; give each row two texts")
     return pairs
 
 
@@ -146,4 +143,4 @@ def _hub_rows(source: str) -> list[dict[str, str]]:
     try:
         return list(datasets.load_dataset(source, split="train"))
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"stories {source!r} cannot be had from the hub; use 'offline' or a .jsonl file") from error
+        raise DataError(f"stories {source!r} cannot be loaded from the hub; use 'offline' or a .jsonl file") from error

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from husai_lib import errors
 from husai_lib.files import REPOSITORY, read_json, write_text
+from husai_lib.report.reexecution import COMPUTE
 from husai_lib.report.webpages import read_notebook
 
 POLL_SECONDS = 0.5
@@ -128,15 +129,22 @@ class Watch:
         return f"{text}, about {left / 60:.1f} min left in the cycle"
 
 
-def strip_notebook(path: Path) -> None:
+def strip_notebook(path: Path) -> list[str]:
     """Make an executed notebook fit to commit: no timings or paths of this machine; doing it twice changes nothing.
 
-    Of the metadata, cell tags, kernel and language stay.
+    Of the metadata, cell tags, kernel and language stay. Computing cells show nothing: progress bars and printed lines
+    go, and the latter are returned.
     """
     notebook = read_notebook(path)
     kept = ("kernelspec", "language_info")
     notebook.metadata = {key: value for key, value in notebook.metadata.items() if key in kept}
+    printed: list[str] = []
     for cell in notebook.cells:
-        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
+        if COMPUTE in cell.metadata.get("tags", []):
+            streams = (output.text for output in cell.outputs if output.output_type == "stream")
+            printed += [line for text in streams for line in text.splitlines() if line.strip()]
+            cell.outputs = []
     text = nbformat.writes(nbformat.from_dict(notebook)).rstrip("\n") + "\n"
     write_text(path, text.replace(f"{REPOSITORY}/", "").replace(str(REPOSITORY), "."))
+    return printed

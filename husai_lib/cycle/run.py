@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from husai_lib.errors import DataError, EvidenceError, HusaiError, ParameterError, StepError
 from husai_lib.evidence.cache import CACHED, cache_folder
 from husai_lib.evidence.runs import Run, find_runs, new_run
-from husai_lib.evidence.steps import step_key
+from husai_lib.evidence.steps import environment, step_key
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
 from husai_lib.params.conditions import baseline_shapes
 from husai_lib.params.cycle import CycleParams
@@ -49,6 +49,16 @@ STEPS = (
 )
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where the parameters of a run come from, as its manifest states it."""
+
+    parameters_file: str | None = None
+    """The parameter file within the repository; None for one elsewhere."""
+    overrides: list[str] = field(default_factory=list)
+    """The values set on the command line, as `sae.k=16`."""
+
+
 MODEL_WORK = {"activations": 9, "stress": 4}
 """Reading the language model takes about as long as training so many SAEs; the frontier trains each twice."""
 
@@ -70,13 +80,12 @@ class PlannedStep:
 
 def check_earlier(params: CycleParams, evidence: Path) -> None:
     """Raise ParameterError for an earlier run or record that the parameters name and that cannot serve."""
-    from husai_lib.decisions import candidates  # noqa: PLC0415 - take a second to import
-    from husai_lib.decisions import of_run as decisions
+    from husai_lib.decisions import candidates, of_run  # noqa: PLC0415 - take a second to import
 
     later, key = Run(evidence / params.cycle / "later"), "earlier"
     try:
         for name in params.earlier:
-            decisions.earlier_standing(name, later.read_run)
+            of_run.earlier_standing(name, later.read_run)
         key = "selection.sources"
         for source in (source for source in params.selection.sources if "/" in source):
             found, here = candidates.candidates_of(source, later.find_record), params.model_dump(mode="json")
@@ -184,10 +193,10 @@ def check_ready(evidence: Path, notebooks: Path = NOTEBOOKS) -> None:
 
 
 def notebook_code(path: Path) -> str:
-    """Hash of a notebook's code cells, which decides whether an execution of it is still current."""
+    """Hash of a notebook's cells, outputs apart, which decides whether an execution of it is still current."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        code = [[cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])] for cell in cells]
     except (OSError, ValueError, KeyError, TypeError):
         raise StepError(f"{path} is no notebook that can be read; restore it") from None
     return sha256_text(canonical_json(code))
@@ -215,8 +224,11 @@ def run_cycle(
     *,
     resume: bool = False,
     console: Console | None = None,
+    origin: Origin | None = None,
 ) -> Run:
     """Run a cycle, or what is left of its newest run, to a complete run under `evidence`.
+
+    `origin` is where the parameters come from, for the manifest.
 
     Progress goes to `console` (stderr by default). Raises ParameterError or EvidenceError before
     anything is written, and StepError (or the error of this library a notebook raised) when a step fails.
@@ -237,22 +249,28 @@ def run_cycle(
             console.print(f"{run.name} is complete; nothing to resume")
             return run
         write_json(run.path / "parameters.json", params.model_dump(mode="json"))
+        run.note_attempt({name: value for name, value in environment("").items() if name != "device"})
         console.print(f"{began} {run.name}")
         for number, step in enumerate(planned, 1):
             state = f"starts, {step.reason}" if step.reason else "kept"
             console.print(f"step {number}/{len(planned)} {step.step.name}: {state}")
             if step.reason:
                 with watch.step(step.step.name):
-                    _run_step(step, run, notebooks)
+                    for line in _run_step(step, run, notebooks):
+                        console.print(f"step {step.step.name} printed: {line}")
         gate = run.record("gate").summary
         about = {"cycle": params.cycle, "summary": params.summary, "steps": [step.name for step in STEPS]}
+        about |= asdict(origin or Origin())
         run.write_manifest(**about, verdict=gate["verdict"], pass_all=gate["pass_all"])
         return run
 
 
-def _run_step(planned: PlannedStep, run: Run, notebooks: Path) -> None:
-    """Execute one notebook and take its record, and the executed notebook, into the journal."""
-    from husai_lib.cycle.execution import execute, strip_notebook  # noqa: PLC0415
+def _run_step(planned: PlannedStep, run: Run, notebooks: Path) -> list[str]:
+    """Execute one notebook and take its record, and the executed notebook, into the journal.
+
+    Returns what its computing cells printed, such as warnings, which is not kept in the notebook.
+    """
+    from husai_lib.cycle.execution import execute, strip_notebook  # noqa: PLC0415 - as in run_cycle
 
     step = planned.step
     source, executed = notebooks / step.notebook, run.path / "notebooks" / step.notebook
@@ -262,14 +280,16 @@ def _run_step(planned: PlannedStep, run: Run, notebooks: Path) -> None:
     run.drop_step(step.name)
     executed.parent.mkdir(exist_ok=True)
     try:
-        execute(source, unfinished, {"run": str(folder)} | planned.parameters)
+        # in the order in which the record has them, so that the injected cell follows from the record
+        execute(source, unfinished, {"run": str(folder)} | json.loads(canonical_json(planned.parameters)))
         if step.name not in run.journal:
             raise StepError("it ended without writing its record")
     except HusaiError as error:
         sentence = f"step {step.name} ({source.name}) failed: {error}; fix it and run again with --resume"
         raise type(error)(sentence) from error
-    strip_notebook(unfinished)
+    printed = strip_notebook(unfinished)
     unfinished.replace(executed)
     entry = run.journal[step.name]
     files = entry["files"] | {f"notebooks/{step.notebook}": sha256_file(executed)}
     run.note_step(step.name, entry | {"files": files, "notebook_code": code})
+    return printed

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import isfinite
 from typing import Any
 
 from husai_lib.errors import DataError
@@ -14,13 +13,15 @@ from husai_lib.evidence.rows import EarlierMemberRow, MemberRow, ceiling, is_mat
 from husai_lib.evidence.runs import Record
 from husai_lib.files import canonical_json
 
-WHICH_TOKENS = ("probe_tokens", "skip_positions", "max_norm_ratio")
+Read = Callable[[str], Record]
+"""Gives the record of a step of this run, or of an earlier run as `<cycle>/<run>/<step>`."""
+METRICS = ("saebench_delta", "cebench_delta", "explained_variance")
+TOKENS = ("probe_tokens", "skip_positions", "max_norm_ratio")
 """Parameters of the activations that decide which tokens the benchmarks see."""
-WHICH_PAIRS = ("max_rows", "independence")
+PAIRS = ("max_rows", "independence")
 """Parameters of CE-Bench that decide its plain scores."""
 BASELINE = "baseline"
 NOT_KNOWN = '"not known"'
-METRICS = ("saebench_delta", "cebench_delta", "explained_variance")
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Candidate:
     """One member as selection sees it."""
 
     source: str
-    """The record it comes from: a step, with cycle and run before it where that is another one."""
+    """The record it comes from: a step, preceded by cycle and run if that is another run."""
     condition: str
     architecture: str
     seed: int | None
-    """None where an imported record does not say."""
+    """None where an imported record does not state it."""
     saebench_delta: float | None
     """None if it was not measured; 0.0 is a measurement. The same for the two below."""
     cebench_delta: float | None
@@ -52,32 +53,36 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"{self.source}/{self.condition}, seed {self.seed}"
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Where it stands among others, so that their order never matters."""
+        """Its sort key, so that the order of the input never matters."""
         return (self.source, self.condition, self.seed is None, self.seed or 0, self.position)
 
 
-def candidates_of(source: str, read: Callable[[str], Record]) -> list[Candidate]:
-    """The candidates of a source as parameters name it; `read` gives the record of a step of this or another run."""
-    run = source.rpartition("/")[0]
-    record, prefix = read(source), f"{run}/" if run else ""
+def candidates_of(source: str, read: Read) -> list[Candidate]:
+    """The candidates of a source as parameters name it."""
+    record = read(source)
     if "earlier_members" in record.data["tables"]:
         return candidates_from_earlier(source, record.table("earlier_members"))
     if "members" not in record.data["tables"]:
         raise DataError(f"selection.sources: {source} holds no SAEs; name a step such as frontier")
-    baselines = read(f"{prefix}baselines")
-    measured = measured_on(read(f"{prefix}activations"), baselines)
-    return candidates_from(source, record.table("members"), measured, baselines.table("members"))
+    baselines = read(beside(source, "baselines")).table("members")
+    return candidates_from(source, record.table("members"), measured_on(source, read), baselines)
+
+
+def beside(source: str, step: str) -> str:
+    """Another step of the run that a source belongs to."""
+    run = source.rpartition("/")[0]
+    return f"{run}/{step}" if run else step
 
 
 def candidates_from(
     source: str, members: Sequence[MemberRow], measured: Mapping[str, str], baselines: Sequence[MemberRow] = ()
 ) -> list[Candidate]:
-    """The members of one record as candidates; `source` names the record.
+    """The members of the record `source` as candidates.
 
     Beside what all were `measured` on, each names its own baseline, so that widths may differ within a run.
     """
@@ -94,7 +99,7 @@ def candidates_from(
 
 
 def candidates_from_earlier(source: str, members: Sequence[EarlierMemberRow]) -> list[Candidate]:
-    """The members of an imported record as candidates; what they were measured on is as far as the record says."""
+    """The members of an imported record as candidates, with what the record states of what they were measured on."""
     shared = {"condition", "architecture", "seed", *METRICS, "weights_sha256", "failed", "position"}
     return [
         Candidate(
@@ -118,27 +123,27 @@ def _why_unmatched(row: EarlierMemberRow) -> str:
     return f"the baseline's {score} lies above {highest}, the highest score of {row.d_sae:,} latents"
 
 
-def measured_on(activations: Record, baselines: Record) -> dict[str, str]:
-    """Every setting that the deltas of a run depend on: its name -> its value as canonical JSON."""
+def measured_on(source: str, read: Read) -> dict[str, str]:
+    """Every setting that the deltas of the run of `source` depend on: its name -> its value as canonical JSON."""
+    activations, baselines = (read(beside(source, step)) for step in ("activations", "baselines"))
     return settings_of(activations.data["parameters"] | baselines.data["parameters"])
 
 
 def settings_of(sections: Mapping[str, Any]) -> dict[str, str]:
-    """`measured_on` from the sections of the parameters; what only moves the calibrated CE-Bench score is left out."""
+    """`measured_on` from the sections of the parameters, without what affects only the calibrated CE-Bench score."""
     texts, activations = sections["texts"], sections["activations"]
     parts = {
         "model": sections["model"],
         "hook": activations["hook_name"],
         "data sets": texts["probing"],
-        "tokens": {key: value for key, value in activations.items() if key in WHICH_TOKENS},
+        "tokens": {key: value for key, value in activations.items() if key in TOKENS},
         "probing": sections["probing"],
         "stories": texts["stories"],
-        "pairs": {key: value for key, value in sections["contrastive"].items() if key in WHICH_PAIRS},
+        "pairs": {key: value for key, value in sections["contrastive"].items() if key in PAIRS},
     }
     found: dict[str, Any] = {}
     for what, part in parts.items():
-        own = {f"{what} {key}": part[key] for key in sorted(part)} if isinstance(part, dict) else {what: part}
-        found |= own
+        found |= {f"{what} {key}": part[key] for key in sorted(part)} if isinstance(part, dict) else {what: part}
     seed = found.pop("model seed", None)
     if found["model name"].startswith("random:"):
         found["model name"] += f", seed {seed}"
@@ -146,14 +151,14 @@ def settings_of(sections: Mapping[str, Any]) -> dict[str, str]:
 
 
 def earlier_settings(row: EarlierMemberRow) -> dict[str, str]:
-    """As far as an imported record names them, by the same names."""
+    """The same settings, as far as an imported record states them."""
     stories, _, pairs = row.pairs.removesuffix(" pairs").partition(", ")
     found = {
         "model name": row.model,
         "hook": row.hook_name,
         "data sets": [name.strip() for name in row.data_sets.split(",") if name.strip()],
         "probing ks": [int(k) for k in row.ks.split(",") if k.strip()],
-        "probing choose_k": "test",  # what the row's saebench_delta is
+        "probing choose_k": "test",  # the saebench_delta of the row is at the k that is best on the test rows
         "stories": stories,
         "pairs max_rows": int(pairs) if pairs.isdecimal() else pairs,
         BASELINE: row.cebench_baseline,
@@ -163,13 +168,20 @@ def earlier_settings(row: EarlierMemberRow) -> dict[str, str]:
 
 def baseline_of(members: Sequence[MemberRow], baselines: Sequence[MemberRow]) -> str:
     """The weights of the baselines that the CE-Bench deltas of these members are taken against, as canonical JSON."""
-    shapes = [(row.d_sae, row.k, row.seed) for row in members]
-    own = [row.weights_sha256 for row in baselines if any(row.is_baseline_of(*shape) for shape in shapes)]
-    return _canonical(own)
+    return _canonical([row.weights_sha256 for row in matched_baselines(members, baselines)])
 
 
-def told(value: str) -> str:
-    """A setting's value in a sentence: several names by their number, a long text by its start."""
+def matched_baselines(members: Sequence[MemberRow], baselines: Sequence[MemberRow]) -> list[MemberRow]:
+    """The baselines that the CE-Bench deltas of these members are taken against."""
+    return [row for row in baselines if any(row.is_baseline_of(m.d_sae, m.k, m.seed) for m in members)]
+
+
+def _canonical(value: Any) -> str:
+    return canonical_json(sorted(value) if isinstance(value, list) else value).strip()
+
+
+def describe_setting(value: str) -> str:
+    """The value of a setting in messages: of several names their number, of a long text the start."""
     data = json.loads(value)
     if isinstance(data, list) and len(data) > 1 and isinstance(data[0], str):
         return str(len(data))
@@ -177,43 +189,29 @@ def told(value: str) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def _canonical(value: Any) -> str:
-    return canonical_json(sorted(value) if isinstance(value, list) else value).strip()
-
-
-def check_finite(members: Sequence[Candidate]) -> None:
-    """Raise DataError for a metric that is NaN or infinite."""
-    for member in members:
-        for metric in METRICS:
-            value = getattr(member, metric)
-            if value is not None and not isfinite(value):
-                raise DataError(f"{member.name}: {metric} is {value}; a missing value is null, measure it again")
-
-
 def differences(members: Sequence[Candidate]) -> dict[str, list[str]]:
-    """What the members were measured on, where they differ: its values in the order of the members.
+    """The settings in which the members differ, with their values in the order of the members.
 
-    A run's baselines count where two members name one of the same width, k and seed.
+    A setting that a member does not name is not known of it, except for the baseline of a width, k and seed: that is
+    compared only among the members that name it.
     """
-    every = dict.fromkeys(what for member in members for what in member.comparability)
-    found = {what: list(dict.fromkeys(_values_of(what, members))) for what in every}
-    return {what: values for what, values in found.items() if len(values) > 1}
-
-
-def _values_of(what: str, members: Sequence[Candidate]) -> list[str]:
-    if what.startswith(f"{BASELINE} of "):
-        return [member.comparability[what] for member in members if what in member.comparability]
-    return [member.comparability.get(what, NOT_KNOWN) for member in members]
+    found: dict[str, list[str]] = {}
+    for what in dict.fromkeys(what for member in members for what in member.comparability):
+        naming = [member for member in members if what in member.comparability]
+        compared = naming if what.startswith(f"{BASELINE} of ") else members
+        values = list(dict.fromkeys(member.comparability.get(what, NOT_KNOWN) for member in compared))
+        found |= {what: values} if len(values) > 1 else {}
+    return found
 
 
 def check_comparable(members: Sequence[Candidate], pooled: Mapping[str, list[str]]) -> None:
     """Raise DataError where members were measured on different things, or one is given twice; names both."""
     for what, values in pooled.items():
         one, other = (next(m for m in members if m.comparability.get(what, NOT_KNOWN) == value) for value in values[:2])
-        more = f" (also other: {', '.join(name for name in pooled if name != what)})" if len(pooled) > 1 else ""
+        more = f" (also different: {', '.join(name for name in pooled if name != what)})" if len(pooled) > 1 else ""
         raise DataError(
-            f"{one.name} and {other.name} cannot be ranked together: {what} is {told(values[0])} and "
-            f"{told(values[1])}{more}; measure both on the same"
+            f"{one.name} and {other.name} cannot be ranked together: {what} is {describe_setting(values[0])} and "
+            f"{describe_setting(values[1])}{more}; measure both on the same"
         )
     for a, b in pairwise(members):
         if (a.source, a.condition, a.seed) == (b.source, b.condition, b.seed):
@@ -226,10 +224,11 @@ def check_comparable(members: Sequence[Candidate], pooled: Mapping[str, list[str
 
 
 def check_measured_here(source: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Raise DataError for a source whose deltas were not measured on what this run measures on."""
+    """Raise DataError for a source that was measured on other things than this run."""
     differing = [what for what in here if there.get(what, NOT_KNOWN) != here[what]]
     for what in sorted(differing, key=lambda what: what not in there)[:1]:
         raise DataError(
-            f"selection.sources: {source} was not measured on what this cycle is: {what} is "
-            f"{told(there.get(what, NOT_KNOWN))} there and {told(here[what])} here; leave it out or use the same"
+            f"selection.sources: {source} was measured on other things than this cycle: {what} is "
+            f"{describe_setting(there.get(what, NOT_KNOWN))} there and {describe_setting(here[what])} here; "
+            "leave it out or use the same"
         )

@@ -1,4 +1,4 @@
-"""Is a cycle better than an earlier one? What two candidates achieved in, the parts of both decision criteria out.
+"""Is a cycle better than an earlier one? What two candidates achieved in, the rows of both decision criteria out.
 
 1. Both external deltas improve jointly: the lower 95 % bound of each difference of group means lies above 0.
 2. Of the gates required there, more pass here than there, and no stress control that passed there is lost.
@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from husai_lib.decisions.candidates import earlier_settings, told
+from husai_lib.decisions.candidates import describe_setting, earlier_settings
+from husai_lib.decisions.gates import External
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows import (
     CONTROLS,
@@ -23,9 +24,8 @@ from husai_lib.evidence.rows import (
     EarlierGroupRow,
     EarlierMemberRow,
     GateRow,
-    MemberRow,
 )
-from husai_lib.intervals import Interval, difference_interval, mean_interval
+from husai_lib.intervals import Interval, difference_interval
 
 Outcome = Literal["met", "not met", "not comparable"]
 DECIDING: tuple[Outcome, ...] = ("not met", "not comparable", "met")
@@ -47,11 +47,11 @@ class Standing:
     cebench: Interval | None
     """CE-Bench delta over the group's seeds."""
     measured_on: Mapping[str, str]
-    """What the deltas were measured on: thing -> canonical JSON; a thing that is not known is left out."""
+    """What the deltas were measured on: setting -> canonical JSON; settings that are not known are left out."""
     gates: Mapping[str, str]
     """Verdicts of the required gates: pass, fail, missing or unreachable."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    """Of these gates, as far as they are known."""
+    """The thresholds of these gates, as far as they are known."""
     basis: Literal["bound", "value"] = "bound"
     """What its gates read: the conservative end of an interval, or the estimate."""
     caveats: tuple[str, ...] = ()
@@ -62,23 +62,18 @@ class Standing:
 
 def standing_of_run(
     name: str,
-    members: Sequence[MemberRow],
+    external: External,
     gates: Sequence[GateRow],
     measured_on: Mapping[str, str],
     basis: Literal["bound", "value"] = "bound",
 ) -> Standing:
-    """The standing of a run, from the members of its selected group, its gates and `candidates.measured_on`.
-
-    A delta for which the gate has no value, as without a matched baseline, is missing here too.
-    """
-    members = sorted(members, key=lambda row: row.seed)  # a mean of floats depends on their order
-    refused = {row.metric: row.note for row in gates if row.gate.startswith("external_") and row.value is None}
-    saebench = None if "saebench_delta" in refused else _interval([row.saebench_delta for row in members])
-    cebench = None if "cebench_delta" in refused else _interval([row.cebench_delta for row in members])
-    verdicts = {row.gate: row.verdict for row in gates if row.required}
-    thresholds = {row.gate: row.threshold for row in gates if row.required}
-    note = "; ".join(dict.fromkeys(refused.values()))
-    return Standing(name, saebench, cebench, measured_on, verdicts, thresholds, basis, note=note)
+    """The standing of a run, from the external results of its selected group, its gates and what it was measured on."""
+    required = {row.gate: row for row in gates if row.required}
+    verdicts = {gate: row.verdict for gate, row in required.items()}
+    thresholds = {gate: row.threshold for gate, row in required.items()}
+    return Standing(
+        name, external.saebench, external.cebench, measured_on, verdicts, thresholds, basis, note=external.note
+    )
 
 
 def standing_of_import(
@@ -88,7 +83,7 @@ def standing_of_import(
     gates: Sequence[EarlierGateRow],
     caveats: Sequence[CaveatRow] = (),
 ) -> Standing:
-    """The standing of an imported cycle: its group of rank 0 as stated there, and the gates that were required.
+    """The standing of an imported cycle: its group of rank 0 as stated, and the gates that were required.
 
     Raises DataError where it holds several selections or judges a gate twice.
     """
@@ -109,7 +104,7 @@ def standing_of_import(
 
 
 def compare(here: Standing, there: Standing) -> list[CriterionRow]:
-    """The parts of both criteria: a row for each external delta, then one for each gate that either has.
+    """The rows of both criteria: one for each external delta, then one for each gate that either has.
 
     A gate's row is met where it passes here; one that was not required there, or is easier here, is not comparable.
     """
@@ -118,7 +113,7 @@ def compare(here: Standing, there: Standing) -> list[CriterionRow]:
 
 
 def criterion_outcome(rows: Sequence[CriterionRow]) -> Outcome:
-    """What the rows of one criterion against one earlier run come to.
+    """The outcome of the rows of one criterion against one earlier run.
 
     1 is met where both deltas are, and not met as soon as one is not. 2 is met where more of the gates required there
     pass here than there, and every stress control that passed there passes here; more or fewer gates gain nothing.
@@ -132,18 +127,13 @@ def criterion_outcome(rows: Sequence[CriterionRow]) -> Outcome:
     return "met" if better and not lost_controls(compared) else "not met"
 
 
-def _interval(values: Sequence[float | None]) -> Interval | None:
-    known = [value for value in values if value is not None]
-    return mean_interval(known) if known and len(known) == len(values) else None
-
-
 def _stated(group: EarlierGroupRow, which: str) -> Interval | None:
     mean, low, high, std = (getattr(group, f"{which}_delta{end}") for end in ("", "_low", "_high", "_std"))
     return None if mean is None else Interval(mean, low, high, group.n_seeds, std)
 
 
 def _earlier_settings(members: Sequence[EarlierMemberRow]) -> dict[str, str]:
-    """What the members of an imported group say they were measured on; on several things it is like no other."""
+    """What the members of an imported group were measured on; several values of a setting equal no other value."""
     found: dict[str, set[str]] = {}
     for member in members:
         for what, value in earlier_settings(member).items():
@@ -156,21 +146,22 @@ def _delta_row(which: str, here: Standing, there: Standing) -> CriterionRow:
     absent = [f"not measured there{_because(there)}"]
     differing = _differences(which, here.measured_on, there.measured_on) if theirs else absent
     difference = difference_interval(mine, theirs) if mine and not differing else None
-    mean, low, high = (difference.mean, difference.low, difference.high) if difference else (None, None, None)
-    missing = "" if mine else f"not measured here{_because(here)}"
-    few = "too few seeds for a 95 % bound" if difference and low is None else ""
-    wrong = f"known to be wrong there: {', '.join(code.replace('_', ' ') for code in there.caveats)}"
+    low = difference.low if difference else None
+    notes = [*differing, "" if mine else f"not measured here{_because(here)}"]
+    notes.append("too few seeds for a 95 % bound" if difference and low is None else "")
+    wrong = ", ".join(code.replace("_", " ") for code in there.caveats)
+    notes.append(f"known to be wrong there: {wrong}" if wrong else "")
     return CriterionRow(
         criterion=1,
         earlier=there.name,
         metric=f"{which}_delta",
         here=mine and mine.mean,
         there=theirs and theirs.mean,
-        difference=mean,
+        difference=difference.mean if difference else None,
         difference_low=low,
-        difference_high=high,
+        difference_high=difference.high if difference else None,
         outcome="not comparable" if differing else "met" if low is not None and low > 0 else "not met",
-        note="; ".join(filter(None, [*differing, missing, few, wrong if there.caveats else ""])),
+        note="; ".join(filter(None, notes)),
     )
 
 
@@ -179,21 +170,21 @@ def _because(standing: Standing) -> str:
 
 
 def _differences(which: str, here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
-    """What a benchmark's two deltas were measured on that differs, or that only one side names."""
+    """The settings of a benchmark that differ between both sides, or that only one side names."""
     used = [what for what in dict.fromkeys([*here, *there]) if not what.startswith(UNUSED[which])]
-    found = [_told(what, here[what], there[what])
-             for what in used if what in here and what in there and here[what] != there[what]]  # fmt: skip
+    both = [what for what in used if what in here and what in there]
+    found = [_difference(what, here[what], there[what]) for what in both if here[what] != there[what]]
     for side, known in (("here", here), ("there", there)):
         if unknown := [what for what in used if what not in known]:
             found.append(f"{NOT_KNOWN} {side}: {', '.join(unknown)}")
     return found
 
 
-def _told(what: str, mine: str, theirs: str) -> str:
+def _difference(what: str, mine: str, theirs: str) -> str:
     names = [json.loads(value) for value in (mine, theirs)]
-    counted = all(isinstance(value, list) and len(value) > 1 and isinstance(value[0], str) for value in names)
-    common = f", {len({*names[0]} & {*names[1]})} in common" if counted else ""
-    return f"{what}: {told(mine)} here, {told(theirs)} there{common}"
+    lists = all(isinstance(value, list) and len(value) > 1 and isinstance(value[0], str) for value in names)
+    common = f", {len({*names[0]} & {*names[1]})} in common" if lists else ""
+    return f"{what}: {describe_setting(mine)} here, {describe_setting(theirs)} there{common}"
 
 
 def _gate_row(gate: str, here: Standing, there: Standing) -> CriterionRow:
@@ -204,11 +195,7 @@ def _gate_row(gate: str, here: Standing, there: Standing) -> CriterionRow:
         criterion=2,
         earlier=there.name,
         metric=gate,
-        here=None,
-        there=None,
-        difference=None,
-        difference_low=None,
-        difference_high=None,
+        **dict.fromkeys(("here", "there", "difference", "difference_low", "difference_high")),
         verdict_here=mine,
         verdict_there=theirs,
         outcome="not comparable" if easier or not theirs else "met" if mine == "pass" else "not met",
@@ -217,7 +204,7 @@ def _gate_row(gate: str, here: Standing, there: Standing) -> CriterionRow:
 
 
 def _why_easier(gate: str, here: Standing, there: Standing) -> str:
-    """Why a gate is passed more easily here than there; empty if it is not."""
+    """Why a gate is easier to pass here than there; empty if it is not."""
     if here.basis == "value" and there.basis == "bound":
         return "judged by the estimate here, by its bound there"
     mine, theirs = here.thresholds.get(gate), there.thresholds.get(gate)
@@ -227,7 +214,7 @@ def _why_easier(gate: str, here: Standing, there: Standing) -> str:
 
 
 def counted(rows: Sequence[CriterionRow]) -> list[CriterionRow]:
-    """The gates that criterion 2 counts: those required there, and both benchmarks once where the joint gate is."""
+    """The gates that criterion 2 counts: those required there; the joint external gate stands for both benchmarks."""
     compared = [row for row in rows if row.outcome != "not comparable"]
     joint = any(row.metric == JOINT for row in compared)
     return [row for row in compared if not (joint and row.metric.startswith(f"{JOINT}_"))]

@@ -6,23 +6,28 @@ What is missing, has no bound or cannot be reached does not pass.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from husai_lib.decisions.candidates import matched_baselines
 from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evidence.rows import CONTROLS, IMPORTED, ControlRow, GateRow, MemberRow, group_sha256, is_matched
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.params.rules import GateParams
 
-THRESHOLDS = {
-    "random_model": ("min_random_model_delta", "require_random_model"),
-    "random_decoder": ("min_random_model_delta", "require_random_model"),
-    "transcoder": ("min_transcoder_delta", "require_transcoder"),
-    "ood": ("max_ood_drop", "require_ood"),
+RULES = {
+    "random_model": ("min_random_model_delta", "require_random_model", ">"),
+    "random_decoder": ("min_random_model_delta", "require_random_model", ">"),
+    "transcoder": ("min_transcoder_delta", "require_transcoder", "≥"),
+    "ood": ("max_ood_drop", "require_ood", "≤"),
+    "external_saebench": ("min_saebench_delta", "require_external", "≥"),
+    "external_cebench": ("min_cebench_delta", "require_external", "≥"),
 }
-"""Each control's threshold and requirement in GateParams."""
+"""Of each gate: its threshold and its requirement in GateParams, and how its number must compare with the threshold."""
+COMPARE = {">": operator.gt, "≥": operator.ge, "≤": operator.le}
 DISPLAY_NAMES = {
     "pwmcc": "PW-MCC",
     "saebench_delta": "SAEBench delta",
@@ -32,7 +37,7 @@ DISPLAY_NAMES = {
     "external_saebench": "external SAEBench",
     "external_cebench": "external CE-Bench",
 }
-"""How prose calls gates, controls and metrics whose identifier does not read well without its underscores."""
+"""Names in prose of gates, controls and metrics whose identifier does not read well without its underscores."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class External:
     cebench_baseline: float | None = None
     """The baseline's own CE-Bench interpretability; None leaves reachability unchecked."""
     cebench_ceiling: float | None = None
-    """The highest CE-Bench score the candidate's width allows, (d_sae - 1) / sqrt(d_sae)."""
+    """The highest CE-Bench score that the candidate's width allows, (d_sae - 1) / sqrt(d_sae)."""
     note: str = ""
     """Why a result is missing."""
     source: str = "frontier"
@@ -72,11 +77,10 @@ def evaluate_members(
     params: GateParams,
     source: str = "frontier",
 ) -> Policy:
-    """The decision on the selected group from the rows of its members, the baseline's and the controls.
+    """The decision on the selected group from the rows of its members, the baselines and the controls.
 
-    `source` names the record of the members. Without members, as when selection found none, the
-    external results are missing. Intervals are t over seeds. Raises IntegrityError for a control of
-    other weights than the members'.
+    `source` names the record of the members. Without members, as when nothing was selected, the external results are
+    missing. Intervals are t over seeds. Raises IntegrityError for a control of other weights than the members'.
     """
     weights = group_sha256((member.seed, member.weights_sha256) for member in members)
     if other := [row.control for row in controls if row.candidate_sha256 != weights]:
@@ -91,14 +95,14 @@ def evaluate_members(
 def external_results(members: Sequence[MemberRow], baseline: Sequence[MemberRow], source: str = "frontier") -> External:
     """The external deltas of a group with their t intervals; CE-Bench only against a matched baseline.
 
-    Of `baseline`, the rows count that the deltas of these members are taken against.
+    Only those rows of `baseline` count that the deltas of these members are taken against.
     """
     if not members:
         imported = source.startswith(f"{IMPORTED}/")
         why = "the candidate is of an import: its numbers are no measurements of ours" if imported else ""
         return External(None, None, note=why or "no group was selected", source=source)
     members = sorted(members, key=lambda row: row.seed)  # a mean of floats depends on their order
-    own = [row for row in baseline if any(row.is_baseline_of(m.d_sae, m.k, m.seed) for m in members)]
+    own = matched_baselines(members, baseline)
     saebench = mean_interval([member.saebench_delta for member in members])
     deltas = [member.cebench_delta for member in members if member.cebench_delta is not None]
     note = _why_unmatched(members, own)
@@ -112,10 +116,9 @@ def external_results(members: Sequence[MemberRow], baseline: Sequence[MemberRow]
 def evaluate_gates(external: External, controls: Sequence[ControlRow], params: GateParams) -> Policy:
     """Every gate's verdict and what follows; pass_all needs all required gates to pass.
 
-    A control is read from its one row by its `delta`: candidate minus control for random_model and
-    random_decoder (which must exceed the threshold), transcoder minus candidate for transcoder (must
-    reach it), in domain minus shifted for ood (may not exceed it). Raises DataError for two rows of
-    one control.
+    A control is read from its one row by its `delta`: candidate minus control for random_model and random_decoder
+    (must exceed the threshold), transcoder minus candidate for transcoder (must reach it), in domain minus shifted for
+    ood (may not exceed it). Raises DataError for two rows of one control.
     """
     rows = {row.control: row for row in controls}
     if len(rows) < len(controls):
@@ -140,8 +143,13 @@ def verdict_sentence(gates: Sequence[GateRow]) -> str:
 
 
 def describe(name: str) -> str:
-    """How prose calls a gate, control or metric."""
+    """The name of a gate, control or metric in prose."""
     return DISPLAY_NAMES.get(name, name.replace("_", " "))
+
+
+def requirement(gate: str, threshold: float) -> str:
+    """What a gate requires of its number, such as `> 0`."""
+    return f"{RULES[gate][2] if gate in RULES else '≥'} {threshold:g}"
 
 
 def release_policy(policy: Policy) -> dict[str, Any]:
@@ -162,85 +170,53 @@ def release_policy(policy: Policy) -> dict[str, Any]:
 
 
 def _control(name: str, row: ControlRow | None, params: GateParams) -> GateRow:
-    threshold, requirement = THRESHOLDS[name]
-    gate = GateRow(
-        gate=name,
-        metric=row.metric if row else "",
-        value=row.delta if row else None,
-        bound=None if row is None else row.delta_high if name == "ood" else row.delta_low,
-        threshold=getattr(params, threshold),
-        direction="below" if name == "ood" else "above",
-        required=getattr(params, requirement),
-        verdict="missing",
-        source="stress",
-        note=row.note if row else "the control was not run",
-    )
-    return _judged(gate, params)
+    if row is None:
+        return _gate(name, params, metric="", value=None, bound=None, source="stress", note="the control was not run")
+    bound = row.delta_high if name == "ood" else row.delta_low
+    return _gate(name, params, metric=row.metric, value=row.delta, bound=bound, source="stress", note=row.note)
 
 
 def _external(external: External, params: GateParams) -> list[GateRow]:
-    saebench = _benchmark("saebench", external.saebench, params.min_saebench_delta, external, params)
-    cebench = _benchmark("cebench", external.cebench, params.min_cebench_delta, external, params)
-    baseline, highest = external.cebench_baseline, external.cebench_ceiling
-    if (
-        external.cebench
-        and baseline is not None
-        and highest is not None
-        and baseline + params.min_cebench_delta > highest
-    ):
+    """The gates of both benchmarks, and the joint one."""
+    both = []
+    for name, interval in (("saebench", external.saebench), ("cebench", external.cebench)):
+        value, bound, note = (interval.mean, interval.low, "") if interval else (None, None, external.note)
+        about = {"metric": f"{name}_delta", "source": external.source, "note": note}
+        both.append(_gate(f"external_{name}", params, value=value, bound=bound, **about))
+    threshold, baseline, highest = params.min_cebench_delta, external.cebench_baseline, external.cebench_ceiling
+    if external.cebench and baseline is not None and highest is not None and baseline + threshold > highest:
         note = (
-            f"refused: the threshold {params.min_cebench_delta:.4g} plus the baseline's {baseline:.4g} "
+            f"refused: the threshold {threshold:.4g} plus the baseline's {baseline:.4g} "
             f"lies above {highest:.4g}, the highest score of this width"
         )
-        cebench = cebench.model_copy(update={"verdict": "unreachable", "note": note})
-    both = (saebench, cebench)
-    worst = next((v for v in ("missing", "unreachable", "fail") if v in (saebench.verdict, cebench.verdict)), "pass")
-    joint = GateRow(
-        gate="external",
-        metric="smaller margin over both thresholds",
-        value=_margin([(gate.value, gate.threshold) for gate in both]),
-        bound=_margin([(gate.bound, gate.threshold) for gate in both]),
-        threshold=0.0,
-        direction="above",
-        required=params.require_external,
-        verdict=worst,
-        source=external.source,
-        note="" if worst == "pass" else "both benchmarks must pass",
-    )
-    return [saebench, cebench, joint]
+        both[1] = both[1].model_copy(update={"verdict": "unreachable", "note": note})
+    verdicts = {gate.verdict for gate in both}
+    worst = next((verdict for verdict in ("missing", "unreachable", "fail") if verdict in verdicts), "pass")
+    joint = {
+        "gate": "external",
+        "metric": "smaller margin over both thresholds",
+        "value": _margin([(gate.value, gate.threshold) for gate in both]),
+        "bound": _margin([(gate.bound, gate.threshold) for gate in both]),
+        "threshold": 0.0,
+        "verdict": worst,
+        "note": "" if worst == "pass" else "both benchmarks must pass",
+    }
+    return [*both, both[0].model_copy(update=joint)]
 
 
-def _benchmark(
-    name: str, interval: Interval | None, threshold: float, external: External, params: GateParams
-) -> GateRow:
-    gate = GateRow(
-        gate=f"external_{name}",
-        metric=f"{name}_delta",
-        value=interval.mean if interval else None,
-        bound=interval.low if interval else None,
-        threshold=threshold,
-        direction="above",
-        required=params.require_external,
-        verdict="missing",
-        source=external.source,
-        note="" if interval else external.note,
-    )
-    return _judged(gate, params)
-
-
-def _judged(gate: GateRow, params: GateParams) -> GateRow:
-    """The gate with its verdict: a random control must be exceeded, every other threshold reached."""
-    number = gate.bound if params.basis == "bound" else gate.value
-    if gate.value is None:
-        return gate.model_copy(update={"note": gate.note or "no result"})
-    if number is None:
-        note = "; ".join(filter(None, ("too few seeds for a 95 % bound", gate.note)))
-        return gate.model_copy(update={"verdict": "fail", "note": note})
-    if gate.direction == "below":
-        passed = number <= gate.threshold
+def _gate(name: str, params: GateParams, **columns: Any) -> GateRow:
+    """A gate with its metric, value, bound, source and note, and its verdict."""
+    threshold_field, required_field, sign = RULES[name]
+    threshold, number = getattr(params, threshold_field), columns["bound" if params.basis == "bound" else "value"]
+    if columns["value"] is None:
+        verdict, columns["note"] = "missing", columns["note"] or "no result"
+    elif number is None:
+        verdict = "fail"
+        columns["note"] = "; ".join(filter(None, ("too few seeds for a 95 % bound", columns["note"])))
     else:
-        passed = number > gate.threshold or (number == gate.threshold and not gate.gate.startswith("random"))
-    return gate.model_copy(update={"verdict": "pass" if passed else "fail"})
+        verdict = "pass" if COMPARE[sign](number, threshold) else "fail"
+    columns |= {"direction": "below" if sign == "≤" else "above", "required": getattr(params, required_field)}
+    return GateRow(gate=name, threshold=threshold, verdict=verdict, **columns)
 
 
 def _margin(numbers: Sequence[tuple[float | None, float]]) -> float | None:
@@ -249,7 +225,7 @@ def _margin(numbers: Sequence[tuple[float | None, float]]) -> float | None:
 
 
 def _why_unmatched(members: Sequence[MemberRow], baseline: Sequence[MemberRow]) -> str:
-    """Why the members' own baseline is no matched one: its width or L0 is more than 10 % off; empty if it is."""
+    """Why the members' baseline is not matched: its width or L0 is more than 10 % off; empty if it is matched."""
     if not baseline:
         return "the baseline is not matched: none has the candidate's width, target k and seeds"
     for what in ("d_sae", "l0"):

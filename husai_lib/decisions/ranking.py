@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from husai_lib.params.rules import SelectionParams
+from husai_lib.params.rules import Metric, SelectionParams
 
 Scores = NDArray[np.float64]
 """`[..., groups, 3]` in the order of METRICS; -inf where a metric is missing, which is worse than any value."""
+WEIGHTED: dict[Metric, str] = {"saebench": "SAEBench", "cebench": "CE-Bench", "train_ev": "explained variance"}
+"""The weights of METRICS, in the same order, with their names in prose."""
 
 
 class Ranking(NamedTuple):
@@ -20,23 +21,29 @@ class Ranking(NamedTuple):
     components: NDArray[np.float64]
     """`[..., groups, 3]`: each metric as it enters the joint score, before its weight."""
     joint: NDArray[np.float64]
-    """`[..., groups]`."""
+    """`[..., groups]`: the weighted sum of the components."""
     front: NDArray[np.bool_]
-    """`[..., groups]`: whether no group dominates it."""
+    """`[..., groups]`: whether no other group dominates it."""
     winner: NDArray[np.intp]
-    """`[...]`: the position of the best group of the front."""
+    """`[...]`: the position of the best group on the front."""
 
 
-def rank(scores: Scores, weights: Sequence[float], rules: SelectionParams) -> Ranking:
+def rank(scores: Scores, rules: SelectionParams) -> Ranking:
     """The groups by joint score, and which of them are on the Pareto front.
 
-    The first two metrics span the front: a group is off it if another is at least as good in both and
-    better in one. Of equal joint scores the first group wins; groups come in the order of their names.
+    The first two metrics span the front: a group is off it if another is at least as good in both and better in one.
+    Of equal joint scores the first group wins; groups come in the order of their names.
     """
     front = _front(scores, rules)
     components = _ranks_on(front, scores) if rules.scaling == "rank" else minmax(scores, rules)
-    joint = components @ np.asarray(weights, dtype=np.float64)
+    joint = weighted_sum(components, rules)
     return Ranking(components, joint, front, np.where(front, joint, -np.inf).argmax(axis=-1))
+
+
+def weighted_sum(components: NDArray[np.float64], rules: SelectionParams) -> NDArray[np.float64]:
+    """The joint score `[..., groups]` of components `[..., groups, 3]`."""
+    joint: NDArray[np.float64] = components @ np.array([rules.weights[name] for name in WEIGHTED])
+    return joint
 
 
 def _front(scores: Scores, rules: SelectionParams) -> NDArray[np.bool_]:

@@ -1,29 +1,27 @@
-"""Which group goes before the gate: measured members in, one candidate and its reasons out.
+"""Which group goes before the gate: measured members in, one candidate and the reasons out.
 
-Members -> groups (one condition of one source) -> eligible groups -> lower bound of each metric over
-seeds -> Pareto front on (SAEBench, CE-Bench) -> weighted sum of the scaled metrics -> the best group of
-the front. Pure: no files, no torch; the order of the input never matters.
+Members -> groups (one condition of one source) -> eligible groups -> lower bound of each metric over seeds -> Pareto
+front on (SAEBench, CE-Bench) -> weighted sum of the scaled metrics -> the best group of the front.
+Pure: no files, no torch; the order of the input never matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from husai_lib.decisions.candidates import METRICS, Candidate, check_comparable, check_finite, differences
-from husai_lib.decisions.ranking import Ranking, Scores, minmax, rank
+from husai_lib.decisions.candidates import METRICS, Candidate, check_comparable, differences
+from husai_lib.decisions.ranking import WEIGHTED, Ranking, Scores, minmax, rank, weighted_sum
 from husai_lib.evidence.rows import CandidateRow
 from husai_lib.intervals import Interval, mean_interval
-from husai_lib.params.rules import WEIGHTS, Metric, SelectionParams
+from husai_lib.params.rules import WEIGHTS, SelectionParams
 
-WEIGHTED: tuple[Metric, ...] = ("saebench", "cebench", "train_ev")
-"""What the weights call METRICS."""
-SPOKEN = ("SAEBench", "CE-Bench", "explained variance")
+SELECTED = ("source", "condition", "architecture", "seed", "key", "weights_sha256")
+"""What `selected_candidate.json` says of the representative."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +38,13 @@ class Group:
     """Why it cannot be selected; empty if it can."""
     note: str
     """Which members failed the floors, and why."""
-    components: tuple[float, ...] = ()
+    components: tuple[float | None, ...] = (None, None, None)
     """What each metric adds to the joint score before its weight, among eligible groups."""
     joint_score: float | None = None
     """Weighted sum of the components."""
     on_front: bool = False
     representative: Candidate | None = None
-    """The member that stands for the group where one checkpoint is needed; see `representative_of`."""
+    """The member that represents the group where one checkpoint is needed."""
     selection_probability: float | None = None
     """Share of bootstraps over seeds in which the group is selected."""
 
@@ -54,6 +52,11 @@ class Group:
     def name(self) -> str:
         """`<source>/<condition>`, unique in a selection."""
         return f"{self.source}/{self.condition}"
+
+    @property
+    def notes(self) -> str:
+        """Why it was dropped, and which members were."""
+        return "; ".join(filter(None, (self.dropped, self.note)))
 
 
 @dataclass(frozen=True)
@@ -65,70 +68,61 @@ class Selection:
     winner: Group | None
     reason: str
     """One sentence: why the winner, or why nobody."""
-    sensitivity: dict[str, str | None]
-    """The winner's name under other rules, by what is changed; None where nobody wins."""
     members: int
-    """Members given; those that passed the floors are in the groups."""
+    """Number of members given; those that passed the floors are in the groups."""
+    sensitivity: dict[str, str | None] = field(default_factory=dict)
+    """The winner's name under other rules, by what is changed; None where nobody wins."""
     by_scaling: dict[str, str] = field(default_factory=dict)
     """Dominated groups without which another group would win, and that group: there, min-max scaling decides."""
     pooled: dict[str, list[str]] = field(default_factory=dict)
-    """What the members were measured on where it differs among them: only the rules 2026-02 rank such together."""
-
-    @property
-    def front(self) -> tuple[Group, ...]:
-        """The Pareto front, the winner first."""
-        return tuple(group for group in self.groups if group.on_front)
+    """Settings in which the members differ; only the rules 2026-02 rank such members together."""
 
     @property
     def representative(self) -> Candidate | None:
-        """The winner's; None without one."""
+        """The representative of the winner; None without one."""
         return self.winner.representative if self.winner else None
 
     def rows(self) -> list[CandidateRow]:
-        """One row a group, dropped ones included with the reason as their note."""
+        """One row for each group, dropped ones included with the reason as their note."""
         return [_row(group, group is self.winner) for group in self.groups]
 
     def summary(self) -> dict[str, Any]:
         """The decision as JSON values, for `selection_summary.json` (`selected` for `selected_candidate.json`)."""
         chosen = self.representative
         return {
-            "selected": chosen and {
-                "source": chosen.source, "condition": chosen.condition, "architecture": chosen.architecture,
-                "seed": chosen.seed, "key": chosen.key, "weights_sha256": chosen.weights_sha256,
-            },
+            "selected": chosen and {name: getattr(chosen, name) for name in SELECTED},
             "reason": self.reason,
             "counts": {
                 "members": self.members,
                 "eligible_members": sum(len(group.members) for group in self.groups),
                 "groups": len(self.groups),
                 "eligible_groups": sum(not group.dropped for group in self.groups),
-                "pareto": len(self.front),
+                "pareto": sum(group.on_front for group in self.groups),
             },
-            "dropped": {group.name: "; ".join(filter(None, (group.dropped, group.note)))
-                        for group in self.groups if group.dropped or group.note},
+            "dropped": {group.name: group.notes for group in self.groups if group.notes},
             "sensitivity": self.sensitivity,
             "by_scaling": self.by_scaling,
             "pooled": self.pooled,
-        }  # fmt: skip
+        }
 
 
 def select(candidates: Sequence[Candidate], rules: SelectionParams) -> Selection:
     """The best group of the Pareto front under `rules`; without an eligible group, a reason and no winner.
 
-    Raises DataError for values that are not finite and, but under the rules 2026-02, for one seed of a condition
-    given twice and for candidates measured on different things, which cannot be ranked together.
+    Raises DataError, except under the rules 2026-02, for one seed of a condition given twice and for candidates
+    measured on different things, which cannot be ranked together.
     """
     members = sorted(candidates, key=lambda member: member.place)
-    check_finite(members)
     pooled = differences(members)
     if rules.rules == "current":
         check_comparable(members, pooled)
     groups = _groups(members, rules)
+    dropped = tuple(group for group in groups if group.dropped)
     eligible = [group for group in groups if not group.dropped]
     if not eligible:
         why = "; ".join(f"{group.name}: {group.dropped}" for group in groups) or "there are no candidates"
-        return Selection(tuple(groups), None, f"No group is eligible: {why}.", {}, len(members), pooled=pooled)
-    ranking = rank(_scores(eligible, rules), _weights(rules), rules)
+        return Selection(dropped, None, f"No group is eligible: {why}.", len(members), pooled=pooled)
+    ranking = rank(_scores(eligible, rules), rules)
     ranked = _ranked(groups, eligible, ranking, rules)
     winner = ranked[int(ranking.winner)]
     reason = (
@@ -136,69 +130,58 @@ def select(candidates: Sequence[Candidate], rules: SelectionParams) -> Selection
         f"the Pareto front of {len(eligible)} eligible groups."
     )
     ranked.sort(key=lambda g: (not g.on_front, -(g.joint_score or 0.0), g.name))
-    return Selection(
-        groups=(*ranked, *(group for group in groups if group.dropped)),
-        winner=winner,
-        reason=reason,
-        sensitivity=_sensitivity(members, rules),
-        members=len(members),
-        by_scaling=_decided_by_scaling(eligible, ranking, rules),
-        pooled=pooled,
-    )
+    sensitivity, by_scaling = _sensitivity(members, rules), _decided_by_scaling(eligible, ranking, rules)
+    return Selection((*ranked, *dropped), winner, reason, len(members), sensitivity, by_scaling, pooled)
 
 
 def _ranked(
     groups: Sequence[Group], eligible: Sequence[Group], ranking: Ranking, rules: SelectionParams
 ) -> list[Group]:
-    """The eligible groups with their scores, standing, representative and chances."""
+    """The eligible groups with their scores, representative and chances."""
     chances = _selection_probabilities(eligible, rules)
-    then = rules.rules == "2026-02"
-    among = groups if then else eligible  # at that time members of groups that were too small took part in the scaling
-    own = _own_scores([member for group in among for member in group.members], rules)
+    among = groups if rules.rules == "2026-02" else eligible  # members of groups that were too small took part then
+    members = [member for group in among for member in group.members]
+    joint = weighted_sum(minmax(_table(map(_values, members)), rules), rules)
+    own = {member.place: float(score) for member, score in zip(members, joint, strict=True)}
     return [
         replace(
             group,
             components=tuple(float(value) for value in ranking.components[g]),
             joint_score=float(ranking.joint[g]),
             on_front=bool(ranking.front[g]),
-            representative=representative_of(group, own, luckiest=then),
+            representative=_representative(group, own, rules),
             selection_probability=chances[g],
         )
         for g, group in enumerate(eligible)
     ]
 
 
-def representative_of(group: Group, own: Mapping[tuple[Any, ...], float], *, luckiest: bool = False) -> Candidate:
-    """The group's member whose own joint score is the median: the lower of two middle ones, then the lower seed.
+def _representative(group: Group, own: dict[tuple[Any, ...], float], rules: SelectionParams) -> Candidate:
+    """The member whose own joint score is the median: the lower of two middle ones, then the lower seed.
 
-    `own` holds the joint score of each member by its place; `luckiest` takes the best of them instead, as in 2026-02.
+    Under the rules 2026-02 it is the member with the highest score.
     """
-    ordered = sorted(group.members, key=lambda member: (own[member.place], member.place))
-    if luckiest:
+    if rules.rules == "2026-02":
         return max(group.members, key=lambda member: own[member.place])
+    ordered = sorted(group.members, key=lambda member: (own[member.place], member.place))
     return ordered[(len(ordered) - 1) // 2]
 
 
-def _own_scores(members: Sequence[Candidate], rules: SelectionParams) -> dict[tuple[Any, ...], float]:
-    """The joint score of each member by its own values, scaled over all these members."""
-    joint = minmax(np.array([_values(member) for member in members]), rules) @ np.asarray(_weights(rules))
-    return {member.place: float(score) for member, score in zip(members, joint, strict=True)}
-
-
 def _groups(members: Sequence[Candidate], rules: SelectionParams) -> list[Group]:
-    if rules.grouping == "seed":
-        return [_group([member], rules) for member in members]
-    if rules.rules == "2026-02":  # whatever its source: conditions of one name were one group
-        members = sorted(members, key=lambda member: (member.condition, member.place))
-        return [_group(list(those), rules) for _, those in groupby(members, key=lambda member: member.condition)]
-    return [_group(list(those), rules) for _, those in groupby(members, key=lambda m: (m.source, m.condition))]
+    """The groups of members that are sorted by their place; the rules 2026-02 merged conditions over all sources."""
+
+    def key(member: Candidate) -> tuple[Any, ...]:
+        if rules.grouping == "seed":
+            return member.place
+        return (member.condition,) if rules.rules == "2026-02" else (member.source, member.condition)
+
+    return [_group(list(own), rules) for _, own in groupby(sorted(members, key=key), key=key)]
 
 
 def _group(members: list[Candidate], rules: SelectionParams) -> Group:
     reasons = [(member, _ineligible(member, rules)) for member in members]
     kept = tuple(member for member, reason in reasons if not reason)
-    columns = [[getattr(member, metric) for member in kept] for metric in METRICS]
-    intervals = tuple(_interval(column, rules) for column in columns)
+    intervals = tuple(_interval([getattr(member, metric) for member in kept], rules) for metric in METRICS)
     note = "; ".join(f"seed {member.seed}: {reason}" for member, reason in reasons if reason)
     first, sources = members[0], dict.fromkeys(member.source for member in members)
     condition = f"{first.condition}_seed{first.seed}" if rules.grouping == "seed" else first.condition
@@ -211,13 +194,7 @@ def _interval(column: list[float | None], rules: SelectionParams) -> Interval | 
     known = [value for value in column if value is not None]
     if not known or (len(known) < len(column) and rules.rules == "current"):
         return None
-    return _mean_interval(tuple(known), rules.interval, rules.seed)
-
-
-@lru_cache(maxsize=16384)
-def _mean_interval(values: tuple[float, ...], method: Literal["t", "normal", "bootstrap"], seed: int) -> Interval:
-    """`mean_interval`, made once for all the rules that a selection is tried under."""
-    return mean_interval(values, method, seed)
+    return mean_interval(known, rules.interval, rules.seed)
 
 
 def _why_dropped(
@@ -258,30 +235,27 @@ def _score(interval: Interval | None, rules: SelectionParams) -> float | None:
 
 
 def _scores(groups: Sequence[Group], rules: SelectionParams) -> Scores:
-    table = [[_score(interval, rules) for interval in group.intervals] for group in groups]
-    return np.array([[-np.inf if score is None else score for score in row] for row in table])
+    return _table([_score(interval, rules) for interval in group.intervals] for group in groups)
 
 
-def _values(member: Candidate) -> list[float]:
-    values = [getattr(member, metric) for metric in METRICS]
-    return [-np.inf if value is None else value for value in values]
+def _values(member: Candidate) -> list[float | None]:
+    return [getattr(member, metric) for metric in METRICS]
 
 
-def _weights(rules: SelectionParams) -> list[float]:
-    return [rules.weights[name] for name in WEIGHTED]
+def _table(rows: Iterable[Sequence[float | None]]) -> Scores:
+    return np.array([[-np.inf if value is None else value for value in row] for row in rows])
 
 
 def _sensitivity(members: Sequence[Candidate], rules: SelectionParams) -> dict[str, str | None]:
     """Who wins when one rule is changed; the values of metrics do not change."""
     changes: dict[str, dict[str, Any]] = {f"at least {n} seeds": {"min_seeds": n} for n in (3, 4)}
-    for name, spoken in zip(WEIGHTED, SPOKEN, strict=True):
+    for name, metric in WEIGHTED.items():
         for percent in (-50, 50):
             weights = {**rules.weights, name: rules.weights[name] * (1 + percent / 100)}
-            changes[f"weight of {spoken} {percent:+d} %"] = {"weights": weights}
+            changes[f"weight of {metric} {percent:+d} %"] = {"weights": weights}
     changes["without explained variance"] = {"weights": {**rules.weights, "train_ev": 0.0}}
-    changes |= {
-        f"weights {name}": {"weights": weights} for name, weights in WEIGHTS.items() if weights != rules.weights
-    }
+    others = {name: weights for name, weights in WEIGHTS.items() if weights != rules.weights}
+    changes |= {f"weights {name}": {"weights": weights} for name, weights in others.items()}
     if rules.scaling == "minmax":
         changes["ranks on the front instead of min-max"] = {"scaling": "rank"}
     return {what: _winner_name(members, rules.model_copy(update=change)) for what, change in changes.items()}
@@ -289,17 +263,16 @@ def _sensitivity(members: Sequence[Candidate], rules: SelectionParams) -> dict[s
 
 def _winner_name(members: Sequence[Candidate], rules: SelectionParams) -> str | None:
     eligible = [group for group in _groups(members, rules) if not group.dropped]
-    return eligible[int(rank(_scores(eligible, rules), _weights(rules), rules).winner)].name if eligible else None
+    return eligible[int(rank(_scores(eligible, rules), rules).winner)].name if eligible else None
 
 
 def _decided_by_scaling(groups: Sequence[Group], ranking: Ranking, rules: SelectionParams) -> dict[str, str]:
-    """Each dominated group that changes the winner by being there; the front is the same without it."""
+    """Each dominated group whose presence changes the winner, and the winner without it; the front is the same."""
     scores, found = _scores(groups, rules), {}
-    for g in range(len(groups)) if rules.scaling == "minmax" else ():
+    dominated = [g for g in range(len(groups)) if not ranking.front[g]]
+    for g in dominated if rules.scaling == "minmax" else ():
         rest = [i for i in range(len(groups)) if i != g]
-        if ranking.front[g]:
-            continue
-        joint = minmax(scores[rest], rules) @ np.asarray(_weights(rules))
+        joint = weighted_sum(minmax(scores[rest], rules), rules)
         other = rest[int(np.where(ranking.front[rest], joint, -np.inf).argmax())]
         if other != ranking.winner:
             found[groups[g].name] = groups[other].name
@@ -309,22 +282,22 @@ def _decided_by_scaling(groups: Sequence[Group], ranking: Ranking, rules: Select
 def _selection_probabilities(groups: Sequence[Group], rules: SelectionParams) -> list[float | None]:
     """How often each group wins when the seeds of every group are drawn again with replacement.
 
-    None where that says nothing: one seed is drawn as itself, and of two every draw that has a bound is the same. The
-    rules 2026-02 had none.
+    None where that shows nothing: every draw of one seed is the same, and so is every draw of two that has a bound.
+    The rules 2026-02 had no such probability.
     """
     fewest = 3 if rules.mode == "lcb" else 2
     if rules.bootstraps == 0 or rules.rules == "2026-02" or min(len(group.members) for group in groups) < fewest:
         return [None] * len(groups)
     scores = np.stack([_resampled_scores(group, rules) for group in groups], axis=1)
-    winners = rank(scores, _weights(rules), rules).winner
+    winners = rank(scores, rules).winner
     return [float(share) for share in np.bincount(winners, minlength=len(groups)) / rules.bootstraps]
 
 
 def _resampled_scores(group: Group, rules: SelectionParams) -> Scores:
     """The group's scores `[bootstraps, 3]`; all metrics of a bootstrap come from the same seeds.
 
-    A draw of one seed alone has no bound and is drawn again. The distance from mean to bound scales
-    with the standard deviation of the draw, which is exact for `t` and `normal`.
+    A draw that holds only one of the seeds has no bound and is repeated. The distance from mean to bound scales with
+    the standard deviation of the draw, which is exact for `t` and `normal`.
     """
     n = len(group.members)
     rng = np.random.default_rng([rules.seed, *f"selection {group.name}".encode()])
@@ -332,7 +305,7 @@ def _resampled_scores(group: Group, rules: SelectionParams) -> Scores:
     while rules.mode == "lcb" and n > 1 and (alone := (draws == draws[:, :1]).all(axis=1)).any():
         draws[alone] = rng.integers(n, size=(int(alone.sum()), n))
     scores = np.full((rules.bootstraps, len(METRICS)), -np.inf)
-    values = np.array([_values(member) for member in group.members])
+    values = _table(map(_values, group.members))
     for m, interval in enumerate(group.intervals):
         score = _score(interval, rules)
         if interval is None or score is None:
@@ -345,24 +318,13 @@ def _resampled_scores(group: Group, rules: SelectionParams) -> Scores:
 
 
 def _row(group: Group, selected: bool) -> CandidateRow:
-    columns: dict[str, Any] = {}
-    for metric, interval in zip(METRICS, group.intervals, strict=True):
-        columns |= {metric: interval and interval.mean, f"{metric}_low": interval and interval.low}
-        columns |= {f"{metric}_high": interval and interval.high, f"{metric}_std": interval and interval.std}
-    components = group.components or (None, None, None)
+    same = ("source", "condition", "architecture", "joint_score", "on_front", "selection_probability")
+    columns: dict[str, Any] = {name: getattr(group, name) for name in same}
+    for metric, interval, score in zip(METRICS, group.intervals, group.components, strict=True):
+        ends = {"": "mean", "_low": "low", "_high": "high", "_std": "std"}
+        columns |= {f"{metric}{end}": interval and getattr(interval, name) for end, name in ends.items()}
+        columns[f"{metric.removesuffix('_delta')}_score"] = score
+    seed = group.representative.seed if group.representative else None
     return CandidateRow(
-        source=group.source,
-        condition=group.condition,
-        architecture=group.architecture,
-        n_seeds=len(group.members),
-        representative_seed=group.representative.seed if group.representative else None,
-        **columns,
-        saebench_score=components[0],
-        cebench_score=components[1],
-        explained_variance_score=components[2],
-        joint_score=group.joint_score,
-        on_front=group.on_front,
-        selected=selected,
-        selection_probability=group.selection_probability,
-        note="; ".join(filter(None, (group.dropped, group.note))),
+        n_seeds=len(group.members), representative_seed=seed, selected=selected, note=group.notes, **columns
     )

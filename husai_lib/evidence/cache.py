@@ -1,9 +1,8 @@
 """The cache: results keyed by the content of everything that determines them.
 
-A key is the hash of the inputs (hashes of weights and texts, every argument), of the source code of
-the module that computes the result and of all modules of this library it imports, and of the versions
-of the numerical libraries. So the same work is never done twice and a stale result is never read.
-An entry is a folder that appears whole, with the hash of each of its files.
+A key is the hash of the inputs (hashes of weights and texts, every argument), of the code that computes the result,
+and of the versions of the numerical libraries. So nothing is computed twice and a stale result is never read.
+An entry is a folder that appears as a whole, with the hash of each of its files.
 """
 
 from __future__ import annotations
@@ -24,9 +23,11 @@ from husai_lib.errors import EvidenceError, IntegrityError
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
 
 CACHED = {"banks": "banks", "members": "saes", "control_saes": "saes"}
-"""Tables of records whose `key` column names cache entries, and the kind of these."""
+"""Tables of records whose `key` column names cache entries, and the kind of these entries."""
 NUMERICAL_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "transformer-lens", "sae-lens",
-                      "sae-probes")  # fmt: skip
+                      "sae-probes", "numba")  # fmt: skip
+COMPUTING = tuple(f"husai_lib.{room}" for room in ("activations", "saes", "measures", "randomness", "intervals"))
+"""Rooms and modules whose code determines results. The others only describe, store or judge them."""
 _PARSING = threading.Lock()
 
 
@@ -43,7 +44,7 @@ class Entry:
 
 
 def cache_folder() -> Path:
-    """Where entries lie: `$HUSAI_CACHE`, else `.cache/husai` beside the library."""
+    """The folder of all entries: `$HUSAI_CACHE`, or `.cache/husai` beside the library."""
     return Path(os.environ.get("HUSAI_CACHE") or REPOSITORY / ".cache" / "husai")
 
 
@@ -53,10 +54,10 @@ def key_of(module: str, inputs: dict[str, Any]) -> str:
 
 
 def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Entry:
-    """The entry for `inputs`, verified; if there is none, `make(folder)` fills it first.
+    """The verified entry for `inputs`; if there is none, `make(folder)` fills it first.
 
-    A damaged entry (a truncated or changed file) is discarded and made again. Raises EvidenceError
-    where the disk is full or read-only.
+    A damaged entry (a truncated or changed file) is discarded and recomputed. Raises EvidenceError if the disk is full
+    or read-only.
     """
     key = key_of(module, inputs)
     path = cache_folder() / kind / key
@@ -75,13 +76,13 @@ def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path]
             try:
                 made.rename(path)
             except OSError:
-                if not path.exists():  # else another process made the same entry meanwhile
+                if not path.exists():  # otherwise another process has made the same entry meanwhile
                     raise
     return open_entry(kind, key)
 
 
 def is_cached(kind: str, module: str, inputs: dict[str, Any]) -> bool:
-    """Whether there is a sound entry for `inputs`."""
+    """Whether there is an intact entry for `inputs`."""
     try:
         return bool(open_entry(kind, key_of(module, inputs)))
     except EvidenceError:
@@ -91,7 +92,7 @@ def is_cached(kind: str, module: str, inputs: dict[str, Any]) -> bool:
 def open_entry(kind: str, key: str) -> Entry:
     """An existing entry, every file checked against its hash.
 
-    Raises EvidenceError where there is none, IntegrityError where a file is not what its hash says.
+    Raises EvidenceError if there is none and IntegrityError if a file does not match its hash.
     """
     path = cache_folder() / kind / key
     files = read_json(path / "entry.json")["files"]
@@ -103,23 +104,23 @@ def open_entry(kind: str, key: str) -> Entry:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the packages whose arithmetic decides the results."""
+    """Versions of the packages whose arithmetic determines results."""
     return {name: importlib.metadata.version(name) for name in NUMERICAL_PACKAGES}
 
 
 @cache
 def code_hash(module: str) -> str:
-    """Hash of the source of a module of this library and of all others it imports, transitively."""
-    sources: dict[str, str] = {}
+    """Hash of the code of a module of this library and of the computing modules that it imports, transitively."""
+    trees: dict[str, str] = {}
     pending = {module}
     while pending:
         name = pending.pop()
         source = source_of(name)
-        if name not in sources and source is not None:
-            sources[name] = source
-            pending |= library_imports(source)
-    assert sources, f"{module} is no module of this library"
-    return sha256_text(canonical_json(sources))
+        if name not in trees and source is not None:
+            trees[name] = tree_hash(source)
+            pending |= {imported for imported in library_imports(source) if imported.startswith(COMPUTING)}
+    assert trees, f"{module} is not a module of this library"
+    return sha256_text(canonical_json(trees))
 
 
 def source_of(module: str) -> str | None:
@@ -129,14 +130,33 @@ def source_of(module: str) -> str | None:
     return next((path.read_text(encoding="utf-8") for path in files if path.exists()), None)
 
 
+def tree_hash(source: str) -> str:
+    """Hash of a module's syntax tree: comments, docstrings and layout do not count."""
+    return sha256_text(ast.dump(_tree(source)))
+
+
 def library_imports(source: str) -> set[str]:
-    """Dotted names of this library that a source text imports, wherever in it: modules and what is in them."""
+    """Dotted names that a source text imports from this library, wherever in it: modules and names in them."""
     found: set[str] = set()
-    with _PARSING:  # CPython 3.11 cannot build syntax trees in two threads at once
-        tree = ast.parse(source)
-    for node in ast.walk(tree):
+    for node in ast.walk(_tree(source)):
         if isinstance(node, ast.ImportFrom):
             found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return {name for name in found if name.split(".")[0] == "husai_lib"}
+
+
+@cache
+def _tree(source: str) -> ast.Module:
+    """The syntax tree of a source text without strings that are statements: docstrings and comments on fields."""
+    with _PARSING:  # CPython 3.11 cannot build syntax trees in two threads at once
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_text(statement)]
+    return tree
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

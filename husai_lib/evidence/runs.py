@@ -1,39 +1,73 @@
-"""Runs, steps and records: what a cycle leaves behind, hashed as it is written, verified as it is read.
+"""Runs and records: what a cycle leaves behind, hashed as it is written, verified as it is read.
 
 evidence/<cycle>/run_<UTC>/ holds:
 - parameters.json: what the run was asked to do
 - records/<step>.json: one typed record a step
 - notebooks/ and figures/: what a person reads
 - <published>.json: results, selection and gate files under their well-known names
-- journal.json: which steps are done, with hashes; grows during the run
+- journal.json: which steps are done, with hashes, and where each attempt ran; grows during the run
 - manifest.json: every file's hash; written last, so its absence means unfinished
 """
 
 from __future__ import annotations
 
 import datetime
-import io
-import os
-import platform
-import subprocess
+import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from husai_lib.evidence.cache import cache_folder, versions
 from husai_lib.errors import EvidenceError, IntegrityError
-from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_bytes, write_json, write_text
-from husai_lib.params.sections import check
-from husai_lib.params.cycle import check_sections
-from husai_lib.evidence.rows import IMPORTED, TABLES, Row
-from husai_lib.version import __version__
+from husai_lib.evidence.rows import IMPORTED, TABLES
+from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
+from husai_lib.params.sections import Section, check
 
+RUN_NAME = re.compile(r"run_\d{8}T\d{6}Z")
 TRANSIENT = {"manifest.json", "progress.json"}
 """Files of a run that its manifest does not list."""
+
+
+class Code(Section):
+    """The code that made a record."""
+
+    library_sha256: str
+    """Of the syntax trees of the whole library."""
+    git_commit: str | None
+    """The commit, with `+changes` where tracked files differed from it; null outside a checkout."""
+
+
+class Environment(Section):
+    """Where a record was made: versions, code and device, without names of people or machines."""
+
+    husai: str
+    code: Code
+    python: str
+    packages: dict[str, str]
+    device: str
+    cpu: str
+
+
+class RecordContent(Section):
+    """A record as it lies in its file, closed to any other key."""
+
+    step: str
+    cycle: str
+    parameters: dict[str, Any]
+    """The sections of the cycle that the step was given."""
+    inputs: dict[str, str]
+    """SHA-256 of the records of this run that it read, by step."""
+    earlier: dict[str, str]
+    """SHA-256 of the records of earlier runs that it read, by `<cycle>/<run>/<step>`."""
+    summary: dict[str, Any]
+    """Single values, by name."""
+    tables: dict[str, list[dict[str, Any]]]
+    """Rows, by table; `rows` defines their columns."""
+    published: dict[str, str]
+    """SHA-256 of the other files that it wrote, by path."""
+    environment: Environment
+    finished_utc: str
+    wall_seconds: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +86,7 @@ class Record:
         return summary
 
     def table(self, name: str) -> list[Any]:
-        """The rows of one table, as typed rows of `records`."""
+        """The rows of one table, as typed rows of `rows`; ParameterError for a column or value that cannot be."""
         source = f"record {self.step}, table {name}"
         return [check(TABLES[name], row, source) for row in self.data["tables"][name]]
 
@@ -71,13 +105,29 @@ class Run:
     @property
     def journal(self) -> dict[str, dict[str, Any]]:
         """Steps done so far, by name, with the hashes of what they wrote."""
-        path = self.path / "journal.json"
-        steps: dict[str, dict[str, Any]] = _read_sealed(path)["steps"] if path.exists() else {}
+        steps: dict[str, dict[str, Any]] = self._journal()["steps"]
         return steps
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """The environment in which each attempt at the run began, the first one and every `--resume`."""
+        attempts: list[dict[str, Any]] = self._journal()["attempts"]
+        return attempts
+
+    def _journal(self) -> dict[str, Any]:
+        path = self.path / "journal.json"
+        return {"attempts": [], "steps": {}} | (read_sealed(path) if path.exists() else {})
+
+    def _write_journal(self, **change: Any) -> None:
+        write_sealed(self.path / "journal.json", {k: v for k, v in self._journal().items() if k != "sha256"} | change)
+
+    def note_attempt(self, environment: dict[str, Any]) -> None:
+        """Put the beginning of an attempt into the journal."""
+        self._write_journal(attempts=[*self.attempts, environment])
 
     def note_step(self, step: str, entry: dict[str, Any]) -> None:
         """Put a step into the journal, in place of an older version: its `files` with hashes, its `key`."""
-        _write_sealed(self.path / "journal.json", {"steps": self.journal | {step: entry}})
+        self._write_journal(steps=self.journal | {step: entry})
 
     def drop_step(self, step: str) -> None:
         """Forget a step and delete what it wrote, so that nothing of an older version stays behind."""
@@ -85,15 +135,15 @@ class Run:
         for name in steps.pop(step, {"files": {}})["files"]:
             assert (self.path / name).resolve().is_relative_to(self.path.resolve()), name
             (self.path / name).unlink(missing_ok=True)
-        _write_sealed(self.path / "journal.json", {"steps": steps})
+        self._write_journal(steps=steps)
 
     def record(self, step: str) -> Record:
         """The record of a step of this run; EvidenceError if there is none, IntegrityError if changed."""
         entry = self.journal.get(step)
         if entry is None:
             raise EvidenceError(f"{self.path} has no record of step {step!r}; run that step first")
-        sha256 = entry["files"][f"records/{step}.json"]
-        return Record(step, read_json(self.path / "records" / f"{step}.json", sha256), sha256)
+        path, sha256 = self.path / "records" / f"{step}.json", entry["files"][f"records/{step}.json"]
+        return Record(step, check(RecordContent, read_json(path, sha256), str(path)).model_dump(), sha256)
 
     def find_record(self, name: str) -> Record:
         """The record of a step of this run, or of an earlier run as `<cycle>/<run>/<step>`; raises as `record` does."""
@@ -114,46 +164,33 @@ class Run:
         """The manifest, checked against its own hash."""
         if not self.is_complete:
             raise EvidenceError(f"run {self.name} is unfinished: it has no manifest; finish it with --resume")
-        return _read_sealed(self.path / "manifest.json")
+        return read_sealed(self.path / "manifest.json")
 
     def files(self) -> dict[str, str]:
-        """SHA-256 of every file of the run that a manifest lists, by path."""
+        """SHA-256 of every file of the run that a manifest lists, hidden ones included, by path."""
         found = (path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in TRANSIENT)
-        return {str(path.relative_to(self.path)): sha256_file(path) for path in found if path.name[0] != "."}
+        return {path.relative_to(self.path).as_posix(): sha256_file(path) for path in found}
 
     def write_manifest(self, **about: Any) -> None:
         """Hash every file of the run and declare it complete."""
+        for leftover in self.path.rglob(".*"):  # of a write that was killed
+            leftover.unlink()
         content = about | {"run": self.name, "files": self.files(), "finished_utc": utc_now()}
-        _write_sealed(self.path / "manifest.json", content)
+        write_sealed(self.path / "manifest.json", content)
 
 
-def _write_sealed(path: Path, content: dict[str, Any]) -> None:
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file that carries the hash of its own content."""
     write_json(path, content | {"sha256": sha256_text(canonical_json(content))})
 
 
-def _read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The content of a file that `write_sealed` wrote; IntegrityError if it is not what its hash says."""
     data: dict[str, Any] = read_json(path)
     content = {key: value for key, value in data.items() if key != "sha256"}
     if sha256_text(canonical_json(content)) != data.get("sha256"):
         raise IntegrityError(f"{path} was changed after it was written; restore it or run the cycle again")
     return data
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def utc_now() -> str:

@@ -1,31 +1,29 @@
 """Steps: a notebook at work, the record it leaves, and where that record was made."""
 
 from __future__ import annotations
-import datetime
-import io
+
 import os
 import platform
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
 from husai_lib.evidence.cache import cache_folder, versions
-from husai_lib.errors import EvidenceError, IntegrityError
-from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_bytes, write_json, write_text
-from husai_lib.params.sections import check
-from husai_lib.params.cycle import check_sections
+from husai_lib.evidence.code import git_commit, library_hash
+from husai_lib.evidence.rows import TABLES, Row
 from husai_lib.evidence.runs import Record, Run, utc_now
-from husai_lib.evidence.rows import IMPORTED, TABLES, Row
+from husai_lib.files import canonical_json, sha256_text, write_bytes, write_json, write_text
+from husai_lib.params.cycle import check_sections
 from husai_lib.version import __version__
 
 
 @dataclass
 class Step:
-    """A notebook at work: it reads earlier records, computes, and writes one record."""
+    """A notebook at work: it reads earlier records, computes, writes one record, and then shows what follows."""
 
     name: str
     run: Run
@@ -38,6 +36,13 @@ class Step:
     """Hashes of the records of earlier runs that were read, by `<cycle>/<run>/<step>`."""
     published: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    is_written: bool = False
+    """Whether the record was written."""
+
+    @property
+    def record(self) -> Record:
+        """The record that this step wrote, read back from its file."""
+        return self.run.record(self.name)
 
     def read(self, step: str) -> Record:
         """A record, verified; its hash becomes part of this step's record.
@@ -53,21 +58,29 @@ class Step:
         return {step: self.read(f"{run}/{step}") for step in self.run.read_run(run)}
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """Tell whoever watches the run how far this step is."""
+        """Report how far this step is to whoever watches the run."""
         state = {"step": self.name, "done": done, "total": total, "what": what}
         write_text(self.run.path / "progress.json", canonical_json(state))
 
     def publish(self, name: str, data: Any) -> None:
-        """Write a file of the run under a well-known name, such as `release_policy.json`: a text, or data as JSON."""
+        """Write a file of the run under a well-known name, such as `release_policy.json`: text, bytes, or data as JSON.
+
+        A file that is published after the record was written, as figures are, is noted in the journal only.
+        """
         path = self.run.path / name
-        self.published[name] = write_text(path, data) if isinstance(data, str) else write_json(path, data)
+        if isinstance(data, bytes):
+            sha256 = write_bytes(path, data)
+        else:
+            sha256 = write_text(path, data) if isinstance(data, str) else write_json(path, data)
+        if not self.is_written:
+            self.published[name] = sha256
+            return
+        entry = self.run.journal[self.name]
+        self.run.note_step(self.name, entry | {"files": entry["files"] | {name: sha256}})
 
     def save_figure(self, figure: Any, name: str) -> Any:
-        """Keep a matplotlib figure as `figures/<name>.png` and hand it back to be shown."""
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
-        path = f"figures/{name}.png"
-        self.published[path] = write_bytes(self.run.path / path, image.getvalue())
+        """Keep a `ReportFigure` as `figures/<name>.png` and return it, so that the cell shows it."""
+        self.publish(f"figures/{name}.png", figure.png())
         return figure
 
     def write(self, tables: dict[str, list[Row]] | None = None, device: str = "cpu", **summary: Any) -> Record:
@@ -76,9 +89,17 @@ class Step:
         The record carries parameters, hashes of the records read, package and code versions,
         device and wall time. Raises ValueError for NaN: a missing value is null, with a note.
         """
-        tables = tables or {}
+        data = self.content(tables or {}, device, summary)
+        path, key = f"records/{self.name}.json", step_key(self.name, self.parameters)
+        sha256 = write_json(self.run.path / path, data)
+        self.run.note_step(self.name, {"files": {path: sha256} | self.published, "key": key})
+        self.is_written = True
+        return Record(self.name, data, sha256)
+
+    def content(self, tables: dict[str, list[Row]], device: str, summary: dict[str, Any]) -> dict[str, Any]:
+        """The record as JSON values; see `runs.RecordContent`."""
         assert all(type(row) is TABLES[name] for name, rows in tables.items() for row in rows), "rows of another table"
-        data = {
+        return {
             "step": self.name,
             "cycle": self.run.path.parent.name,
             "parameters": self.parameters,
@@ -91,10 +112,45 @@ class Step:
             "finished_utc": utc_now(),
             "wall_seconds": round(time.time() - self.started, 3),
         }
-        path, key = f"records/{self.name}.json", step_key(self.name, self.parameters)
-        sha256 = write_json(self.run.path / path, data)
-        self.run.note_step(self.name, {"files": {path: sha256} | self.published, "key": key})
-        return Record(self.name, data, sha256)
+
+
+def why_not_stressed(selected: Mapping[str, Any] | None, read: Callable[[str], Record]) -> str:
+    """Why the selected candidate has no SAEs that can be stressed in this run; empty if it has.
+
+    `read` gives a record by its name. Controls need the rows that the candidate was trained on, so it must come from a
+    run of the same model, activations and training texts.
+    """
+    if not selected:
+        return "no candidate was selected"
+    source = selected["source"]
+    if "conditions" not in read(source).data["parameters"]:
+        return f"the candidate is of {source}, an import without weights"
+    run = source.rpartition("/")[0]
+    theirs, ours = (
+        read(name).data["parameters"] for name in (f"{run}/activations" if run else "activations", "activations")
+    )
+    differing = [what for what in ("model", "activations") if theirs[what] != ours[what]]
+    differing += ["training texts"] if theirs["texts"]["training"] != ours["texts"]["training"] else []
+    return f"the candidate of {source} was trained on other {differing[0]} than this run's" if differing else ""
+
+
+OPENER: ContextVar[Callable[[str, Any, dict[str, Any]], Step] | None] = ContextVar("OPENER", default=None)
+"""Who opens steps in place of `open_step`: the audit, which executes notebooks on the records of a finished run."""
+
+
+def open_step(name: str, run: str = "", **sections: Any) -> Step:
+    """Open the step `name` of the run in folder `run`, with the sections of the cycle it needs.
+
+    With `run` empty the step belongs to a scratch run in the cache, so that a notebook can be read
+    and run alone. Raises ParameterError for a wrong section.
+    """
+    params = check_sections(sections, f"step {name}")
+    parameters = params.model_dump(mode="json")
+    if opener := OPENER.get():
+        return opener(name, params, parameters)
+    folder = Path(run) if run else Path(os.environ.get("HUSAI_SCRATCH") or cache_folder() / "scratch" / "smoke" / "run")
+    folder.mkdir(parents=True, exist_ok=True)
+    return Step(name, Run(folder), params, parameters)
 
 
 def results(records: Sequence[Record]) -> dict[str, Any]:
@@ -108,38 +164,13 @@ def results(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def open_step(name: str, run: str = "", **sections: Any) -> Step:
-    """Open the step `name` of the run in folder `run`, with the sections of the cycle it needs.
-
-    With `run` empty the step belongs to a scratch run in the cache, so that a notebook can be read
-    and run alone. Raises ParameterError for a wrong section.
-    """
-    params = check_sections(sections, f"step {name}")
-    folder = Path(run) if run else Path(os.environ.get("HUSAI_SCRATCH") or cache_folder() / "scratch" / "smoke" / "run")
-    folder.mkdir(parents=True, exist_ok=True)
-    return Step(name, Run(folder), params, params.model_dump(mode="json"))
-
-
-def step_key(step: str, parameters: dict[str, Any]) -> str:
+def step_key(step: str, parameters: dict[str, Any], code: str | None = None) -> str:
     """What decides whether a finished step may be kept: its parameters and the library's code."""
-    return sha256_text(canonical_json({"step": step, "parameters": parameters, "code": library_hash()}))
-
-
-@cache
-def library_hash() -> str:
-    """Hash of the whole library's source, as a step may call any of it."""
-    modules = sorted(p for p in (REPOSITORY / "husai_lib").rglob("*.py"))
-    return sha256_text(canonical_json({str(p.relative_to(REPOSITORY)): sha256_file(p) for p in modules}))
-
-
-def made_by_other_code(run: Run) -> bool:
-    """Whether any record of a run was written by another state of the library than the present one."""
-    records = [run.record(step).data for step in run.journal]
-    return any(data["environment"]["code"]["library_sha256"] != library_hash() for data in records)
+    return sha256_text(canonical_json({"step": step, "parameters": parameters, "code": code or library_hash()}))
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Where a record was made: versions, code, device; no names of people or machines."""
+    """Where a record is made; see `runs.Environment`."""
     return {
         "husai": __version__,
         "code": {"library_sha256": library_hash(), "git_commit": git_commit()},
@@ -148,13 +179,3 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "cpu": platform.machine(),
     }
-
-
-@cache
-def git_commit() -> str | None:
-    """The checked-out commit, with `+changes` where tracked files differ from it; null outside a checkout."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -1,8 +1,8 @@
-"""What candidates are compared with: an SAE that the parameters name, and SAEs trained by SAELens' own recipe.
+"""Baselines of candidates: an SAE that the parameters name, and SAEs trained by SAELens' own recipe.
 
-A given SAE whose width and L0 lie within 10 % of a condition's is the baseline of that condition at every seed. Where
-it is not it is measured too, but the baseline is trained: CE-Bench scores of other widths and sparsities cannot be
-compared. An SAE of other activations than the candidates' is refused.
+A given SAE whose width and L0 are within 10 % of those of a condition is the baseline of that condition at every seed.
+Other conditions get trained baselines, as CE-Bench scores of other widths and sparsities cannot be compared; the given
+SAE is reported beside them. An SAE of other activations than the candidates' is refused.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import contextlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import get_conversion_loader_name
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
@@ -32,15 +31,15 @@ from husai_lib.params.catalogue import local_path
 from husai_lib.params.conditions import BaselineParams, Condition, SaeParams, baseline_shapes
 from husai_lib.params.inputs import ModelParams
 from husai_lib.params.sections import one_of
+from husai_lib.saes.baseline import train_baseline
 from husai_lib.saes.trained import Member, TrainedSae, load_sae
-from husai_lib.saes.training import train_baseline
 from husai_lib.tasks import Progress
 
 FILES = ("cfg.json", "sae_weights.safetensors")
 PICKLED = {"connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope"}
-"""SAELens' loaders of releases whose weights are pickles, which are never loaded."""
+"""SAELens' loaders of releases whose weights are pickles, which this library never loads."""
 NORMALISED = {"none", "layer_norm", "constant_norm_rescale"}
-"""The normalisations that SAELens applies in `encode`; for others it returns latents of rows it did not normalise."""
+"""The normalisations that SAELens applies in `encode`; with others it encodes rows without normalising them."""
 REMEDY = "give another SAE, or write baseline: train"
 
 
@@ -56,8 +55,8 @@ def baseline_saes(
 ) -> list[TrainedSae]:
     """The given SAE, if there is one, and a trained one for each seed and each (d_sae, k) that it does not match.
 
-    `rows` train, `held_out` measures the given SAE's L0. Raises ModelError if the given SAE cannot be had or loaded,
-    DataError if it is one of other activations than those of `model` at the hook of `held_out`.
+    SAEs are trained on `rows`; the given SAE's L0 is measured on `held_out`. Raises ModelError if the given SAE cannot
+    be loaded, DataError if it is of other activations than those of `model` at the hook of `held_out`.
     """
     saes, shapes = [], baseline_shapes(conditions)
     if params.given:
@@ -73,7 +72,8 @@ def _given_sae(
 ) -> tuple[TrainedSae, list[str]]:
     """The given SAE and the names of the shapes that it matches."""
     entry = _in_cache(params)
-    sae = _loaded(params, entry.path)
+    with _explained(f"SAELens cannot load {params.given}", REMEDY):
+        sae = load_sae(entry.path)
     note = _refusal_or_note(sae, params.given, held_out, model)
     d_sae, l0 = sae.cfg.d_sae, measure(sae, held_out).l0
     if l0 == 0:
@@ -81,10 +81,9 @@ def _given_sae(
     matched = [name for name, s in shapes.items() if is_matched(d_sae, s.d_sae) and is_matched(l0, s.k)]
     nearest = min(shapes.values(), key=lambda shape: (abs(shape.d_sae / d_sae - 1), abs(shape.k / l0 - 1)))
     about = {"name": GIVEN, "architecture": sae.cfg.architecture(), "d_sae": d_sae, "k": nearest.k}
-    condition = Condition.model_construct(**about)  # unchecked: it is not trained, and may be of no registered kind
+    condition = Condition.model_construct(**about)  # not validated: its architecture may be unknown to the registry
     use = "CE-Bench deltas at every seed are measured against it" if matched else "reported beside the baseline"
-    note = "; ".join(filter(None, (params.given, use, note)))
-    return TrainedSae(Member(condition, 0), entry, note), matched
+    return TrainedSae(Member(condition, 0), entry, "; ".join(filter(None, (params.given, use, note)))), matched
 
 
 def _in_cache(params: BaselineParams) -> Entry:
@@ -92,75 +91,62 @@ def _in_cache(params: BaselineParams) -> Entry:
     with tempfile.TemporaryDirectory(prefix="husai-sae-") as temporary:
         folder = REPOSITORY / Path(params.folder).expanduser() if params.folder else Path(temporary)
         if not params.folder:
-            _download(params, folder)
+            _download(str(params.release), str(params.sae_id), params.given, folder)
         content = {name: sha256_file(folder / name) for name in FILES}
-        inputs = {"release": params.release, "sae_id": params.sae_id, "files": content}
 
         def copy(made: Path) -> None:
             for name in FILES:
                 shutil.copyfile(folder / name, made / name)
 
-        return cached("saes", __name__, inputs, copy)
+        return cached("saes", __name__, {"release": params.release, "sae_id": params.sae_id, "files": content}, copy)
 
 
-def _download(params: BaselineParams, folder: Path) -> None:
-    """Save an SAE of a release as a SAELens folder; ModelError where there is none or no hub can be reached."""
-    release, sae_id = str(params.release), str(params.sae_id)
-    try:
+def _download(release: str, sae_id: str, given: str, folder: Path) -> None:
+    """Save an SAE of a release as a SAELens folder; ModelError if there is none or the hub cannot be reached."""
+    remedy = "a release needs a hub: go online, write baseline: train, or name a local SAE by baseline: {folder: …}"
+    with _explained(f"{given} cannot be had", remedy):
         listed = get_pretrained_saes_directory()
         if "/" not in release:
             one_of(release, listed, "release")
         if release in listed:
             one_of(sae_id, listed[release].saes_map, "sae_id")
-        _refuse_pickle(release)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they warn of is refused below, in a sentence
-            SAE.from_pretrained(release, sae_id, device="cpu").save_model(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        remedy = "a release needs a hub: go online, write baseline: train, or name a local SAE by baseline: {folder: …}"
-        raise ModelError(f"baseline: {params.given} cannot be had: {_first_line(error)}; {remedy}") from error
+        if get_conversion_loader_name(release) in PICKLED:
+            raise ValueError("its weights are a pickle, and none is ever loaded")
+        SAE.from_pretrained(release, sae_id, device="cpu").save_model(folder)
 
 
-def _loaded(params: BaselineParams, folder: Path) -> Any:
+@contextlib.contextmanager
+def _explained(what: str, remedy: str) -> Iterator[None]:
+    """Turn an error of SAELens into a ModelError, and silence its warnings, whose causes are refused later."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sae = load_sae(folder)
+            yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"baseline: SAELens cannot load {params.given}: {_first_line(error)}; {REMEDY}") from error
-    if not all(torch.isfinite(weights).all() for weights in sae.state_dict().values()):
-        raise DataError(f"baseline: {params.given} has weights that are not finite; {REMEDY}")
-    return sae
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-
-
-def _refuse_pickle(release: str) -> None:
-    if get_conversion_loader_name(release) in PICKLED:
-        raise ValueError("its weights are a pickle, and none is ever loaded")
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise ModelError(f"baseline: {what}: {reason}; {remedy}") from error
 
 
 def _refusal_or_note(sae: Any, given: str, rows: Bank, model: ModelParams) -> str:
-    """Raise DataError if the SAE is one of other activations than `rows`; else what of that its metadata do not say."""
+    """Raise DataError for an SAE of other activations than `rows`; otherwise a note on what its metadata lack."""
     cfg, metadata, d_in = sae.cfg, sae.cfg.metadata, rows.rows.shape[1]
     cycle = {"model_name": model.name, "hook_name": rows.hook_name, "prepend_bos": model.prepend_bos}
-    said = cycle | {key: metadata[key] for key in cycle if metadata[key] is not None}
-    same_model = _is_model(str(said["model_name"]), model.name)
+    stated = cycle | {key: metadata[key] for key in cycle if metadata[key] is not None}
+    same_model = _is_model(str(stated["model_name"]), model.name)
     mistakes = {
+        "has weights that are not finite": not all(weights.isfinite().all() for weights in sae.state_dict().values()),
         "is a transcoder, which reconstructs other activations than it reads":
             hasattr(cfg, "d_out") or (metadata.hook_name_out or metadata.hook_name) != metadata.hook_name,
         "reads whole texts, not rows": cfg.architecture() == "temporal",
         "reads the outputs of attention heads": cfg.reshape_activations != "none",
         f"reads {cfg.d_in} dimensions, but the rows at {rows.hook_name} have {d_in}": cfg.d_in != d_in,
-        f"is of {said['hook_name']}, but activations.hook_name is {rows.hook_name}":
-            said["hook_name"] != rows.hook_name,
-        f"is of the model {said['model_name']!r}, but model.name is {model.name!r}": same_model is False,
+        f"is of {stated['hook_name']}, but activations.hook_name is {rows.hook_name}":
+            stated["hook_name"] != rows.hook_name,
+        f"is of the model {stated['model_name']!r}, but model.name is {model.name!r}": same_model is False,
         "is of a model whose writing weights were centred, and the cycle's are not":
             (metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"),
-        f"has prepend_bos {said['prepend_bos']}, but model.prepend_bos is {model.prepend_bos}":
-            said["prepend_bos"] != model.prepend_bos,
+        f"has prepend_bos {stated['prepend_bos']}, but model.prepend_bos is {model.prepend_bos}":
+            stated["prepend_bos"] != model.prepend_bos,
         f"needs {cfg.normalize_activations}, which its encoder leaves out; fold it into the weights first":
             cfg.normalize_activations not in NORMALISED,
     }  # fmt: skip
@@ -169,22 +155,20 @@ def _refusal_or_note(sae: Any, given: str, rows: Bank, model: ModelParams) -> st
     unsaid = [key for key in cycle if metadata[key] is None]
     notes = {
         f"whether it is of the cycle's activations is unchecked: its metadata lack {', '.join(unsaid)}": unsaid,
-        f"it is of {said['model_name']!r}, with which the cycle's local model cannot be compared": same_model is None,
+        f"it is of {stated['model_name']!r}, with which the cycle's local model cannot be compared": same_model is None,
     }
     return "; ".join(note for note, applies in notes.items() if applies)
 
 
 def _is_model(name: str, model: str) -> bool | None:
-    """Whether the model that an SAE names is the cycle's; None where this one is a file, whose name says too little."""
-    if name == model:
-        return True
-    if model.startswith("random:"):
-        return False
+    """Whether an SAE's model is the cycle's; None if the latter is a file, whose name does not identify it."""
+    if name == model or model.startswith("random:"):
+        return name == model
     return None if local_path(model) else _official(name) == _official(model)
 
 
 def _official(name: str) -> str:
-    """What TransformerLens calls a model that it knows by several names, without the organisation."""
+    """TransformerLens' name of a model that it knows by several, without the organisation."""
     with contextlib.suppress(ValueError):
         name = get_official_model_name(name)
     return name.split("/")[-1].casefold()

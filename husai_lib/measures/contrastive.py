@@ -1,22 +1,19 @@
 """CE-Bench: how clearly single latents separate two stories that differ in one concept (arXiv 2509.00691).
 
-For a pair of stories, `V1` and `V2` are the token means of the latents over each story, `I` the mean over
-both and `Ibar` the mean of `I` over all pairs (as published) or 0 (as the released code has it). With `z` the
-standardisation over latents (n - 1): contrastive `max z(|V1 - V2|)`, independence `max z(|I - Ibar|)`,
-interpretability `max z` of their sum, each averaged over the pairs. As `max z <= (N - 1) / sqrt(N)` for N
-latents, widths cannot be compared; the calibrated scores are in units of a null that deals the tokens of a
-pair at random to the two stories.
+For a pair of stories, `V1` and `V2` are the token means of the latents over each story, `I` is the mean over both, and
+`Ibar` is the mean of `I` over all pairs (as published) or 0 (as in the released code). With `z` the standardisation
+over latents (n - 1), contrastive is `max z(|V1 - V2|)`, independence `max z(|I - Ibar|)` and interpretability `max z`
+of their sum, each averaged over the pairs. As `max z <= (N - 1) / sqrt(N)` for N latents, scores of different widths
+cannot be compared. The calibrated scores are in standard deviations of a null that deals the tokens of a pair at random
+to the two stories.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,8 +21,8 @@ from torch import Tensor
 
 from husai_lib.activations.banks import Bank
 from husai_lib.errors import DataError
-from husai_lib.evidence.cache import cache_folder, cached
-from husai_lib.files import explained, read_json, write_json
+from husai_lib.evidence.cache import cached
+from husai_lib.files import read_json, write_json
 from husai_lib.params.benchmarks import ContrastiveParams
 from husai_lib.randomness import numpy_generator
 from husai_lib.saes.trained import TrainedSae
@@ -37,7 +34,7 @@ class ContrastiveScore:
     """CE-Bench scores of one SAE in every form, averaged over the pairs."""
 
     form: Literal["as_published", "as_released"]
-    """Of which `independence`, `interpretability` and its calibration are."""
+    """The form of `independence`, `interpretability` and its calibration."""
     contrastive: float
     """The same in both forms."""
     independence_as_published: float
@@ -47,18 +44,18 @@ class ContrastiveScore:
     calibrated_contrastive: float | None
     """(contrastive - null mean) / null std; None if the null does not vary."""
     calibrated_interpretability: float | None
-    """The same for interpretability. Independence has no such form: dealing tokens leaves `I` as it is."""
+    """The same for interpretability. Independence has none, as dealing tokens leaves `I` unchanged."""
     l0: float
-    """Mean count of non-zero latents a token of the stories: the scores move with it."""
+    """Mean count of non-zero latents per token of the stories; the scores depend on it."""
 
     @property
     def independence(self) -> float:
-        """In the form that was asked for."""
+        """In the form `form`."""
         return float(getattr(self, f"independence_{self.form}"))
 
     @property
     def interpretability(self) -> float:
-        """In the form that was asked for."""
+        """In the form `form`."""
         return float(getattr(self, f"interpretability_{self.form}"))
 
 
@@ -69,19 +66,17 @@ def contrastive_scores(
 
     `stories` holds two texts a pair, story1 then story2. Raises DataError if a story left no token.
     """
-    return run_tasks(
-        functools.partial(_score_of_trained, stories=stories, params=params), saes, "SAEs scored on stories", progress
-    )
 
+    def score_of(trained: TrainedSae) -> ContrastiveScore:
+        return cached_score(trained.content, lambda: trained.sae, stories, params)
 
-def _score_of_trained(trained: TrainedSae, stories: Bank, params: ContrastiveParams) -> ContrastiveScore:
-    return cached_score(trained.content, lambda: trained.sae, stories, params)
+    return run_tasks(score_of, saes, "SAEs scored on stories", progress)
 
 
 def cached_score(
     content: dict[str, Any], sae: Callable[[], Any], stories: Bank, params: ContrastiveParams
 ) -> ContrastiveScore:
-    """`score` of `sae()`, cached by all that determines it; `content` is what determines the SAE."""
+    """`score` of `sae()`, cached by all that determines it; `content` determines the SAE."""
     inputs = {
         "sae": content,
         "stories": stories.sha256,
@@ -99,41 +94,34 @@ def cached_score(
 def score(sae: Any, stories: Bank, params: ContrastiveParams) -> ContrastiveScore:
     """CE-Bench scores of any SAELens SAE; `stories` holds two texts a pair, story1 then story2.
 
-    Every story is encoded once and memory holds one pair at a time: until `Ibar` is known, the latents that fire
-    wait in a file. Raises DataError if a story left no token or a latent is not finite.
+    Every story is encoded twice, so that memory holds the latents of one pair at a time: first for `Ibar`, then for the
+    scores. Raises DataError if a story left no token or a latent is not finite.
     """
-    offsets, folder = stories.offsets, cache_folder()
+    offsets, active = stories.offsets, 0
     if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
         raise DataError(
             f"story{empty[0] % 2 + 1} of pair {empty[0] // 2 + 1} has no token left after activations.skip_positions "
             "and max_norm_ratio; give longer stories"
         )
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as waiting:
-            mean_I, l0 = _encode(sae, stories, waiting)
-            waiting.seek(0)
-            return _scores(waiting, offsets, mean_I, l0, params)
-
-
-def _encode(sae: Any, stories: Bank, waiting: IO[bytes]) -> tuple[Tensor, float]:
-    """`Ibar [d_sae]` and L0; of each pair, writes which latents fire `[d_sae]` and those, `[tokens, firing]`."""
-    ends, active = stories.offsets[::2], 0
-    mean_I = torch.zeros((), dtype=torch.float64)
-    for pair, (start, end) in enumerate(itertools.pairwise(ends)):
-        rows = torch.from_numpy(np.array(stories.rows[start:end])).to(getattr(sae, "device", "cpu"))
-        latents = sae.encode(rows).to_dense().float().cpu()
-        fires = latents != 0
-        firing = fires.any(0)
-        firing[0] = True  # so that there is one
-        latents, active = latents[:, firing], active + int(np.count_nonzero(fires))
-        of_pair = _mean_latents(latents.double(), firing)
+    pairs, mean_I = len(offsets) // 2, torch.zeros((), dtype=torch.float64)
+    for pair in range(pairs):
+        latents, firing = _encoded(sae, stories, pair)
+        active += int(torch.count_nonzero(latents))
+        of_pair = _mean_latents(latents, firing)
         if not of_pair.isfinite().all():
             raise DataError(f"a latent is NaN or infinite on the stories of pair {pair + 1}; check the SAE's weights")
         mean_I = mean_I + of_pair
-        np.save(waiting, firing.numpy())
-        np.save(waiting, latents.numpy())
-    return mean_I / (len(ends) - 1), active / int(ends[-1])
+    return _scores(sae, stories, mean_I / pairs, active / int(offsets[-1]), params)
+
+
+def _encoded(sae: Any, stories: Bank, pair: int) -> tuple[Tensor, Tensor]:
+    """The latents that fire on a pair of stories `[tokens, firing]`, float64, and which these are `[d_sae]`."""
+    start, end = stories.offsets[2 * pair], stories.offsets[2 * pair + 2]
+    rows = torch.from_numpy(np.array(stories.rows[start:end])).to(getattr(sae, "device", "cpu"))
+    latents = sae.encode(rows).to_dense().float().cpu()
+    firing = (latents != 0).any(0)
+    firing[0] = True  # so that there is one
+    return latents[:, firing].double(), firing
 
 
 def _mean_latents(latents: Tensor, firing: Tensor) -> Tensor:
@@ -143,22 +131,20 @@ def _mean_latents(latents: Tensor, firing: Tensor) -> Tensor:
     return mean_of_all
 
 
-def _scores(
-    waiting: IO[bytes], offsets: np.ndarray, mean_I: Tensor, l0: float, params: ContrastiveParams
-) -> ContrastiveScore:
+def _scores(sae: Any, stories: Bank, mean_I: Tensor, l0: float, params: ContrastiveParams) -> ContrastiveScore:
     references = {"as_published": mean_I, "as_released": torch.zeros_like(mean_I)}
-    # every deal gives one average over the pairs, the first of them is of the stories as they are; sums are made in
-    # place, as small tensors kept between large ones would keep the memory of these from being used again
+    # every deal gives one average over the pairs, and the first deal is the stories as they are; sums are updated in
+    # place, as small tensors allocated between large ones would keep the memory of these from being reused
     contrastive = torch.zeros(1 + params.permutations, dtype=torch.float64)
     interpretability = {form: torch.zeros_like(contrastive) for form in references}
     independence = {form: torch.zeros_like(contrastive[0]) for form in references}
-    pairs = len(offsets) // 2
+    pairs = len(stories.offsets) // 2
     for pair in range(pairs):
-        start, middle, end = offsets[2 * pair : 2 * pair + 3].tolist()
-        firing, latents = torch.from_numpy(np.load(waiting)), torch.from_numpy(np.load(waiting)).double()
+        start, middle, end = stories.offsets[2 * pair : 2 * pair + 3].tolist()
+        latents, firing = _encoded(sae, stories, pair)
         generator = numpy_generator(params.seed, f"deal of the tokens of pair {pair}")
         deals = first_story_weights(middle - start, end - start, params.permutations, generator)
-        difference = story_differences(latents, deals)  # of the latents that fire; that of the others is 0
+        difference = story_differences(latents, deals)  # of the latents that fire; those of the others are 0
         contrastive += max_z(difference, mean_I.new_zeros(len(firing) - difference.shape[1])) / pairs
         for form, reference in references.items():
             deviation = (_mean_latents(latents, firing) - reference).abs()
@@ -177,23 +163,23 @@ def _scores(
 
 
 def first_story_weights(first: int, total: int, permutations: int, generator: np.random.Generator) -> Tensor:
-    """`[1 + permutations, total]` bool: the tokens of the first story; row 0 as it is, the others dealt at random."""
+    """The tokens of the first story as bool `[1 + permutations, total]`: row 0 as it is, the others at random."""
     members = np.tile(np.arange(total) < first, (1 + permutations, 1))
     members[1:] = generator.permuted(members[1:], axis=1)
     return torch.from_numpy(members)
 
 
 def story_differences(latents: Tensor, first: Tensor) -> Tensor:
-    """`|V1 - V2| [deals, d_sae]` for latents `[tokens, d_sae]` and the deals of their tokens."""
+    """`|V1 - V2| [deals, d_sae]` for latents `[tokens, d_sae]` and deals of their tokens `[deals, tokens]`."""
     in_first = first.sum(1, keepdim=True)
     sums = first.to(latents.dtype) @ latents
     return (sums / in_first - (latents.sum(0) - sums) / (first.shape[1] - in_first)).abs()
 
 
 def max_z(u: Tensor, others: Tensor | None = None) -> Tensor:
-    """`max z` over the last axis of `u` and the values `others [n]`, which all of `u` share.
+    """The largest deviation from the mean in standard deviations (n - 1), over the last axis; 0 if all are equal.
 
-    The largest deviation from the mean in standard deviations (n - 1); 0 if all are equal.
+    Each row of `u` is completed by the values `others [n]`.
     """
     u = u.double()  # squares of small float32 numbers underflow
     others = u.new_zeros(0) if others is None else others.double()
@@ -207,7 +193,7 @@ def max_z(u: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def _calibrated(scores: Tensor) -> float | None:
-    """The first of the scores in standard deviations of the others; None if these differ by rounding at most."""
+    """The first score in standard deviations of the others; None if these differ by rounding at most."""
     null = scores[1:]
     spread = null.std()
     return float((scores[0] - null.mean()) / spread) if spread > 1e-9 * null.abs().max() else None

@@ -1,4 +1,4 @@
-"""Evaluation of trained SAEs: reconstruction, both benchmarks, stability; rows of a record out."""
+"""Evaluation of trained SAEs: reconstruction, both benchmarks and stability, as rows of a record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows import GroupRow, MemberRow, PairRow, ProbeRow, ceiling, is_matched
-from husai_lib.intervals import mean_interval, mean_over_pairs, means_by
+from husai_lib.intervals import Pairs, mean_interval, mean_over_pairs, means_by, pwmcc_interval
 from husai_lib.measures.contrastive import ContrastiveScore, contrastive_scores
 from husai_lib.measures.matching import Stability, group_stability, pair_rows, pairwise_pwmcc, random_decoders
 from husai_lib.measures.probing import ProbeTask, llm_scores, probe_rows, sae_scores
@@ -44,9 +44,9 @@ class Benches:
 def measure(sae: Any, held_out: Bank, target: Bank | None = None) -> Reconstruction:
     """Reconstruction of held-out rows by the SAE's own encoder and decoder, a chunk at a time.
 
-    Explained variance is `1 - sum |y - y^|^2 / sum |y - mean y|^2`; L0 the mean count of non-zero
-    latents a row; a latent is dead if it never fires on these rows. A SAELens class that reconstructs a part of
-    a row says which by `target_of`.
+    Explained variance is `1 - sum |y - y^|^2 / sum |y - mean y|^2`; L0 is the mean count of non-zero latents per row; a
+    latent is dead if it never fires on these rows. An SAE that reconstructs a part of a row has the method `target_of`,
+    which returns this part.
     """
     outputs, target_of = target or held_out, getattr(sae, "target_of", lambda rows: rows)
     total = sum((target_of(rows).double().sum(0) for rows in outputs.chunks(2048)), torch.zeros(1))
@@ -68,14 +68,14 @@ def member_rows(
 ) -> tuple[list[MemberRow], list[ProbeRow]]:
     """Every measurement of every SAE, and its probes data set by data set.
 
-    The CE-Bench delta is over the row of `baseline` with the same width, k and seed, or over that of a given SAE
-    that is matched, and null where there is neither: scores of other widths and sparsities cannot be compared.
+    The CE-Bench delta is taken against the row of `baseline` with the same width, k and seed, or against a given SAE
+    that is matched. It is null without either, as scores of other widths and sparsities cannot be compared.
     """
     llm = llm_scores(benches.tasks, benches.probing, progress)
     probed = sae_scores(saes, benches.tasks, benches.probing, progress)
-    told_apart = contrastive_scores(saes, benches.stories, benches.contrastive, progress)
+    contrastive = contrastive_scores(saes, benches.stories, benches.contrastive, progress)
     rows, probes = [], []
-    for trained, scores, story in zip(saes, probed, told_apart, strict=True):
+    for trained, scores, story in zip(saes, probed, contrastive, strict=True):
         condition, seed = trained.member.condition, trained.member.seed
         own = probe_rows(condition.name, seed, benches.tasks, scores, llm)
         shape = condition.d_sae, condition.k, seed
@@ -132,18 +132,16 @@ def _member_row(
 def group_rows(
     saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], probes: Sequence[ProbeRow]
 ) -> tuple[list[GroupRow], list[PairRow]]:
-    """How alike the seeds of each condition are, beside two nulls, and its SAEBench delta over data sets.
+    """The stability of each condition across seeds beside two nulls, and its SAEBench delta over data sets.
 
     The nulls are random decoders of the same shape, and `gaussian`: the same recipes trained on Gaussian activations.
-    The pairs of seeds, whose PW-MCC decides, are rows of their own.
+    The pairs of seeds, from whose PW-MCC that of a group follows, are rows of their own.
     """
     groups, pairs = [], []
     for own, null in zip(by_condition(saes), by_condition(gaussian), strict=True):
-        found = group_stability(
-            [trained.sae.W_dec.detach() for trained in own], [trained.sae.W_enc.detach() for trained in own]
-        )
+        found = group_stability([trained.sae.W_dec for trained in own], [trained.sae.W_enc for trained in own])
         groups.append(_group_row(own, null, found, probes))
-        pairs += pair_rows({groups[-1].condition: found.pairs.pwmcc}, [trained.member.seed for trained in own])
+        pairs += pair_rows({groups[-1].condition: found.pwmcc}, [trained.member.seed for trained in own])
     return groups, pairs
 
 
@@ -152,28 +150,33 @@ def _group_row(
 ) -> GroupRow:
     condition, shape = saes[0].member.condition, tuple(saes[0].sae.W_dec.shape)
     random = random_decoders(shape, [trained.member.seed for trained in saes])
-    null = mean_over_pairs(pairwise_pwmcc([trained.sae.W_dec.detach() for trained in gaussian]))
+    null, pwmcc = mean_over_pairs(decoder_pairs(gaussian)), pwmcc_interval(found.pwmcc)
     by_set = means_by((row.data_set, row.delta) for row in probes if row.condition == condition.name)
     saebench = mean_interval(list(by_set.values()))
     return GroupRow(
         condition=condition.name,
         architecture=condition.architecture,
         n_seeds=len(saes),
-        pwmcc=found.pwmcc.mean,
-        pwmcc_low=found.pwmcc.low,
-        pwmcc_high=found.pwmcc.high,
-        pwmcc_max=found.pwmcc_max,
+        pwmcc=pwmcc.mean,
+        pwmcc_low=pwmcc.low,
+        pwmcc_high=pwmcc.high,
+        pwmcc_max=mean_over_pairs(found.pwmcc_max),
         null_random=mean_over_pairs(pairwise_pwmcc(random)),
         null_gaussian=null,
-        pwmcc_corrected=(found.pwmcc.mean - null) / (1 - null),
-        encoder_mcc=found.encoder_mcc,
-        reappearing_fraction=found.reappearing_fraction,
-        subspace_overlap=found.subspace_overlap,
+        pwmcc_corrected=(pwmcc.mean - null) / (1 - null),
+        encoder_mcc=mean_over_pairs(found.encoder_mcc),
+        reappearing_fraction=mean_over_pairs(found.reappearing),
+        subspace_overlap=mean_over_pairs(found.subspace_overlap),
         saebench_delta=saebench.mean,
         sets_low=saebench.low,
         sets_high=saebench.high,
-        note="" if found.pwmcc.low is not None else "too few seeds for an interval",
+        note="" if pwmcc.low is not None else "too few seeds for an interval",
     )
+
+
+def decoder_pairs(saes: Sequence[TrainedSae]) -> Pairs:
+    """PW-MCC of every pair of the SAEs' decoders, `[S, S]`."""
+    return pairwise_pwmcc([trained.sae.W_dec for trained in saes])
 
 
 def by_condition(saes: Sequence[TrainedSae]) -> list[list[TrainedSae]]:

@@ -1,10 +1,10 @@
-"""L1 logistic regression for many sets of features at once, iterate for iterate as scikit-learn's `saga` fits one.
+"""L1 logistic regression for many sets of features at once, with the iterates of scikit-learn's `saga`.
 
-The probing protocol stops `saga` after 1000 epochs or once the largest weight moves by less than 1e-4 of
-itself, often far from the optimum: exact fits change a probe's test AUC by up to 0.07. So SAGA itself
-(Defazio et al., arXiv 1407.0202) is run here, in scikit-learn's order of samples and of updates. Problems
-that share rows and labels share that order, so they lie side by side as lanes of one compiled loop, in
-which no lane sees another: alone or among others, a problem gets the same bits.
+The probing protocol stops `saga` after 1000 epochs or once the largest weight moves by less than 1e-4 of itself, often
+far from the optimum: exact fits change a probe's test AUC by up to 0.07. So this module runs SAGA itself (Defazio et
+al., arXiv 1407.0202), in scikit-learn's order of samples and of updates. Problems that share rows and labels share that
+order and run side by side, as lanes of one compiled loop. Lanes do not interact: alone or among others, a problem gets
+the same bits.
 """
 
 from __future__ import annotations
@@ -25,16 +25,14 @@ MAX_EPOCHS, TOLERANCE = 1000, 1e-4
 STRENGTHS = np.logspace(5, -5, 10)
 """The inverse penalties C that the protocol tries, strongest fit first."""
 LANES = 32
-"""Problems in a block: few enough for the processor's cache."""
-WIDTHS = (*range(13), 24, LANES)
-"""Lanes of a block that are computed: whole registers take about as long as half as many lanes one by one."""
+"""Problems in a block, few enough for the processor's cache."""
 
 
 def fit_best(X: NDArray[np.float32], y: NDArray[Any], seed: int) -> tuple[Floats, Floats, Floats]:
     """Fits of the features `X [problems, n, k]` to the labels `y [n]`, each at the C of best validation AUC.
 
-    Returns the coefficients `[problems, k]`, the intercepts and the validation AUCs `[problems]`. As in sae-probes: C
-    by the last 100 rows, by six folds below 128 rows, by every pair of rows up to 12; then a fit to all rows.
+    Returns the coefficients `[problems, k]`, the intercepts and the validation AUCs `[problems]`. C is chosen as in
+    sae-probes: on the last 100 rows, on six folds below 128 rows, on every pair of up to 12. Then all rows are fitted.
     """
     problems = len(X)
     C, validation = np.ones(problems), None
@@ -54,7 +52,7 @@ def _fold_scores(X: NDArray[np.float32], y: NDArray[Any], train: Any, held_out: 
     problems, strengths = len(X), len(STRENGTHS)
     if len(np.unique(y[train])) < 2:
         return np.full((problems, strengths), 0.5)
-    # strength by strength: problems of one strength take about as many epochs, and leave the loop together
+    # strength by strength, as problems of one strength take a similar number of epochs
     which, C = np.tile(np.arange(problems), strengths), np.repeat(STRENGTHS, problems)
     fits = saga(X[:, train], y[train], which, C, seed)
     coefficients, intercepts = (values.reshape(strengths, problems, *values.shape[1:]) for values in fits)
@@ -68,19 +66,19 @@ def _fold_scores(X: NDArray[np.float32], y: NDArray[Any], train: Any, held_out: 
 
 
 def predict(rows: NDArray[Any], coefficients: Floats, intercept: float) -> Floats:
-    """The probability of class 1 of each row `[n, k]`, by the operations of scikit-learn: ties must stay ties."""
+    """The probability of class 1 of each row `[n, k]`, by scikit-learn's operations, so that ties stay ties."""
     probabilities: Floats = expit((rows.astype(float) @ coefficients[:, None]).ravel() + intercept)
     return probabilities
 
 
 def auc(scores: Floats, y: NDArray[Any]) -> Floats:
-    """Area under the ROC curve of each row of `scores [m, n]`; where the best differ by rounding, by scikit-learn."""
+    """Area under the ROC curve of each row of `scores [m, n]`; scikit-learn's where the best differ by rounding."""
     ranks = rankdata(scores, axis=1)
     positive = int(y.sum())
     areas: Floats = (ranks[:, y == 1].sum(1) - positive * (positive + 1) / 2) / (positive * (len(y) - positive))
     best = np.flatnonzero(areas >= areas.max() - 1e-12)
     _, curves, curve_of = np.unique(ranks[best], axis=0, return_index=True, return_inverse=True)
-    if len(curves) > 1:  # equal areas under different curves: the rounding of the protocol's own function decides
+    if len(curves) > 1:  # of equal areas under different curves, the rounding of the protocol's own function decides
         areas[best] = np.array([roc_auc_score(y, scores[best[i]]) for i in curves])[curve_of]
     return areas
 
@@ -103,36 +101,22 @@ def saga(X: NDArray[np.float32], y: NDArray[Any], which: NDArray[Any], C: Floats
     clock, seen = np.array([np.random.RandomState(seed).randint(1, np.iinfo(np.int32).max), 0, 0]), np.zeros(n, bool)
     blocks = _blocks(lanes)
     while active := sum(int(block["active"].sum()) for block in blocks):
-        if sum(block["problem"].size for block in blocks) > sum(_widths(active)):  # those that are left need fewer
+        if active <= 0.9 * sum(block["active"].size for block in blocks):  # drop the lanes that have converged
             merged = {name: [block[name][..., block["active"]] for block in blocks] for name in lanes}
             blocks = _blocks({name: np.concatenate(parts, axis=-1) for name, parts in merged.items()})
         before, turn = (clock, seen), 2 + clock[2] // 50
         for block in blocks:
             clock, seen = (array.copy() for array in before)
             _epochs(turn, labels, clock, seen, **{name: block[name] for name in lanes if name != "problem"})
-            done = ~block["active"] & (block["problem"] >= 0)
+            done = ~block["active"]
             fitted[block["problem"][done]] = block["fitted"][:, done].T
     return fitted[:, :k], fitted[:, k]
 
 
-def _widths(lanes: int) -> list[int]:
-    """The widths of the blocks that so many lanes take."""
-    full, rest = divmod(lanes, LANES)
-    return [LANES] * full + [next(width for width in WIDTHS if width >= rest)] * (rest > 0)
-
-
 def _blocks(lanes: dict[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
-    """Lanes in blocks, the last one filled up to its width with lanes of no problem."""
-    blocks = []
-    for number, width in enumerate(_widths(lanes["problem"].size)):
-        part = {name: values[..., number * LANES : number * LANES + width] for name, values in lanes.items()}
-        size = part["problem"].size
-        block = {name: np.zeros((*values.shape[:-1], width), values.dtype) for name, values in part.items()}
-        block["problem"][size:] = -1
-        for name, values in part.items():
-            block[name][..., :size] = values
-        blocks.append(block)
-    return blocks
+    """Lanes in blocks of `LANES`, the rest in the last one."""
+    starts = range(0, lanes["problem"].size, LANES)
+    return [{name: np.ascontiguousarray(values[..., i : i + LANES]) for name, values in lanes.items()} for i in starts]
 
 
 def _run_epochs(  # noqa: PLR0912, PLR0917 -- one loop, which numba compiles
@@ -142,9 +126,9 @@ def _run_epochs(  # noqa: PLR0912, PLR0917 -- one loop, which numba compiles
     """SAGA on a block of lanes for `turn` epochs; arrays are changed in place.
 
     `rows [n, k, lanes]`; `step`, `threshold`, `intercept`, `intercept_gradient`, `active` `[lanes]`; `weights`,
-    `gradients` (their sum over the rows) and `before` `[k, lanes]`; `memory [n, lanes]`, the last gradient of each
-    row; `clock`: random state, rows seen, epochs done; `fitted [k + 1, lanes]`, what a lane had when it converged,
-    the intercept last.
+    `gradients` (their sum over the rows) and `before` `[k, lanes]`; `memory [n, lanes]`, the last gradient of each row;
+    `clock`: random state, rows seen, epochs done; `fitted [k + 1, lanes]`, the weights and the intercept with which a
+    lane converged.
     """
     n, k, lanes = rows.shape
     random, seen_rows = np.uint32(clock[0]), clock[1]
@@ -166,7 +150,7 @@ def _run_epochs(  # noqa: PLR0912, PLR0917 -- one loop, which numba compiles
                         value[lane] += rows[i, j, lane] * weights[j, lane]
             else:
                 for j in range(k):
-                    for lane in range(lanes):  # the step of the sample before, then the prediction of this one
+                    for lane in range(lanes):  # the step of the previous sample, then the prediction of this one
                         moved = weights[j, lane] - pull[lane] * gradients[j, lane] - rows[last, j, lane] * leap[lane]
                         moved -= min(max(moved, -threshold[lane]), threshold[lane])
                         gradients[j, lane] += rows[last, j, lane] * delta[lane]
@@ -178,7 +162,7 @@ def _run_epochs(  # noqa: PLR0912, PLR0917 -- one loop, which numba compiles
                 gradient = ((1.0 - y[i]) - y[i] * odds) / (1.0 + odds)
                 delta[lane] = gradient - memory[i, lane]
                 memory[i, lane] = gradient
-                leap[lane] = delta[lane] * step[lane]  # this sample's gradient twice: as its own, and in the mean
+                leap[lane] = delta[lane] * step[lane]  # the sample's gradient counts itself and in the mean
                 pull[lane] = step[lane] * share
                 intercept[lane] -= pull[lane] * intercept_gradient[lane] + leap[lane]
                 intercept_gradient[lane] += delta[lane]
@@ -199,9 +183,9 @@ def _run_epochs(  # noqa: PLR0912, PLR0917 -- one loop, which numba compiles
 
 
 def _exponential(x: float) -> Any:
-    """exp(x) for |x| <= 708 to the last bits, without a call, so that the loop over lanes can be vectorised.
+    """exp(x) for |x| <= 708 to the last bits, without a function call, so that the loop over lanes is vectorised.
 
-    exp(x) = 2^n exp(r) with |r| <= ln 2 / 2; ln 2 in two parts, and the Taylor polynomial of degree 13.
+    exp(x) = 2^n exp(r) with |r| <= ln 2 / 2, by ln 2 in two parts and the Taylor polynomial of degree 13.
     """
     n = np.floor(x * 1.4426950408889634 + 0.5)
     r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10

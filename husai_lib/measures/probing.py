@@ -1,10 +1,9 @@
 """SAEBench sparse probing by the protocol of sae-probes, for many SAEs at once.
 
-Train on min(n - 100, 1024) rows and test on the rest; latents are ranked by their mean class difference
-over their mean activation; logistic regression, its strength chosen by validation AUC. The splits and the
-ranking are sae-probes' own functions, the L1 fits those of `logistic`, which gives the same numbers; the
-reading of activations is ours. The settings `scarcity` and `imbalance` repeat this at many sizes of the
-training set and shares of class 1.
+Probes train on min(n - 100, 1024) rows and are tested on the rest. Latents are ranked by their mean class difference
+over their mean activation. The strength of the logistic regression is chosen by validation AUC. Splits and ranking are
+sae-probes' own functions; `logistic` gives the numbers of its L1 fits. The settings `scarcity` and `imbalance` repeat
+this at many sizes of the training set and shares of class 1.
 """
 
 from __future__ import annotations
@@ -20,7 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from sae_probes.run_sae_evals import get_sorted_indices, mean_act_normalization
-from sae_probes.utils_data import get_class_imbalance, get_train_test_indices, get_training_sizes
+from sae_probes.utils_data import (
+    get_class_imbalance,
+    get_classimabalance_num_train,
+    get_train_test_indices,
+    get_training_sizes,
+)
 from sae_probes.utils_training import find_best_reg
 from sklearn.metrics import roc_auc_score
 
@@ -35,7 +39,7 @@ from husai_lib.params.benchmarks import ProbingParams
 from husai_lib.saes.trained import TrainedSae
 from husai_lib.tasks import Progress, run_tasks
 
-# The protocol stops at 1000 iterations and names the penalty in scikit-learn's old way, on purpose.
+# The protocol stops at 1000 iterations and uses scikit-learn's old name of the penalty, on purpose.
 warnings.filterwarnings("ignore", module=r"sklearn\.linear_model")
 TRAIN_ROWS, TEST_ROWS_AT_LEAST, ROWS_AT_MOST = 1024, 100, 5000
 BATCH_ROWS = 128
@@ -46,7 +50,7 @@ SAES_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """A data set with the raw activations of its prompts, and where `shifted` is given those of its shifted set."""
+    """A data set with the raw activations of its prompts, and optionally its shifted set with those of its prompts."""
 
     data: ProbingSet
     bank: Bank
@@ -77,9 +81,9 @@ class _Split:
 
 
 def probe_tasks(names: Sequence[str], banks: Mapping[str, Bank], params: ProbingParams) -> list[ProbeTask]:
-    """The benchmark's tasks, from the banks called `probing/<data set>`; DataError if one is missing.
+    """The benchmark's tasks, from the banks `probing/<data set>`; DataError if one is missing.
 
-    A data set is one task in the setting `normal`, else one for each size or share that the protocol names.
+    A data set is one task in the setting `normal`, otherwise one for each size or share in the protocol.
     """
     sets = [_with_bank(probing_set(name), "probing", banks) for name in names]
     return [ProbeTask(data, bank, at=at) for data, bank in sets for at in _points(params.setting, len(data.labels))]
@@ -114,7 +118,7 @@ def _with_bank(data: ProbingSet, role: str, banks: Mapping[str, Bank]) -> tuple[
 
 
 def llm_scores(tasks: Sequence[ProbeTask], params: ProbingParams, progress: Progress | None = None) -> list[ProbeScore]:
-    """Logistic regression (L2) on the raw activations, one score a task: what SAE probes are held against."""
+    """L2 logistic regression on the raw activations, one score a task, with which SAE probes are compared."""
     function = functools.partial(_llm_score, params=params)
     return run_tasks(function, tasks, "data sets probed on the raw activation", progress)
 
@@ -122,7 +126,7 @@ def llm_scores(tasks: Sequence[ProbeTask], params: ProbingParams, progress: Prog
 def sae_scores(
     saes: Sequence[TrainedSae], tasks: Sequence[ProbeTask], params: ProbingParams, progress: Progress | None = None
 ) -> list[list[ProbeScore]]:
-    """For each SAE and task, the score at the best k; `[saes][tasks]`. Each is cached by content."""
+    """The score at the best k for each SAE and task, `[saes][tasks]`, each cached by content."""
     groups = [(task, saes[i : i + SAES_AT_ONCE]) for task in tasks for i in range(0, len(saes), SAES_AT_ONCE)]
     function = functools.partial(_best_scores, params=params)
     scores = list(itertools.chain(*run_tasks(function, groups, "data sets probed", progress)))
@@ -151,14 +155,14 @@ def probe_rows(
 
 
 def _best_scores(group: tuple[ProbeTask, Sequence[TrainedSae]], params: ProbingParams) -> list[ProbeScore]:
-    """Each SAE's score on a task at the best k; what is not in the cache is fitted together."""
+    """Each SAE's score on a task at the best k; scores that are not in the cache are fitted together."""
     task, saes = group
     protocol = params.model_dump(exclude={"choose_k", "seed"})
     inputs = [_inputs(task, params.seed, sae.content | protocol) for sae in saes]
     missing = [i for i, given in enumerate(inputs) if not is_cached("probes", __name__, given)]
     new = dict(zip(missing, _scores_by_k([saes[i] for i in missing], task, params), strict=True)) if missing else {}
     scores = [_kept(given, functools.partial(new.__getitem__, i)) for i, given in enumerate(inputs)]
-    # the first of equals: max keeps it, and ks ascend, so ties go to the smaller k
+    # max keeps the first of equal scores and ks ascend, so ties go to the smaller k
     by = "validation_auc" if params.choose_k == "validation" else "test_auc"
     return [max(by_k, key=lambda score: getattr(score, by)) for by_k in scores]
 
@@ -171,7 +175,7 @@ def _llm_score(task: ProbeTask, params: ProbingParams) -> ProbeScore:
 
 
 def _inputs(task: ProbeTask, seed: int, about: dict[str, Any]) -> dict[str, Any]:
-    """What determines the scores on a task: the content of its activations and labels, and all that is in `about`."""
+    """All that determines the scores on a task: the content of its activations and labels, and `about`."""
     sets = [(task.data, task.bank), *([task.shifted] if task.shifted else [])]
     content = [[bank.sha256, data.labels.tolist()] for data, bank in sets]
     return about | {"sets": content, "at": task.at, "seed": seed}
@@ -181,11 +185,12 @@ def _kept(inputs: dict[str, Any], scores: Callable[[], list[ProbeScore]]) -> lis
     def make(folder: Path) -> None:
         write_json(folder / "scores.json", [asdict(score) for score in scores()])
 
-    return [ProbeScore(**score) for score in read_json(cached("probes", __name__, inputs, make).path / "scores.json")]
+    entry = cached("probes", __name__, inputs, make)
+    return [ProbeScore(**score) for score in read_json(entry.path / "scores.json")]
 
 
 def _scores_by_k(saes: Sequence[TrainedSae], task: ProbeTask, params: ProbingParams) -> list[list[ProbeScore]]:
-    """For each SAE, probes on the k latents that best tell the classes of the training rows apart, for each k."""
+    """For each SAE, a probe for each k on the k latents that best separate the classes of the training rows."""
     split = _split(task, task.at, params.seed)
     read = [_best_latents(sae, split, max(params.ks), task.data.name) for sae in saes]
     by_k = []
@@ -198,14 +203,14 @@ def _scores_by_k(saes: Sequence[TrainedSae], task: ProbeTask, params: ProbingPar
 
 @torch.inference_mode()
 def _best_latents(trained: TrainedSae, split: _Split, count: int, data_set: str) -> tuple[list[int], list[np.ndarray]]:
-    """The latents that best tell the classes of the training rows apart, best first, and `[n, count]` for each part."""
+    """The latents that best separate the classes of the training rows, and `[n, count]` of each part of the split."""
 
     def batches(rows: np.ndarray) -> Iterator[torch.Tensor]:
         for start in range(0, len(rows), BATCH_ROWS):
             latents = trained.sae.encode(torch.from_numpy(rows[start : start + BATCH_ROWS])).float()
             if not latents.isfinite().all():
                 who = f"{trained.member.condition.name} at seed {trained.member.seed}"
-                raise DataError(f"{who} has a latent that is no finite number on {data_set!r}; check its weights")
+                raise DataError(f"{who} has a latent that is NaN or infinite on {data_set!r}; check its weights")
             yield latents
 
     train = torch.cat(list(batches(split.rows[0])))
@@ -230,19 +235,18 @@ def _fits(parts: Sequence[np.ndarray], split: _Split, params: ProbingParams) -> 
 
 def _split(task: ProbeTask, at: float | None, seed: int) -> _Split:
     """The protocol's split of a task; DataError if the data set is too small."""
-    name, labels = task.data.name, task.data.labels
-    share, size = 0.5, min(len(labels), ROWS_AT_MOST)
+    name, labels, share = task.data.name, task.data.labels[:ROWS_AT_MOST], 0.5
     if at is not None and at < 1:
-        share, (n_train, n_test) = at, _imbalanced_sizes(labels)
+        share, (n_train, n_test) = at, get_classimabalance_num_train(name)
     else:
         n_train = min(len(labels) - TEST_ROWS_AT_LEAST, TRAIN_ROWS) if at is None else int(at)
-        n_test = size - n_train - 1
+        n_test = len(labels) - n_train - 1
     if at is None and n_train < 2 * TEST_ROWS_AT_LEAST:
         raise DataError(
             f"data set {name!r} has {len(labels)} rows but probing needs {3 * TEST_ROWS_AT_LEAST}; choose another"
         )
     try:
-        train, test = get_train_test_indices(labels[:size], n_train, n_test, share, seed)
+        train, test = get_train_test_indices(labels, n_train, n_test, share, seed)
     except ValueError as error:
         raise DataError(f"data set {name!r} cannot be split into its classes ({error}); choose another") from error
     rows, labels_of = [task.bank.rows[train], task.bank.rows[test]], [labels[train], labels[test]]
@@ -252,17 +256,9 @@ def _split(task: ProbeTask, at: float | None, seed: int) -> _Split:
     return _Split(tuple(rows), tuple(labels_of))
 
 
-def _imbalanced_sizes(labels: np.ndarray) -> tuple[int, int]:
-    """Training and test rows that every share of class 1 allows, as in sae-probes."""
-    shares, positive = get_class_imbalance(), int(labels.sum())
-    total = int(min((len(labels) - positive) / (1 - min(shares)), positive / max(shares)))
-    n_train = min(total - TEST_ROWS_AT_LEAST, TRAIN_ROWS)
-    return n_train, max(TEST_ROWS_AT_LEAST, total - n_train - 1)
-
-
 def _fit(split: _Split, penalty: str, seed: int) -> ProbeScore:
     """sae-probes' own fit: the strength by validation AUC, then all training rows."""
-    # in double precision, which is what scikit-learn makes of the tensors that sae-probes hands it
+    # in double precision, to which scikit-learn converts the tensors of sae-probes
     (train, test, *shifted), (y_train, y_test, *y_shifted) = (rows.astype(float) for rows in split.rows), split.labels
     result = find_best_reg(train, y_train, test, y_test, penalty=penalty, seed=seed)
     predicted = [result.classifier.predict_proba(x)[:, 1] for x in shifted]

@@ -1,4 +1,4 @@
-"""Stress controls on the candidate's own model, hook, width, k and seeds: what a lesser thing would score."""
+"""Stress controls: what weaker comparisons score with the candidate's own model, hook, width, k and seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from husai_lib.errors import DataError
 from husai_lib.evidence.rows import CONTROLS, ControlRow, ControlSaeRow, OodRow, group_sha256, is_matched
 from husai_lib.evidence.runs import Record
 from husai_lib.intervals import Interval, Pairs, mean_interval, mean_over_pairs, means_by, pwmcc_difference
-from husai_lib.measures.matching import pairwise_pwmcc
+from husai_lib.measures.evaluation import decoder_pairs
 from husai_lib.measures.probing import ProbeScore, ProbeTask
 from husai_lib.params.benchmarks import ProbingParams, StressParams
 from husai_lib.params.conditions import Condition
@@ -29,11 +29,11 @@ from husai_lib.tasks import Progress, device
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is put under stress: the SAEs of the selected condition, one a seed; empty where there are none."""
+    """The SAEs of the selected condition, one a seed."""
 
     saes: Sequence[TrainedSae]
     why_none: str = "no candidate was selected"
-    """Why there are none, where there are none."""
+    """The reason, if there are none."""
 
     @property
     def condition(self) -> Condition:
@@ -42,7 +42,7 @@ class Candidate:
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of each SAE; controls are made at the same."""
+        """The seed of each SAE; those of controls are the same."""
         return [trained.member.seed for trained in self.saes]
 
     @property
@@ -57,32 +57,29 @@ class Candidate:
 
 
 def open_candidate(selected: dict[str, Any] | None, read: Callable[[str], Record]) -> Candidate:
-    """The selected condition's SAEs at all their seeds, weights verified; none without a selection, or of an import.
+    """The SAEs of the selected condition at all seeds, weights verified; none without a selection or of an import.
 
-    `read` gives the record that the selection names as its source. Raises DataError if it holds other weights than the
-    selected, and IntegrityError for weights that are not those of the record.
+    `read` returns the record that the selection names as its source. Raises DataError if that record lacks the selected
+    weights, IntegrityError if the weights in the cache are not those of the record.
     """
     if not selected:
         return Candidate([])
-    frontier = read(selected["source"])
+    source, name = selected["source"], selected["condition"]
+    frontier = read(source)
     if "conditions" not in frontier.data["parameters"]:
-        return Candidate([], f"the candidate is of {selected['source']}, an import without weights")
-    if differing := _trained_on_other(selected["source"], read):
-        return Candidate([], f"the candidate of {selected['source']} was trained on other {differing} than this run's")
-    conditions = {given["name"]: Condition(**given) for given in frontier.data["parameters"]["conditions"]}
-    rows = [row for row in frontier.table("members") if row.condition == selected["condition"]]
+        return Candidate([], f"the candidate is of {source}, an import without weights")
+    if differing := _trained_on_other(source, read):
+        return Candidate([], f"the candidate of {source} was trained on other {differing} than this run's")
+    rows = [row for row in frontier.table("members") if row.condition == name]
     if selected["weights_sha256"] not in [row.weights_sha256 for row in rows]:
-        raise DataError(
-            f"the selected {selected['source']}/{selected['condition']} has no such weights in the record of frontier; "
-            "stress a candidate in the run that trained it"
-        )
-    return Candidate(
-        [open_trained(Member(conditions[row.condition], row.seed), row.key, row.weights_sha256) for row in rows]
-    )
+        remedy = "stress a candidate in the run that trained it"
+        raise DataError(f"the selected {source}/{name} has no such weights in the record of frontier; {remedy}")
+    [condition] = [Condition(**one) for one in frontier.data["parameters"]["conditions"] if one["name"] == name]
+    return Candidate([open_trained(Member(condition, row.seed), row.key, row.weights_sha256) for row in rows])
 
 
 def _trained_on_other(source: str, read: Callable[[str], Record]) -> str:
-    """What decides training rows and differs in the run of a source; controls need the same. Empty if nothing does."""
+    """What determines the training rows and differs in the run of a source, as controls need the same; or ''."""
     run = source.rpartition("/")[0]
     if not run:
         return ""
@@ -98,7 +95,7 @@ def random_model_bank(
 ) -> Bank:
     """The cycle's training rows, read from the same architecture with re-initialised weights."""
     name = model.name if model.name.startswith("random:") else f"random:{model.name}"
-    # a smoke cycle's model is random itself, so the control takes other random weights
+    # the model of a smoke cycle is random itself, so the control uses other random weights
     untrained = open_model(model.model_copy(update={"name": name, "seed": model.seed + 1}), device())
     drawn = drawn_texts(texts.training, params.seed)
     return text_bank(untrained, drawn, params, [params.hook_name], params.training_rows, progress=progress)
@@ -113,7 +110,7 @@ def transcoder_of(condition: Condition) -> Condition:
 
 @torch.no_grad()
 def control_sae_rows(control: str, saes: Sequence[TrainedSae], rows: Bank) -> list[ControlSaeRow]:
-    """What was trained for a control, as rows of a record; `rows` is the bank that its SAEs read."""
+    """The SAEs trained for a control, as rows of a record; `rows` is the bank that they read."""
     first = next(rows.chunks())
     found = []
     for trained in saes:
@@ -135,18 +132,13 @@ def control_sae_rows(control: str, saes: Sequence[TrainedSae], rows: Bank) -> li
     return found
 
 
-def decoder_pairs(saes: Sequence[TrainedSae]) -> Pairs:
-    """PW-MCC of every pair of the SAEs' decoders, `[S, S]`."""
-    return pairwise_pwmcc([trained.sae.W_dec.detach() for trained in saes])
-
-
 def pwmcc_control(
     control: str, candidate: Candidate, other: Pairs, saes: Iterable[ControlSaeRow] = (), hook_name: str = ""
 ) -> ControlRow:
     """PW-MCC of the candidate minus that of a control over the same seeds; for the transcoder the reverse.
 
-    The interval leaves the same seed out of both. The note tells of `saes`, those trained for the control, whose
-    L0 is not matched, and of a transcoder beside a candidate that reads several layers joined in `hook_name`.
+    The interval leaves the same seed out of both. The note names those of `saes`, trained for the control, whose L0 is
+    not matched, and a transcoder whose candidate reads several layers joined in `hook_name`.
     """
     pairs = (other, candidate.pairs) if control == "transcoder" else (candidate.pairs, other)
     off = [f"{row.l0:.1f} at seed {row.seed}" for row in saes if not row.l0_matched]

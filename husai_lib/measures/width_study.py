@@ -1,8 +1,8 @@
-"""How CE-Bench scores move with width and L0, whatever was learned: TopK SAEs over a grid, random and trained."""
+"""How CE-Bench scores depend on width and L0 alone: random and trained TopK SAEs over a grid of both."""
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,6 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor
 
 from husai_lib.activations.banks import Bank
-from husai_lib.evidence.cache import code_hash
 from husai_lib.evidence.rows import ContrastiveRow, ceiling
 from husai_lib.measures.contrastive import ContrastiveScore, cached_score, contrastive_scores
 from husai_lib.measures.matching import random_decoders
@@ -29,15 +28,22 @@ def width_study(
 ) -> list[ContrastiveRow]:
     """Scores of random and of trained TopK SAEs on the bank `stories`, a row for each width and k of `params`.
 
-    Trained ones are the candidates' TopK recipe on the bank `training` at another width and k; random ones are where
-    its training starts.
+    Trained ones are the candidates' TopK recipe at another width and k, trained on the bank `training`; random ones are
+    what this training starts from.
     """
     study, training, stories = params.study, banks["training"], banks["stories"]
+    bias = training.mean().float()
+
+    def score_random(shape: tuple[int, int]) -> ContrastiveScore:
+        sae = random_topk(*shape, seed, bias)
+        weights = [hashlib.sha256(part.detach().numpy().tobytes()).hexdigest() for part in (sae.W_dec, bias)]
+        return cached_score({"random_topk": shape[1], "weights": weights}, lambda: sae, stories, params)
+
     shapes = _longest_first([*study.widths, *study.random_widths], study.ks)
-    start = functools.partial(_random_score, seed=seed, training=training, stories=stories, params=params)
-    random = run_tasks(start, shapes, "random SAEs scored on stories", progress)
+    random = run_tasks(score_random, shapes, "random SAEs scored on stories", progress)
     learned = _longest_first(study.widths, study.ks)
-    conditions = [_condition(sae_params, d_sae, k) for d_sae, k in learned]
+    shared = sae_params.model_dump(exclude={"d_sae", "k"})
+    conditions = [Condition(name="topk", architecture="topk", d_sae=d_sae, k=k, **shared) for d_sae, k in learned]
     saes = train_bank(members(conditions, [seed]), training, progress=progress)
     trained = contrastive_scores(saes, stories, params, progress)
     rows = _rows("random", shapes, random, seed) + _rows("trained", learned, trained, seed)
@@ -45,29 +51,16 @@ def width_study(
 
 
 def random_topk(d_sae: int, k: int, seed: int, bias: Tensor) -> TopKSAE:
-    """A SAELens TopK SAE of random unit decoder rows, the encoder their transpose, centred on `bias [d_in]`."""
+    """A SAELens TopK SAE with random unit decoder rows, their transpose as encoder, and `bias [d_in]`."""
     sae = TopKSAE(TopKSAEConfig(d_in=len(bias), d_sae=d_sae, k=k, apply_b_dec_to_input=True))
     [rows] = random_decoders((d_sae, len(bias)), [seed])
-    state = {"W_dec": rows, "W_enc": rows.T.contiguous(), "b_dec": bias, "b_enc": rows.new_zeros(d_sae)}
-    sae.load_state_dict(state)
+    sae.load_state_dict({"W_dec": rows, "W_enc": rows.T.contiguous(), "b_dec": bias, "b_enc": rows.new_zeros(d_sae)})
     return sae.eval()
 
 
-def _random_score(
-    shape: tuple[int, int], seed: int, training: Bank, stories: Bank, params: ContrastiveParams
-) -> ContrastiveScore:
-    content = {"random_topk": [*shape, seed], "bias": training.sha256, "code": code_hash(__name__)}
-    return cached_score(content, lambda: random_topk(*shape, seed, training.mean().float()), stories, params)
-
-
 def _longest_first(widths: Sequence[int], ks: Sequence[int]) -> list[tuple[int, int]]:
-    """Every width and k, those first that take longest."""
+    """Every width and k; those that take longest come first."""
     return sorted(itertools.product(widths, ks), reverse=True)
-
-
-def _condition(sae_params: SaeParams, d_sae: int, k: int) -> Condition:
-    shared = sae_params.model_dump() | {"d_sae": d_sae, "k": k}
-    return Condition(name="topk", architecture="topk", **shared)
 
 
 def _rows(

@@ -15,38 +15,38 @@ class ProbingParams(Section):
     """SAEBench sparse probing by the protocol of sae-probes."""
 
     setting: Literal["normal", "scarcity", "imbalance"] = "normal"
-    """`normal` trains a probe on up to 1024 rows, half of each class; `scarcity` and `imbalance` on fewer rows, or on
-    another share of class 1, at all of the protocol's sizes or shares."""
+    """`normal` trains a probe on up to 1024 rows, half of each class; `scarcity` and `imbalance` train one at each of
+    the protocol's numbers of rows, or shares of class 1."""
     penalty: Literal["l1", "l2"] = "l1"
-    """Of the logistic regression on latents; the one on raw activations is L2."""
+    """Penalty of the logistic regression on latents; the one on raw activations is always L2."""
     binarize: bool = False
-    """Whether a probe sees only if a latent fires; the protocol knows this in the setting `normal`."""
-    ks: Annotated[list[Positive], Field(min_length=1), AfterValidator(sorted)] = [1, 2, 5]  # noqa: RUF012 -- pydantic copies it
-    """How many latents a probe may use."""
+    """Whether a probe sees only if a latent fires, not how strongly; only in the setting `normal`."""
+    ks: Annotated[Sizes, AfterValidator(sorted)] = [1, 2, 5]  # noqa: RUF012 -- pydantic copies it
+    """Numbers of latents that a probe may use; the best is chosen."""
     choose_k: Literal["validation", "test"] = "validation"
-    """Where the best k is chosen; `test` only reproduces old numbers and is labelled as such."""
+    """Rows on which the best k is chosen; `test` only reproduces old numbers and is labelled as such."""
     seed: int = 42
     """Seed of the splits and fits (sae-probes: 42)."""
 
     @model_validator(mode="after")
-    def _protocol_has_it(self) -> ProbingParams:
+    def _protocol_binarizes(self) -> Self:
         if self.binarize and self.setting != "normal":
             raise ValueError(f"binarize: sae-probes ignores it in the setting {self.setting}; use normal")
         return self
 
 
 class WidthStudyParams(Section):
-    """TopK SAEs that show how CE-Bench scores move with width and L0, random and trained as candidates are."""
+    """TopK SAEs, random and trained, that show how CE-Bench scores depend on width and L0."""
 
     widths: Sizes = [32, 64]  # noqa: RUF012 -- pydantic copies it
-    """Numbers of latents at which SAEs are trained, and random ones made."""
+    """Numbers of latents of the trained SAEs; each also has a random SAE beside it."""
     random_widths: list[Positive] = [256]  # noqa: RUF012 -- pydantic copies it
-    """Further widths, for random SAEs only: these take no training."""
+    """Further numbers of latents, for random SAEs only: these need no training."""
     ks: Sizes = [4, 8]  # noqa: RUF012 -- pydantic copies it
-    """Active latents a row, each at every width."""
+    """Numbers of active latents a row, each at every width."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _sizes_fit(self) -> Self:
         widths = distinct([*self.widths, *self.random_widths], "width")
         if max(distinct(self.ks, "k")) > min(widths):
             raise ValueError(f"k = {max(self.ks)} exceeds a width of {min(widths)}: more active latents than latents")
@@ -54,27 +54,28 @@ class WidthStudyParams(Section):
 
 
 class ContrastiveParams(Section):
-    """CE-Bench: how latents separate the two stories of a pair."""
+    """CE-Bench: how well latents separate the two stories of a pair."""
 
     max_rows: Positive = 200
-    """Pairs used, from the start of the file."""
+    """Number of pairs used, from the start of the file."""
     independence: Literal["as_published", "as_released"] = "as_published"
     """Whether the independence part subtracts the mean over all pairs (the paper) or zero (the released code)."""
     permutations: Annotated[int, Field(ge=100)] = 100
-    """Random deals of a pair's tokens in the calibrated score's null."""
+    """Number of random assignments of a pair's tokens to its stories, the null of the calibrated score."""
     seed: int = 0
-    """Seed of the deals."""
+    """Seed of these assignments."""
     study: WidthStudyParams = WidthStudyParams()
+    """The study of how scores depend on width and L0."""
 
 
 class StressParams(Section):
     """The controls that the candidate must survive."""
 
     random_model: bool = True
-    """The same recipe on the same architecture with re-initialised weights, and random decoders."""
+    """Whether to train the same recipe on the model with re-initialised weights, and to draw random decoders."""
     transcoder: bool = True
-    """A matched TopK transcoder over the MLP of the same layer."""
+    """Whether to train a matched TopK transcoder over the MLP of the same layer."""
     ood: bool = True
-    """Probes fitted in domain, tested on shifted sets."""
+    """Whether to fit probes in domain and test them on shifted sets."""
     ood_max_rows: Annotated[int, Field(ge=1124)] = 1500
     """Rows of an in-domain task, the first half as many of each class; 1024 train the probe."""

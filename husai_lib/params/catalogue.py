@@ -1,4 +1,4 @@
-"""What parameters can name: language models on this machine, and the data sets that sae-probes ships."""
+"""What parameters can name: language models on this machine, and the data sets that come with sae-probes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zstandard
 
 from husai_lib.files import REPOSITORY
 
-HEADER_BYTES = 2**26  # of a GGUF file; where its metadata ends depends on the vocabulary
+HEADER_BYTES = 2**26  # of a GGUF file: enough for the metadata, whose size depends on the vocabulary
 HUSAI16 = [
     "100_news_fake", "105_click_bait", "106_hate_hate", "107_hate_offensive", "110_aimade_humangpt3", "113_movie_sent",
     "114_nyc_borough_Manhattan", "115_nyc_borough_Brooklyn", "116_nyc_borough_Bronx", "117_us_state_FL",
@@ -23,7 +23,7 @@ HUSAI16 = [
 
 
 def local_path(source: str) -> Path | None:
-    """Where a model's source lies on this machine, if its name says that it does; else it is a hub name."""
+    """The path that a model's name gives on this machine; None for a hub name."""
     if source.startswith("package:"):
         return package_path(source)
     if source.endswith(".gguf") or source.startswith((".", "/", "~")):
@@ -32,17 +32,14 @@ def local_path(source: str) -> Path | None:
 
 
 def layer_count(path: Path) -> int | None:
-    """The number of layers of a GGUF file or a Hugging Face folder; None for any other.
-
-    A GGUF header is searched for its key: the reader of the package gguf takes seconds.
-    """
+    """The number of layers of a GGUF file or a Hugging Face folder; None for anything else."""
     try:
         if path.is_dir():
             text = (path / "config.json").read_text(encoding="utf-8")
             found = re.search(r'"(?:num_hidden_layers|n_layers?|num_layers)": *(\d+)', text)
             return int(found[1]) if found else None
         with path.open("rb") as file:
-            header = file.read(HEADER_BYTES)
+            header = file.read(HEADER_BYTES)  # searched for the key, as the reader of the package gguf takes seconds
         number = re.search(rb"\.block_count\x04\0\0\0(.{4})", header, re.DOTALL)  # 4: the type is uint32
         return int.from_bytes(number[1], "little") if number and header.startswith(b"GGUF") else None
     except (OSError, UnicodeDecodeError):
@@ -66,8 +63,7 @@ def probe_data_folder() -> Path:
 
 @cache
 def data_set_names() -> tuple[str, ...]:
-    """The binary probing data sets that sae-probes ships, such as `100_news_fake`."""
-    # The folder also holds continuous and multi-class targets; its index tells them apart.
+    """The binary probing data sets of sae-probes, such as `100_news_fake`, by its index."""
     with zstandard.open(probe_data_folder() / "probing_datasets_MASTER.csv.zst", "rt", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     binary = {Path(row["Dataset save name"]).stem for row in rows if row["Data type"] == "Binary Classification"}
@@ -76,13 +72,13 @@ def data_set_names() -> tuple[str, ...]:
 
 @cache
 def text_set_names() -> tuple[str, ...]:
-    """Every data set of sae-probes, those with a continuous target or many classes included: sources of text."""
+    """All data sets of sae-probes as sources of text, those with many classes or a continuous target included."""
     return _names_in("cleaned_data", ".csv.zst")
 
 
 @cache
 def shifted_data_set_names() -> tuple[str, ...]:
-    """The data sets for which sae-probes also ships a shifted set."""
+    """The data sets of sae-probes that also have a shifted set."""
     return _names_in("OOD data", "_OOD.csv.zst")
 
 

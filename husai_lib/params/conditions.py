@@ -1,4 +1,4 @@
-"""The parameters of what is trained: one condition's hyperparameters, and the baselines it is compared with."""
+"""What is trained: the conditions, and the baselines they are compared with."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class SaeParams(Section):
     training_samples: Positive
     """Rows shown to one SAE, repeats included."""
     batch_size: Positive = 1024
-    """Rows a step."""
+    """Rows in one training step."""
     learning_rate: Rate = 1e-3
     """Adam's step size, decayed linearly to zero over the last fifth of the steps."""
     match_l0: Literal["k"] | None = None
     """`k` tunes the L1 or L0 coefficient during training, from the value given, until L0 is about k; architectures
-    without such a coefficient have an L0 of k as they are."""
+    without such a coefficient have an L0 of k by construction."""
     aligned: bool = False
     """Keep the inner product of each latent's encoder and decoder direction at 1 (arXiv 2605.18629)."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of matrix products in training: `tf32` on a GPU, `bfloat16` by autocast; weights stay float32."""
+    """Precision of matrix products in training: `tf32` on a GPU, `bfloat16` by autocast; weights stay float32."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -47,11 +47,11 @@ class Condition(SaeParams):
     """Every hyperparameter of an SAE except its seed."""
 
     name: str = Field(pattern=NAME)
-    """What tables and figures call it; unique in a cycle, the architecture's name unless given."""
+    """Name in tables and figures, unique in a cycle; by default the name of the architecture."""
     architecture: str
-    """A name of the registry."""
+    """Name of the architecture, a key of `ARCHITECTURES`."""
     hyperparameters: dict[str, Any]
-    """What the architecture has beside the shared hyperparameters; files write them flat, beside the others."""
+    """The architecture's own hyperparameters; in a parameter file they stand beside the shared ones."""
 
     @model_validator(mode="before")
     @classmethod
@@ -66,30 +66,24 @@ class Condition(SaeParams):
         return {"name": name, **given, "hyperparameters": ARCHITECTURES[name].model_validate(own).model_dump()}
 
     @model_validator(mode="after")
-    def _blocks_are_equal(self) -> Condition:
-        own, divided = self.hyperparameters, ["d_sae"]
-        match self.architecture:
-            case "routed_topk":
-                blocks, what = own["num_experts"], f"num_experts = {own['num_experts']}"
-            case "layerwise":
-                blocks, what = len(own["layers"]), f"the {len(own['layers'])} layers"
-                divided.append("k")
-            case _:
-                return self
-        for key in divided:
-            if (value := getattr(self, key)) % blocks:
-                nearest = max(1, value // blocks) * blocks
-                raise ValueError(f"{key} = {value} cannot be shared equally by {what}; {nearest} can")
-        if own.get("route_mode") == "expert_topk" and self.k > self.d_sae // blocks:
-            width = f"d_sae / num_experts = {self.d_sae // blocks}"
-            raise ValueError(f"k = {self.k} exceeds {width}, the latents of a block; lower num_experts")
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_aligned(self) -> Condition:
+    def _architecture_fits(self) -> Self:
+        own = self.hyperparameters
+        if self.architecture == "layerwise":
+            for key in ("d_sae", "k"):
+                self._check_shared(key, len(own["layers"]), f"the {len(own['layers'])} layers")
+        if self.architecture == "routed_topk":
+            self._check_shared("d_sae", own["num_experts"], f"num_experts = {own['num_experts']}")
+            if own["route_mode"] == "expert_topk" and self.k > (block := self.d_sae // own["num_experts"]):
+                what = f"d_sae / num_experts = {block}, the latents of a block"
+                raise ValueError(f"k = {self.k} exceeds {what}; lower num_experts")
         if self.aligned and self.architecture == "topk_transcoder":
             raise ValueError("aligned: a transcoder's encoder and decoder lie in different spaces; leave it out")
         return self
+
+    def _check_shared(self, key: str, blocks: int, what: str) -> None:
+        if (value := getattr(self, key)) % blocks:
+            nearest = max(1, value // blocks) * blocks
+            raise ValueError(f"{key} = {value} cannot be shared equally by {what}; {nearest} can")
 
 
 def _sae_folder(name: str) -> str:
@@ -100,10 +94,10 @@ def _sae_folder(name: str) -> str:
 
 
 class BaselineParams(Section):
-    """What candidates are compared with: `train`, a SAELens folder, or a public release.
+    """What candidates are compared with: `train`, or an SAE given as a SAELens folder or a public release.
 
-    The recipe is SAELens' own; it trains a baseline of each (d_sae, k) among the conditions, on the cycle's rows and
-    seeds, but where the given SAE is matched with it.
+    SAELens' own recipe trains a baseline for each (d_sae, k) among the conditions, on the cycle's rows and seeds,
+    unless the given SAE matches it.
     """
 
     folder: Annotated[str, AfterValidator(_sae_folder)] | None = None
@@ -111,13 +105,13 @@ class BaselineParams(Section):
     release: Annotated[str, Field(min_length=1)] | None = None
     """A given SAE of the hub: a release that SAELens lists, or a repository of SAELens folders."""
     sae_id: Annotated[str, Field(min_length=1)] | None = None
-    """Which SAE of the release."""
+    """Name of the SAE in the release."""
     architecture: Literal["topk", "batchtopk", "standard"] = "topk"
-    """SAELens' training class. TopK has L0 = k by construction, so it is matched without tuning."""
+    """SAELens' training class. TopK has an L0 of k by construction, so it is matched without tuning."""
     learning_rate: Rate = 3e-4
-    """SAELens' default."""
+    """Adam's step size; the default is SAELens'."""
     l1_coefficient: Rate = 1.0
-    """Only for `standard`."""
+    """Coefficient of the L1 loss, used by `standard` only."""
 
     @model_validator(mode="before")
     @classmethod
@@ -137,7 +131,7 @@ class BaselineParams(Section):
 
     @property
     def given(self) -> str:
-        """What messages call the given SAE; empty where there is none."""
+        """The given SAE as messages name it; empty without one."""
         released = f"release {self.release}, {self.sae_id}" if self.release else ""
         return f"folder {self.folder}" if self.folder else released
 
@@ -145,5 +139,6 @@ class BaselineParams(Section):
 def baseline_shapes(conditions: Iterable[SaeParams]) -> dict[str, SaeParams]:
     """The matched baselines that conditions need, by name: one for each (d_sae, k), trained as long as the longest."""
     longest = {(c.d_sae, c.k): c for c in sorted(conditions, key=lambda c: c.training_samples)}
-    alone = len(longest) == 1
-    return {"baseline" if alone else f"baseline_{d_sae}_k{k}": longest[d_sae, k] for d_sae, k in sorted(longest)}
+    if len(longest) == 1:
+        return {"baseline": next(iter(longest.values()))}
+    return {f"baseline_{d_sae}_k{k}": longest[d_sae, k] for d_sae, k in sorted(longest)}

@@ -1,36 +1,26 @@
-"""The parameters of a cycle: pydantic models of `params/*.yaml`, refused whole if one key is wrong.
-
-Everything here is checked without torch, so a mistake is reported within a second.
-"""
+"""The parameters of a cycle, read from `params/*.yaml` and refused whole if one key is wrong."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, create_model, model_validator
 
 from husai_lib.errors import ParameterError
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams, StressParams
-from husai_lib.params.catalogue import (
-    layer_count,
-    local_path,
-)
+from husai_lib.params.catalogue import layer_count, local_path
 from husai_lib.params.conditions import BaselineParams, Condition, SaeParams
 from husai_lib.params.inputs import ActivationParams, ModelParams, TextParams
 from husai_lib.params.rules import EarlierRun, GateParams, SelectionParams
 from husai_lib.params.sections import NAME, Count, Section, check, distinct
 from husai_lib.params.strict_yaml import override, parse_yaml
 
-# ---------------------------------------------------------------------------------------------
-# What a value must be
-# ---------------------------------------------------------------------------------------------
-
 
 class Sections(Section):
-    """Several sections of a cycle; conditions take what they do not say from `sae`, where that is given."""
+    """Several sections of a cycle; conditions take what they leave out from `sae`, where that is given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -49,51 +39,56 @@ class CycleParams(Sections):
     summary: str = Field(min_length=1)
     """One sentence on what the cycle is for."""
     seeds: list[Count] = Field(min_length=2)
-    """Seeds of every condition, at least 2: stability is across seeds. The first is no special one."""
+    """Seeds of every condition, at least 2, as stability is measured across seeds."""
     model: ModelParams
+    """The language model."""
     texts: TextParams
+    """The texts and their roles."""
     activations: ActivationParams
+    """The activations that SAEs are trained and measured on."""
     sae: SaeParams
+    """What all conditions share."""
     conditions: list[Condition] = Field(min_length=1)
     """What is compared. In YAML a condition names its architecture and whatever differs from `sae`."""
     baseline: BaselineParams = BaselineParams()
+    """The SAE that CE-Bench deltas are taken against."""
     probing: ProbingParams = ProbingParams()
+    """The sparse-probing benchmark."""
     contrastive: ContrastiveParams = ContrastiveParams()
+    """The CE-Bench benchmark."""
     selection: SelectionParams = SelectionParams()
+    """How the candidate is chosen."""
     stress: StressParams = StressParams()
+    """The stress controls."""
     gates: GateParams = GateParams()
+    """The thresholds of the release gate."""
     earlier: list[EarlierRun] = []  # noqa: RUF012 -- pydantic copies it
-    """Earlier runs that this cycle must improve on, as `<cycle>/<run>` or `imported/<name>`: the decision criteria."""
+    """Earlier runs that this cycle must improve on, as `<cycle>/<run>` or `imported/<name>`."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> CycleParams:
+    def _sections_agree(self) -> Self:
         distinct(self.seeds, "seed")
         distinct(self.earlier, "earlier run")
         distinct([condition.name for condition in self.conditions], "condition")
-        if "topk_transcoder" in [condition.architecture for condition in self.conditions]:
-            raise ValueError("a transcoder is no condition but a control, switched on by stress.transcoder")
         joined = self.activations.hook_name.count("+") + 1
         for condition in self.conditions:
+            if condition.architecture == "topk_transcoder":
+                raise ValueError("a transcoder is no condition but a control, switched on by stress.transcoder")
             layers = condition.hyperparameters.get("layers", joined)
-            if (asked := layers if isinstance(layers, int) else len(layers)) != joined:
+            if (needed := layers if isinstance(layers, int) else len(layers)) != joined:
                 raise ValueError(
-                    f"condition {condition.name!r} reads {asked} layers but activations.hook_name names {joined}; "
+                    f"condition {condition.name!r} reads {needed} layers but activations.hook_name names {joined}; "
                     "join as many hooks by '+'"
                 )
         if self.selection.min_seeds > len(self.seeds):
             raise ValueError(f"selection.min_seeds = {self.selection.min_seeds}, but there are {len(self.seeds)} seeds")
         path = local_path(self.model.name.removeprefix("random:"))
-        layers = layer_count(path) if path else math.inf  # a hub model's files are not here: its step will tell
-        if layers is None:
+        count = layer_count(path) if path else math.inf  # the files of a hub model are checked when they are loaded
+        if count is None:
             raise ValueError(f"model.name = {self.model.name!r} is no complete GGUF file or Hugging Face folder")
-        if self.activations.layer >= layers:
-            raise ValueError(f"{self.activations.hook_name} is beyond the model's {layers} layers, 0 to {layers - 1}")
+        if self.activations.layer >= count:
+            raise ValueError(f"{self.activations.hook_name} is beyond the model's {count} layers, 0 to {count - 1}")
         return self
-
-
-# ---------------------------------------------------------------------------------------------
-# Reading a file
-# ---------------------------------------------------------------------------------------------
 
 
 def load_cycle(path: Path, assignments: Iterable[str] = ()) -> CycleParams:
@@ -111,9 +106,9 @@ def load_cycle(path: Path, assignments: Iterable[str] = ()) -> CycleParams:
 
 
 def check_sections(given: dict[str, Any], source: str) -> Any:
-    """The sections of a cycle that one step was given, each checked; attributes are their names.
+    """The sections of a cycle that one step was given, each checked, as attributes by their names.
 
-    Conditions may be written short, as in a parameter file, where `sae` is given too.
+    Where `sae` is given too, conditions may be short, as in a parameter file.
     """
     fields: dict[str, Any] = {name: (CycleParams.model_fields[name].annotation, ...) for name in given}
     return check(create_model("StepParams", __base__=Sections, **fields), given, source)

@@ -1,4 +1,4 @@
-"""The registry of architectures: one line each, with the hyperparameters that are its own."""
+"""The registry of architectures, each with its own hyperparameters."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Widths = Annotated[list[Annotated[float, Field(gt=0, le=1)]], AfterValidator(_ne
 
 
 def _options(**fields: Any) -> type[Section]:
-    """The hyperparameters that are an architecture's own."""
+    """The own hyperparameters of an architecture."""
     return create_model("Hyperparameters", __base__=Section, **fields)
 
 
-# One line an architecture: its module is `husai_lib.saes.architectures.<name>`, whose docstring says what these
-# hyperparameters mean that it has beside the shared ones of `SaeParams`: name=(type, default).
+# One entry per architecture: hyperparameter=(type, default). The docstring of its module,
+# `husai_lib.saes.architectures.<name>`, explains them; `SaeParams` holds the shared ones.
 ARCHITECTURES: dict[str, type[Section]] = {
     "topk": _options(aux_loss_coefficient=(Weight, 1.0)),
     "standard": _options(l1_coefficient=(Weight, 1.0), l1_warm_up_fraction=(Share, 0.1),

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from husai_lib.files import REPOSITORY
-from husai_lib.params.catalogue import (
-    HUSAI16,
-    data_set_names,
-    local_path,
-    shifted_data_set_names,
-    text_set_names,
-)
+from husai_lib.params.catalogue import HUSAI16, data_set_names, local_path, shifted_data_set_names, text_set_names
 from husai_lib.params.sections import Positive, Section, distinct, one_of
 
-POINT = r"blocks\.\d+\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|mlp\.hook_in)"
-
-
-HOOK = rf"^{POINT}(\+{POINT})*$"
+HOOK = r"blocks\.\d+\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|mlp\.hook_in)"
+Tokens = Annotated[int, Field(ge=2, le=8192)]
+TextSet = Annotated[str, AfterValidator(lambda name: one_of(name, text_set_names(), "data set"))]
+DataSet = Annotated[str, AfterValidator(lambda name: one_of(name, data_set_names(), "data set"))]
+ShiftedSet = Annotated[str, AfterValidator(lambda name: one_of(name, shifted_data_set_names(), "shifted data set"))]
 
 
 def _model_source(name: str) -> str:
@@ -48,28 +43,15 @@ def _ascending(hook_name: str) -> str:
     return hook_name
 
 
-Tokens = Annotated[int, Field(ge=2, le=8192)]
-
-
-TextSet = Annotated[str, AfterValidator(lambda name: one_of(name, text_set_names(), "data set"))]
-
-
-DataSet = Annotated[str, AfterValidator(lambda name: one_of(name, data_set_names(), "data set"))]
-
-
-ShiftedSet = Annotated[str, AfterValidator(lambda name: one_of(name, shifted_data_set_names(), "shifted data set"))]
-
-
 class ModelParams(Section):
     """The language model whose activations the SAEs explain."""
 
     name: Annotated[str, AfterValidator(_model_source)]
-    """Hub name, local Hugging Face folder, `.gguf` file, `package:<package>/<path>` for a file or
-    folder inside an installed package, or `random:` before any of these for re-initialised weights.
-    A relative path (`./...`) starts at the repository, where notebooks run."""
+    """Hub name, local Hugging Face folder, `.gguf` file, or `package:<package>/<path>` for a file or folder inside an
+    installed package; `random:` before any of these re-initialises the weights. A relative path (`./...`) starts at
+    the repository."""
     prepend_bos: bool
-    """Whether every text starts with the beginning-of-sequence token. Stated, never guessed:
-    activations differ."""
+    """Whether every text starts with the beginning-of-sequence token. It has no default: activations differ."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass; activations are stored as float32."""
     seed: int = 0
@@ -77,22 +59,22 @@ class ModelParams(Section):
 
 
 class TextParams(Section):
-    """Which texts serve for what: sae-probes data sets by name; the four roles share none."""
+    """Which texts serve for what: sae-probes data sets by name. No data set serves training and evaluation."""
 
     training: list[TextSet] = Field(min_length=1)
     """Data sets whose texts train the SAEs, those with more than two classes included."""
     held_out: list[TextSet] = Field(min_length=1)
     """Data sets whose texts measure reconstruction, sparsity and dead latents; the same choice."""
     probing: Annotated[list[DataSet], BeforeValidator(_named_sets), Field(min_length=1)]
-    """Data sets of the sparse-probing benchmark: a list; `all`, the 113 of sae-probes; `husai16`, of earlier cycles."""
+    """Data sets of sparse probing: a list, `all` 113 of sae-probes, or `husai16` for the 16 of earlier cycles."""
     ood: list[ShiftedSet] = Field(min_length=1)
-    """Tasks of the out-of-distribution control: each must have a shifted set in sae-probes."""
+    """Tasks of the out-of-distribution control; each must have a shifted set in sae-probes."""
     stories: Annotated[str, AfterValidator(_stories)] = "offline"
-    """`offline` for the stories in `husai_lib/data`, a `.jsonl` file, or a hub data set
-    (`GulkoA/contrastive-stories-v4`)."""
+    """`offline` for the stories in `husai_lib/data`, a `.jsonl` file, or a hub data set such as
+    `GulkoA/contrastive-stories-v4`."""
 
     @model_validator(mode="after")
-    def _roles_share_nothing(self) -> TextParams:
+    def _roles_share_nothing(self) -> Self:
         for evaluation in (self.probing, self.ood):  # a task may serve both
             distinct([*self.training, *self.held_out, *evaluation], "data set")
         return self
@@ -101,22 +83,22 @@ class TextParams(Section):
 class ActivationParams(Section):
     """Which activations are read, and how many."""
 
-    hook_name: Annotated[str, Field(pattern=HOOK), AfterValidator(_ascending)]
+    hook_name: Annotated[str, Field(pattern=rf"^{HOOK}(\+{HOOK})*$"), AfterValidator(_ascending)]
     """TransformerLens name of the activation, such as `blocks.2.hook_resid_post`. Names of several layers joined by
     `+` give rows that hold their activations side by side."""
     training_rows: Positive
-    """Token positions to train on, drawn over all training texts in proportion."""
+    """Number of token positions to train on, drawn over all training texts in proportion."""
     held_out_rows: Positive
-    """Token positions to measure on."""
+    """Number of token positions to measure on."""
     context_tokens: Tokens = 128
     """Training and held-out texts are cut to this many tokens."""
     probe_tokens: Tokens = 1024
-    """Prompts of the probing data sets are cut to their last tokens, this many (sae-probes: 1024)."""
+    """Prompts of the probing data sets are cut to this many of their last tokens (sae-probes: 1024)."""
     skip_positions: Annotated[int, Field(ge=0, le=16)] = 1
-    """First positions of every text that are left out: BOS is an attention sink with an outlier norm."""
+    """Number of positions left out at the start of every text: BOS is an attention sink with an outlier norm."""
     max_norm_ratio: Annotated[float, Field(gt=1)] | None = None
-    """Rows whose norm exceeds this multiple of the training rows' median norm are left out (attention
-    sinks at delimiters would dominate explained variance); null keeps all."""
+    """Rows whose norm exceeds this multiple of the training rows' median norm are left out, as attention sinks at
+    delimiters would dominate explained variance; null keeps all."""
     batch_tokens: Positive = 4096
     """Padded tokens in one forward pass."""
     seed: int = 0
@@ -124,5 +106,5 @@ class ActivationParams(Section):
 
     @property
     def layer(self) -> int:
-        """The block the hook is in; the last one of a joined hook."""
+        """The block that the hook is in; the last one of a joined hook."""
         return int(self.hook_name.split("+")[-1].split(".")[1])

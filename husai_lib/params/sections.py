@@ -1,4 +1,4 @@
-"""What a section of the parameters is: closed to unknown keys, strict about types; and kinds of numbers."""
+"""The base of all sections of the parameters, and kinds of numbers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def distinct(values: list[T], what: str) -> list[T]:
 
 
 def check(model: type[P], data: dict[str, Any], source: str) -> P:
-    """`data` as a `model`; ParameterError describes the first mistake."""
+    """`data` as a `model`; ParameterError describes the first mistake in one sentence."""
     try:
         return model.model_validate(data)
     except ValidationError as error:

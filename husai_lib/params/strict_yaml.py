@@ -15,7 +15,21 @@ DEEPEST = 20  # levels of nesting; parameter files have four
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose keys are identifiers, each given once."""
+    """Refuses anchors, aliases, tags, deep nesting, and keys that are no identifiers or given twice."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
+            raise ParameterError(f"line {line}: anchors, aliases and tags are not allowed; write the plain value")
+        if self.depth > DEEPEST:
+            raise ParameterError(f"line {line}: nested too deeply; write the parameters flat")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -29,22 +43,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _check_structure(text: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        assert event.start_mark, "events of a text have a place in it"
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
-            raise ParameterError(f"line {line}: anchors, aliases and tags are not allowed; write the plain value")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ParameterError(f"line {line}: nested too deeply; write the parameters flat")
-
-
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """`text` as a mapping, under the strict rules; `source` is what error messages call it."""
+    """`text` as a mapping, under the strict rules; error messages call it `source`."""
     try:
-        _check_structure(text)
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader that allows less
     except ParameterError as error:
         raise ParameterError(f"{source}, {error}") from None

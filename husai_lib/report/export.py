@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -20,7 +17,7 @@ from husai_lib.errors import DataError, EvidenceError, GateError, HusaiError, In
 from husai_lib.evidence.cache import Entry, cache_folder, open_entry
 from husai_lib.evidence.rows import CandidateRow, MemberRow
 from husai_lib.evidence.runs import Record, Run, earlier_run
-from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file
+from husai_lib.files import canonical_json, read_json
 from husai_lib.params.catalogue import local_path
 from husai_lib.params.rules import SelectionParams
 from husai_lib.report import sentences, tables
@@ -29,50 +26,51 @@ from husai_lib.report.webpages import TEMPLATES
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 POLICY, CARD = "release_policy.json", "README.md"
 OWN_CLASSES = ("routed_topk", "route_sae", "layerwise")
-"""Architectures in `cfg.json` that SAELens knows only once `husai_lib.saes.architectures.<name>` is imported."""
+"""Architectures that SAELens can load only after `husai_lib.saes.architectures.<name>` is imported."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The selected SAE and what it comes from, every record verified."""
+    """The selected SAE and where it comes from, every record verified."""
 
     run: Run
-    """The run that selected it and judged it."""
+    """The run that selected and judged it."""
     origin: Run
-    """The run that trained it: the same one, but for a candidate of an earlier run."""
+    """The run that trained it: the same one, or an earlier run."""
     record: Record
-    """Of the step that measured it."""
+    """The record of the step that measured it."""
     member: MemberRow
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"the candidate of {self.run.name} ({self.member.condition}, seed {self.member.seed})"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Those of the run that trained it."""
+        """The parameters of the run that trained it."""
         parameters: dict[str, Any] = read_json(self.origin.path / "parameters.json")
         return parameters
 
-    def own(self, table: str) -> list[Any]:
-        """The rows of a table of its record that are of its condition."""
-        return [row for row in self.record.table(table) if row.condition == self.member.condition]
+    def rows(self, table: str) -> list[Any]:
+        """The rows of its condition in a table of its record; none where the record has no such table."""
+        rows = self.record.table(table) if table in self.record.data["tables"] else []
+        return [row for row in rows if row.condition == self.member.condition]
 
 
 def export(run: Run, folder: Path, *, even_if_failed: bool = False) -> Path:
     """Write the run's candidate to the new or empty `folder`: SAELens' two files, `README.md`, `release_policy.json`.
 
     The folder appears whole or not at all. Raises GateError for a candidate that failed its gate, unless
-    `even_if_failed`, where the card says so first; EvidenceError where the run is unfinished or the weights are not
-    in the cache; IntegrityError where a file is not what was recorded; DataError where there is no candidate;
+    `even_if_failed`, where the card starts with the failure; EvidenceError where the run is unfinished or the weights
+    are not in the cache; IntegrityError where a file differs from its record; DataError where there is no candidate;
     ParameterError where the folder is not free.
     """
     _check_free(folder, run)
     candidate = candidate_of(run)
     failure = why_failed(run)
     if failure and not even_if_failed:
-        remedy = "add --even-if-failed to export it all the same, with that on its card"
+        remedy = "add --even-if-failed to export it anyway; its card then starts with the failure"
         raise GateError(f"{candidate.name} failed the release gate: {failure.rstrip('.')}; {remedy}")
     entry = _weights_of(candidate)
     config = _config(candidate, entry)
@@ -87,7 +85,7 @@ def export(run: Run, folder: Path, *, even_if_failed: bool = False) -> Path:
             shutil.copyfile(run.path / POLICY, made / POLICY)
             (made / CONFIG).write_text(canonical_json(config), encoding="utf-8")
             (made / CARD).write_text(card, encoding="utf-8")
-            made.replace(target)  # an empty folder gives way, any other stays
+            made.replace(target)  # replaces an empty folder only
     except OSError as error:
         why = error.strerror or error
         raise EvidenceError(f"{folder} cannot be written ({why}); free space or name another folder") from error
@@ -95,47 +93,52 @@ def export(run: Run, folder: Path, *, even_if_failed: bool = False) -> Path:
 
 
 def check_ready(repo: str) -> None:
-    """Raise HusaiError where the name is wrong, the hub switched off or nobody logged in, before anything is made."""
+    """Raise HusaiError where the repository's name is wrong, the hub is switched off or nobody is logged in."""
     from huggingface_hub import get_token, is_offline_mode  # noqa: PLC0415 - not needed by other commands
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # noqa: PLC0415
 
     try:
         validate_repo_id(repo)
     except ValueError:
-        raise HusaiError(f"{repo!r} is no name of a repository; write it as owner/name") from None
+        raise HusaiError(f"{repo!r} is not the name of a repository; write it as owner/name") from None
     if is_offline_mode():
-        raise HusaiError("the hub is switched off here by HF_HUB_OFFLINE; unset it while online")
+        raise HusaiError("HF_HUB_OFFLINE switches the hub off; unset it to upload")
     if get_token() is None:
         raise HusaiError("nobody is logged in to the hub here; run 'hf auth login' or set HF_TOKEN")
 
 
 def push(folder: Path, repo: str) -> str:
-    """Upload an exported folder to the hub's repository `repo` by SAELens' uploader; returns its address.
+    """Upload an exported folder to the hub's repository `repo`, created if there is none; returns its address.
 
-    Card and policy go to the root, the SAE to a folder named by its hook. What the process says is kept in the
-    cache. Raises DataError for another folder, HusaiError where the upload fails.
+    One commit holds everything, so that an SAE is never on the hub without its card: card and policy at the root, the
+    SAE in a folder named by its hook, where `SAE.from_pretrained` looks. Raises DataError for another folder,
+    HusaiError where the hub refuses or cannot be reached.
     """
+    from huggingface_hub import CommitOperationAdd, HfApi  # noqa: PLC0415 - not needed by other commands
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
     lacking = [name for name in (CONFIG, WEIGHTS, CARD, POLICY) if not (folder / name).is_file()]
     if lacking:
         raise DataError(f"{folder} lacks {', '.join(lacking)}; name a folder that 'husai export' wrote")
     check_ready(repo)
-    log = cache_folder().absolute() / "uploads" / f"{sha256_file(folder / WEIGHTS)[:12]}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "husai_lib.report.upload_job", str(folder.absolute()), repo]
-    environment = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
-    with log.open("w", encoding="utf-8") as file:
-        ended = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file, check=False)
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if ended.returncode == 0:
-        return next(line for line in reversed(lines) if line.startswith("repository: ")).removeprefix("repository: ")
-    said = lines[-1] if lines and ended.returncode > 0 else "the process was killed"
-    remedy = f"once that is mended, export to another folder (log: {log})"
-    raise HusaiError(f"{folder} is exported, but was not uploaded to {repo!r}: {said}; {remedy}")
+    sae = read_json(folder / CONFIG)["metadata"]["hook_name"]
+    places = {CARD: CARD, POLICY: POLICY, CONFIG: f"{sae}/{CONFIG}", WEIGHTS: f"{sae}/{WEIGHTS}"}
+    # the hub's client raises the HTTPError of its HTTP library, OSError, and ValueError for a wrong argument
+    hub_errors = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, ValueError))
+    try:
+        address = HfApi().create_repo(repo, exist_ok=True)
+        added = [CommitOperationAdd(path, folder / name) for name, path in places.items()]
+        HfApi().create_commit(address.repo_id, added, commit_message=f"Upload the SAE {sae} with its card")
+    except hub_errors as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        remedy = "check the network, the name and that the token may write there, then export to another folder"
+        raise HusaiError(f"{folder} is exported, but was not uploaded to {repo!r}: {reason}; {remedy}") from error
+    return str(address)
 
 
 def _check_free(folder: Path, run: Run) -> None:
     if folder.resolve().is_relative_to(run.path.resolve()):
-        raise ParameterError(f"{folder} lies in the run itself, whose files are sealed; name a folder elsewhere")
+        raise ParameterError(f"{folder} lies in the run, whose files are sealed; name a folder elsewhere")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ParameterError(f"{folder} is not empty; name a new or an empty folder")
 
@@ -146,7 +149,7 @@ def candidate_of(run: Run) -> Candidate:
     selection = run.record("selection")
     selected = selection.summary["selected"]
     if not selected:
-        raise DataError(f"{run.name} selected no candidate, so there is none to export; 'husai show' tells why")
+        raise DataError(f"{run.name} selected no candidate, so there is none to export; 'husai show' says why")
     source = selected["source"]
     place, _, step = source.rpartition("/")
     origin = earlier_run(run.path.parent.parent, place) if place else run
@@ -185,9 +188,10 @@ def model_card(candidate: Candidate, config: dict[str, Any]) -> str:
         params=candidate.parameters,
         facts=_facts(candidate, config),
         own_class=config["architecture"] if own else "",
-        gates=[dict(row) | {"spoken": gates.describe(row.gate)} for row in run.record("gate").table("gates")],
-        members=candidate.own("members"),
-        groups=candidate.own("groups") if "groups" in candidate.record.data["tables"] else [],
+        describe=gates.describe,
+        requirement=gates.requirement,
+        members=candidate.rows("members"),
+        groups=candidate.rows("groups"),
         tables=tables,
         sentences=sentences,
     )
@@ -195,7 +199,7 @@ def model_card(candidate: Candidate, config: dict[str, Any]) -> str:
 
 
 def _facts(candidate: Candidate, config: dict[str, Any]) -> dict[str, Any]:
-    """What the SAE is, by name, for templates of cells; None for what no record holds."""
+    """What the SAE is, by name, for the cells of the card; None for what no record holds."""
     params, member, activations = candidate.parameters, candidate.member, candidate.origin.record("activations")
     conditions = {given["name"]: given for given in candidate.record.data["parameters"].get("conditions", [])}
     unknown = dict.fromkeys(("training_samples", "batch_size", "learning_rate"))
@@ -228,8 +232,8 @@ def _standing(run: Run) -> str:
 def _front_matter(candidate: Candidate, *, failed: bool) -> str:
     """The card's metadata for the hub, as YAML.
 
-    Language, data sets and licence are left out: no record states the first and the last, and the texts have no hub
-    name. The base model is named where its name is the hub's, with an owner.
+    Language and licence are left out, as no record states them, and so are data sets, as the texts have no hub name.
+    The base model is named where its name is one of the hub, with an owner.
     """
     name = candidate.parameters["model"]["name"]
     tags = ["saelens", "sparse-autoencoder", "interpretability", candidate.member.architecture]
@@ -251,7 +255,7 @@ def _is_local(name: str) -> bool:
 
 
 def _verify(run: Run) -> None:
-    """Raise IntegrityError where a file of a complete run is not what its manifest says."""
+    """Raise IntegrityError where a file of a complete run differs from its manifest."""
     stated, found = run.manifest()["files"], run.files()
     for name in sorted(stated.keys() | found.keys()):
         if stated.get(name) != found.get(name):
@@ -270,10 +274,7 @@ def _weights_of(candidate: Candidate) -> Entry:
 
 
 def _config(candidate: Candidate, entry: Entry) -> dict[str, Any]:
-    """`cfg.json` of the cache, with the model and BOS that its activations come from.
-
-    A model is not named that another machine cannot get by its name.
-    """
+    """`cfg.json` of the cache, with the model and BOS of its activations; a local or random model is not named."""
     config: dict[str, Any] = json.loads((entry.path / CONFIG).read_text(encoding="utf-8"))
     model = candidate.parameters["model"]
     known = {"prepend_bos": model["prepend_bos"]}

@@ -1,7 +1,7 @@
 """Records in, matplotlib figures out: one message each, every seed a point beside its 95 % interval.
 
-Colours are Okabe and Ito's, and every colour comes with a marker, so figures read in grey too. Nothing
-here touches pyplot: a figure depends on its rows only.
+Colours are those of Okabe and Ito, each with a marker, so that figures are readable in grey. Figures do without pyplot
+and depend only on their rows: the same rows give the same bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -33,16 +34,24 @@ from husai_lib.intervals import mean_interval
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
           ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"), ("#0072B2", "*"), ("#D55E00", "<"),
           ("#009E73", "p"), ("#CC79A7", ">"), ("#E69F00", "d"), ("#56B4E9", "H"))  # fmt: skip
-"""Colour and marker; a colour that comes again has a marker unlike its first."""
+"""Colour and marker; the markers of a colour differ."""
 GREY = "#595959"
+DPI = 130
 
 
 class ReportFigure(Figure):
-    """A figure that a notebook shows without pyplot."""
+    """A figure that a notebook shows without pyplot; it is drawn once, when its image is first needed."""
 
-    def _repr_png_(self) -> bytes:
+    def png(self) -> bytes:
+        """The image, without the version of matplotlib in its metadata."""
+        return self._image
+
+    _repr_png_ = png
+
+    @cached_property
+    def _image(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        self.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
         return buffer.getvalue()
 
 
@@ -59,7 +68,7 @@ class Dot(NamedTuple):
 
 
 def frontier(members: Sequence[MemberRow]) -> ReportFigure:
-    """Explained variance against L0, a point for each SAE; a dashed line marks the target k, a band what matches it.
+    """Explained variance against L0, one point per SAE; a dashed line marks the target k, a band what matches it.
 
     SAEs whose L0 is not matched are hollow. The legend lists conditions by their mean explained variance, best first.
     """
@@ -69,31 +78,31 @@ def frontier(members: Sequence[MemberRow]) -> ReportFigure:
     for condition, matched in itertools.product(sorted(means, key=means.__getitem__, reverse=True), (False, True)):
         color, marker = styles[condition]
         rows = [row for row in members if (row.condition, row.l0_matched) == (condition, matched)]
-        points = [row.l0 for row in rows], [row.explained_variance for row in rows]
-        face = color if matched else "none"
-        look: dict[str, Any] = {"edgecolors": color, "facecolors": face, "alpha": 0.85, "zorder": 3}
+        x, y = [row.l0 for row in rows], [row.explained_variance for row in rows]
+        look: dict[str, Any] = {"edgecolors": color, "facecolors": color if matched else "none", "alpha": 0.85}
         if rows:
-            axes.scatter(*points, label=condition, marker=marker, s=56, **look)
+            axes.scatter(x, y, label=condition, marker=marker, s=56, zorder=3, **look)
     for k in sorted({row.k for row in members}):
-        within = k * (1 - MATCHED_WITHIN), k * (1 + MATCHED_WITHIN)
-        axes.axvspan(*within, color="#f0f0f0", zorder=0, label=f"within {100 * MATCHED_WITHIN:g} % of k (else hollow)")
+        low, high = k * (1 - MATCHED_WITHIN), k * (1 + MATCHED_WITHIN)
+        label = f"within {100 * MATCHED_WITHIN:g} % of k (else hollow)"
+        axes.axvspan(low, high, color="#f0f0f0", zorder=0, label=label)
         axes.axvline(k, color=GREY, linestyle="--", linewidth=1)
-        at = ("data", "axes fraction")
-        axes.annotate(f"target k = {k}", (k, 1.01), xycoords=at, ha="center", color=GREY, fontsize=9)
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center"}
+        axes.annotate(f"target k = {k}", (k, 1.01), color=GREY, fontsize=9, **place)
     extent = [value for row in members for value in (row.l0, row.k) if value > 0]
     if extent and max(extent) > 10 * min(extent):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    axes.set_xlabel("L0 (mean active latents a held-out row)")
+    axes.set_xlabel("L0 (mean active latents per held-out row)")
     axes.set_ylabel("Explained variance (held out)")
     _legend(figure, axes, beside=True)
     return figure
 
 
 def pareto(candidates: Sequence[CandidateRow]) -> ReportFigure:
-    """Groups by their external deltas, with arms down to the lower 95 % bounds; the front and the choice marked."""
+    """Groups by their external deltas, with lines to the lower 95 % bounds; front and selected group are marked."""
     figure, (axes,) = _panels(8.6, 4.2)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.axhline(0, color=GREY, linewidth=1)
@@ -106,13 +115,12 @@ def pareto(candidates: Sequence[CandidateRow]) -> ReportFigure:
         axes.plot([x if x_low is None else x_low, x], [y, y], color=color, linewidth=1)
         axes.plot([x, x], [y if y_low is None else y_low, y], color=color, linewidth=1)
         standing = "on the front" if row.on_front else "dropped" if row.joint_score is None else "behind the front"
-        face = color if row.on_front else "none"
-        label = f"{row.condition} ({standing})"
-        axes.scatter(x, y, label=label, edgecolors=color, facecolors=face, marker=marker, s=40, zorder=3)
+        look: dict[str, Any] = {"edgecolors": color, "facecolors": color if row.on_front else "none"}
+        axes.scatter(x, y, label=f"{row.condition} ({standing})", marker=marker, s=40, zorder=3, **look)
         if row.selected:
             axes.scatter(x, y, s=240, facecolors="none", edgecolors="black", linewidths=1.4, label="selected")
-    axes.set_xlabel("SAEBench delta (AUC; arm: lower 95 % bound)")
-    axes.set_ylabel("CE-Bench delta (SD; arm: lower 95 % bound)")
+    axes.set_xlabel("SAEBench delta (AUC; line: to the lower 95 % bound)")
+    axes.set_ylabel("CE-Bench delta (SD; line: to the lower 95 % bound)")
     axes.margins(0.12)
     _legend(figure, axes, beside=True)
     return figure
@@ -142,9 +150,9 @@ def external(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> Report
 
 
 def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
-    """CE-Bench interpretability against width, a panel for each form and a line for each k; random SAEs hollow, dashed.
+    """CE-Bench interpretability against width, one panel per form and one line per k; random SAEs hollow and dashed.
 
-    The plain forms stand below the ceiling of their width, beside the baseline that the gate of earlier cycles had.
+    The plain forms are shown with the ceiling of each width and with the baseline of earlier cycles.
     """
     figure, panels = _panels(10.0, 4.2, 3)
     forms = {"As published": "interpretability", "As released": "interpretability_as_released"}
@@ -164,7 +172,7 @@ def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
 def controls(rows: Sequence[ControlRow], threshold: float = 0.0) -> ReportFigure:
     """Delta of each PW-MCC control with its 95 % interval, beside the threshold it must exceed.
 
-    The out-of-distribution control is in AUC, not PW-MCC; `ood` shows it.
+    The out-of-distribution control is in AUC, not PW-MCC, so that `ood` shows it.
     """
     shown = {gates.describe(row.control): row for row in rows if row.control != "ood"}
     dots = {name: Dot(row.delta, row.delta_low, row.delta_high) for name, row in shown.items()}
@@ -181,15 +189,10 @@ def ood(rows: Sequence[OodRow]) -> ReportFigure:
     return _dot_plot({"Probing delta (AUC; bar: 95 % interval, small: one seed)": dots})
 
 
-# ---------------------------------------------------------------------------------------------
-# Parts
-# ---------------------------------------------------------------------------------------------
-
-
 def _dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]], line: float = 0.0) -> ReportFigure:
-    """Dots by axis label (a panel), legend entry (a style) and name (a row of the plot).
+    """Dots by axis label (one panel each), legend entry (one style each) and name (one line each).
 
-    Names are drawn literally, `$` included, and cut if long.
+    Names are drawn literally, `$` included, and long ones are shortened.
     """
     first = next(iter(next(iter(panels.values())).values()))
     names = [name if len(name) <= 36 else f"{name[:35]}…" for name in first]
@@ -214,8 +217,8 @@ def _lines_over_width(axes: Axes, rows: Sequence[ContrastiveRow], column: str) -
         of = sorted((row.d_sae, row) for row in rows if (row.k, row.origin) == (k, origin))
         known = [(d_sae, value) for d_sae, row in of if (value := getattr(row, column)) is not None]
         look: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"} if origin == "random" else {}
-        points = [d_sae for d_sae, _ in known], [value for _, value in known]
-        axes.plot(*points, color=color, marker=marker, label=f"{origin}, k = {k}", **look)
+        x, y = [d_sae for d_sae, _ in known], [value for _, value in known]
+        axes.plot(x, y, color=color, marker=marker, label=f"{origin}, k = {k}", **look)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted({row.d_sae for row in rows})))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -224,7 +227,7 @@ def _lines_over_width(axes: Axes, rows: Sequence[ContrastiveRow], column: str) -
 
 
 def _bounds_over_width(axes: Axes, d_saes: Sequence[int]) -> None:
-    """The ceiling of each width and the earlier baseline, named beside their lines."""
+    """The ceiling of each width and the baseline of earlier cycles, with their names at the lines."""
     axes.plot(d_saes, [ceiling(d_sae) for d_sae in d_saes], color="black", linewidth=2)
     axes.axhline(EARLIER_BASELINE, color=GREY, linestyle=":")
     for d_sae in d_saes[-1:]:
@@ -246,16 +249,13 @@ def _draw(axes: Axes, y: float, dot: Dot, label: str, style: tuple[str, str]) ->
 
 
 def _means(values: Iterable[tuple[str, float | None]]) -> dict[str, Dot]:
-    """The mean of each name's known values, one a seed, with its t interval."""
+    """The mean of each name's known values, one per seed, with its t interval."""
     known: dict[str, list[float]] = {}
     for name, value in values:
         known.setdefault(name, []).extend(() if value is None else (value,))
-    dots = dict.fromkeys(known, Dot(None))
-    for name, seeds in known.items():
-        if seeds:
-            interval = mean_interval(seeds)
-            dots[name] = Dot(interval.mean, interval.low, interval.high, seeds)
-    return dots
+    means = {name: mean_interval(seeds) for name, seeds in known.items() if seeds}
+    dots = {name: Dot(mean.mean, mean.low, mean.high, known[name]) for name, mean in means.items()}
+    return dict.fromkeys(known, Dot(None)) | dots
 
 
 def _panels(width: float, height: float, columns: int = 1) -> tuple[ReportFigure, list[Axes]]:
@@ -275,7 +275,7 @@ def _styles(conditions: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def _legend(figure: Figure, axes: Axes, *, beside: bool = False) -> None:
-    """One entry for each label, above the panels or beside them; conditions are names from outside, drawn literally."""
+    """One entry for each label, above the panels or beside them; labels are drawn literally, `$` included."""
     handles, labels = axes.get_legend_handles_labels()
     if entries := dict(zip(labels, handles, strict=True)):
         look = {"ncols": 1 if beside else 2 if len(entries) == 4 else 3, "frameon": False, "fontsize": 9}

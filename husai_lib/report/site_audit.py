@@ -1,79 +1,93 @@
-"""Whether a rendered site and the front page follow from the records of runs."""
+"""Whether the front page, the README's pictures and a rendered site follow from the records of runs."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from husai_lib.errors import HusaiError
 from husai_lib.evidence.runs import Run, find_runs
 from husai_lib.files import REPOSITORY, read_json
-from husai_lib.report import tables
-from husai_lib.report.audit import NOT_CHECKED, Audit, Check, first_difference
+from husai_lib.report.audit import NOTEBOOKS
+from husai_lib.report.checks import UNCHECKED, Audit, Check, first_difference, follow
+from husai_lib.report.notebook_audit import is_of_checkout
 from husai_lib.report.site import ABOUT, front_page, hashes_of, made_site, manifests_of
+from husai_lib.report.tables import escape
+
+FRONT, README = REPOSITORY / "index.md", REPOSITORY / "README.md"
+
+
+@cache
+def banner_of(run: Run) -> str:
+    """What every page of a run must say first, where its notebooks are not the checkout's; else empty."""
+    others = [step for step in run.journal if run.is_complete and not is_of_checkout(run, step, NOTEBOOKS)]
+    if not others:
+        return ""
+    return (
+        f"The notebooks of the steps {', '.join(others)} of this run are not those of this checkout. "
+        "The audit holds their pages to hashes only."
+    )
 
 
 def check_site(site: Path, evidence: Path) -> Audit:
-    """Hold every file of a rendered site to the runs of `evidence`.
+    """Check every file of a rendered site against the runs of `evidence`.
 
     Its `site.json` must have the hash of every file and of every run's manifest, and rendering again must give the
-    same files. Of a site by Quarto, where Quarto is not installed, pages are held to their hashes only, which is
-    counted as not checked.
+    same files. Of a site by Quarto, where Quarto is not installed, pages are held to their hashes only.
     """
     audit = Audit()
     if not (site / ABOUT).exists():
         audit.problems.append(f"{site} has no {ABOUT}, so what it was made from is unknown; render it again")
-        return audit
-    try:
-        audit.take(_site_checks(site, find_runs(evidence)))
-    except HusaiError as error:
-        audit.problems.append(str(error))
-    except (
-        AttributeError,
-        LookupError,
-        OSError,
-        TypeError,
-        ValueError,
-    ) as error:  # of what `render` did not write
-        audit.problems.append(f"{site / ABOUT} is damaged ({type(error).__name__}: {error}); render the site again")
+    else:
+        audit.take(lambda: _site(site, find_runs(evidence)), f"{site / ABOUT}")
     return audit
 
 
-def check_index(evidence: Path) -> Audit:
-    """Hold a checkout's `index.md` to the records of the run that it shows; of another folder nothing is checked."""
-    audit, path = Audit(), REPOSITORY / "index.md"
-    if evidence.resolve() == REPOSITORY / "evidence" and path.exists():
-        text, complete = path.read_bytes().decode(), [run for run in find_runs(evidence) if run.is_complete]
-        named = [run for run in complete if f"Run {tables.escape(run.name)}.\n" in text] or complete
-        audit.take([(f"line of {path}", *first_difference(text, front_page(named[-1])))] if named else [])
+def check_front_page(evidence: Path) -> Audit:
+    """Check a checkout's `index.md` and the pictures of its README; of another evidence folder nothing."""
+    audit = Audit()
+    if evidence.resolve() == REPOSITORY / "evidence":
+        audit.take(lambda: _front(find_runs(evidence)), f"{FRONT}")
     return audit
 
 
-def _site_checks(site: Path, runs: Sequence[Run]) -> Iterator[Check]:
+def _front(runs: Sequence[Run]) -> Iterator[Check]:
+    complete = [run for run in runs if run.is_complete]
+    yield "complete runs for the front page", bool(complete), True
+    yield f"{FRONT.name} is there", FRONT.is_file(), True
+    if not (complete and FRONT.is_file()):
+        return
+    text = FRONT.read_bytes().decode()
+    named = [run for run in complete if f"Run {escape(run.name)}." in text] or complete
+    yield f"line of {FRONT.name}", *first_difference(text, front_page(named[-1], banner_of))
+    pictures = re.findall(r"!\[[^\]]*\]\((?:\./)?evidence/([^)]+)\)", README.read_text(encoding="utf-8"))
+    shown = [f"{run.name}/{name}" for run in complete for name in run.manifest()["files"]]
+    for picture in pictures:
+        yield f"picture {picture} of {README.name} is a figure of a complete run", picture in shown, True
+        newest = [run for run in complete if run.path.parent.name == picture.partition("/")[0]][-1:]
+        yield f"run of the picture in {README.name}", picture.split("/")[1], *(run.path.name for run in newest)
+
+
+def _site(site: Path, runs: Sequence[Run]) -> Iterator[Check]:
     about, found = read_json(site / ABOUT), hashes_of(site)
-    yield from _compared("manifest that the site was made from, of", about["runs"], manifests_of(runs))
-    yield from _compared(f"SHA-256 in {site} of", found, about["pages"])
+    yield from follow("manifest that the site was made from, of", about["runs"], manifests_of(runs))
+    yield from follow(f"SHA-256 in {site} of", found, about["pages"])
     front = (site / "index.html").read_text(encoding="utf-8")
     renderer = "nbconvert" if "Rendered with nbconvert" in front else "quarto"
     yield "renderer of the site", about["renderer"], renderer
     chosen = [run for run in runs if run.name == about["front"]]
     yield "runs of the front page", [run.name for run in chosen], [about["front"]]
-    if not chosen:
+    if chosen and (renderer == "nbconvert" or shutil.which("quarto")):
+        with tempfile.TemporaryDirectory(prefix="husai-site-") as temporary:
+            again = hashes_of(made_site(Path(temporary) / "site", runs, chosen[0], renderer, banner_of))
+        yield from follow(f"rendered again, SHA-256 in {site} of", found, again)
         return
-    with tempfile.TemporaryDirectory(prefix="husai-site-") as temporary:
-        if renderer == "nbconvert" or shutil.which("quarto"):
-            again = hashes_of(made_site(Path(temporary) / "site", runs, chosen[0], renderer))
-            yield from _compared(f"rendered again, SHA-256 in {site} of", found, again)
-            return
     copied = {f"evidence/{run.name}/{name}": sha256 for run in runs for name, sha256 in run.files().items()}
     for name, sha256 in found.items():
-        known = copied.get(name, NOT_CHECKED)  # of pages, as Quarto is not here
-        yield f"SHA-256 in {site} of {name}", sha256 if name in copied else known, known
-
-
-def _compared(what: str, stated: Mapping[str, Any], must: Mapping[str, Any]) -> Iterator[Check]:
-    for name in sorted(stated.keys() | must.keys()):
-        yield f"{what} {name}", stated.get(name, "absent"), must.get(name, "absent")
+        if name in copied:
+            yield f"SHA-256 in {site} of {name}", sha256, copied[name]
+        else:
+            yield "pages by Quarto, which is not here", UNCHECKED, None

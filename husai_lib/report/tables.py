@@ -1,7 +1,7 @@
 """Records in, tables out, as Markdown that pandoc, GitHub and notebooks read alike.
 
-A table is a mapping of headings to cell templates over a row's fields; all numbers a page shows pass
-through here, so that digits, signs and missing values look the same everywhere.
+A table is a mapping of headings to cell templates over a row's fields. All numbers that a page shows are formatted
+here, so that digits, signs and missing values look the same everywhere.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from husai_lib.decisions import gates
 from husai_lib.evidence.rows import GIVEN, CandidateRow, GroupRow, MemberRow, OodRow, ProbeRow, Row
 from husai_lib.intervals import mean_interval, means_by
 
-Columns = Mapping[str, str | Callable[[dict[str, Any]], str]]
-"""Heading -> `str.format` template over a row's fields, or a function of them that returns Markdown."""
+Template = str | Callable[[dict[str, Any]], str]
+"""A `str.format` template over a row's fields, or a function of them that returns Markdown."""
+Columns = Mapping[str, Template]
+"""Heading -> template of the cells."""
 
 
 def escape(text: str) -> str:
-    """`text` as literal Markdown in one line: no markup, HTML, formula or table border in it is live."""
+    """`text` as literal Markdown in one line: nothing in it acts as markup, HTML, formula or table border."""
     one_line = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*\[\]$~^|{}]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", one_line)
 
 
 class _Cell(string.Formatter):
-    """Formats a cell template: null is `n/a`, booleans are words, all text is escaped."""
+    """Formats a cell template: null as `n/a`, booleans as words, all text escaped."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if value is None:
@@ -40,7 +42,7 @@ class _Cell(string.Formatter):
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """The rows as CSV with a heading, every column and digit; nothing is left out, null is empty."""
+    """The rows as CSV with a heading, every column and every digit; null is empty."""
     text = io.StringIO()
     note, *columns = type(rows[0]).model_fields if rows else ("note",)
     writer = csv.DictWriter(text, [*columns, note], lineterminator="\n")
@@ -50,7 +52,7 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 
 def markdown_table(rows: Iterable[Row | Mapping[str, Any]], columns: Columns) -> str:
-    """A pipe table with a line for each row; numbers are set right, columns with nothing in them left out."""
+    """A pipe table with one line per row; numbers are aligned right, and empty columns are left out."""
     fields = [dict(row) for row in rows]
     if not fields:
         return "*None.*"
@@ -59,13 +61,13 @@ def markdown_table(rows: Iterable[Row | Mapping[str, Any]], columns: Columns) ->
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*shown, strict=True))
 
 
-def cell(row: dict[str, Any], template: str | Callable[[dict[str, Any]], str]) -> str:
-    """What a template, or a function, makes of a row's fields."""
+def cell(row: dict[str, Any], template: Template) -> str:
+    """The Markdown that a template gives for a row's fields."""
     return template(row) if callable(template) else _Cell().vformat(template, (), row)
 
 
 def _rule(heading: str, cells: Sequence[str]) -> str:
-    """The dashes below a heading: their colon sets numbers right, their count is the width pandoc gives."""
+    """The dashes below a heading: a colon on the right aligns numbers right, and pandoc takes widths from the count."""
     dashes = "-" * min(max(map(len, [heading, *cells])), 40)
     return f"{dashes}:" if all(re.match(r"[+-]?\d[\d.,%]*( |$)|n/a", cell) for cell in cells) else f":{dashes}"
 
@@ -78,22 +80,21 @@ def _verdict(row: dict[str, Any]) -> str:
     return {"pass": "pass", "fail": "**FAIL**"}.get(row["verdict"], f"**{escape(row['verdict'])}**")
 
 
-def _needed(row: dict[str, Any]) -> str:
-    """The condition that a gate asks: random controls must be exceeded, all other thresholds reached."""
-    sign = "≤" if row["direction"] == "below" else ">" if row["gate"].startswith("random") else "≥"
-    return escape(f"{sign} {row['threshold']:g}")
-
-
 def _standing(row: dict[str, Any]) -> str:
     ranked = "on the Pareto front" if row["on_front"] else "behind the front"
     standing = "**selected**" if row["selected"] else "dropped" if row["joint_score"] is None else ranked
     return f"{standing}: {escape(row['note'])}" if row["note"] else standing
 
 
+def _width(rows: Sequence[MemberRow]) -> Columns:
+    """A column for the width, where it differs between rows."""
+    return {"Latents": "{d_sae:,d}"} if len({row.d_sae for row in rows}) > 1 else {}
+
+
 _QUALITY: Columns = {
     "Seed": "{seed:d}",
     "Explained variance": "{explained_variance:.3f}",
-    "L0 of target k": lambda row: cell(row, "{l0:.1f} of {k}" + ("" if row["l0_matched"] else " (not matched)")),
+    "L0 (target k)": lambda row: cell(row, "{l0:.1f} ({k})" + ("" if row["l0_matched"] else ", not matched")),
     "Dead latents": "{dead_fraction:.1%}",
     "SAEBench delta": "{saebench_delta:+.3f}",
     "CE-Bench interpretability (SD)": "{cebench_interpretability:.2f}",
@@ -102,9 +103,9 @@ _QUALITY: Columns = {
 
 
 def baseline_table(rows: Sequence[MemberRow]) -> str:
-    """One line for each SAE of the baseline, which has no delta to itself; widths and ceilings where there are several.
+    """One line per SAE of the baseline, which has no delta to itself; widths and ceilings where there are several.
 
-    A given SAE stands for every seed.
+    A given SAE serves every seed.
     """
     several = len({row.condition for row in rows}) > 1
     first = {"Baseline": "{condition}", "Latents": "{d_sae:,d}"} if several else {}
@@ -114,30 +115,26 @@ def baseline_table(rows: Sequence[MemberRow]) -> str:
 
 
 def members_table(rows: Sequence[MemberRow]) -> str:
-    """One line for each trained SAE; its width where they differ."""
-    width = {"Latents": "{d_sae:d}"} if len({row.d_sae for row in rows}) > 1 else {}
+    """One line per trained SAE, with the width where it differs."""
     last = {"CE-Bench delta (SD)": "{cebench_delta:+.3f}", "Note": "{note}"}
-    return markdown_table(rows, {"Condition": "{condition}", **width, **_QUALITY, **last})
+    return markdown_table(rows, {"Condition": "{condition}", **_width(rows), **_QUALITY, **last})
 
 
 _FRONTIER: Columns = {
     "Seeds": "{seeds:d}",
     "Explained variance (range over seeds)": "{explained_variance}",
-    "L0 (range) of target k": "{l0} of {k:d}",
-    "L0 within 10 %": "{matched}",
+    "L0 (range)": "{l0}",
+    "Target k": "{k:d}",
+    "L0 within 10 % of k": "{matched}",
     "Dead latents (range)": "{dead}",
 }
 
 
 def frontier_table(rows: Sequence[MemberRow]) -> str:
-    """One line for each condition, in the order in which they first appear: means over its seeds, with their range.
-
-    Whether L0 is matched is said in words; the width is shown where it differs.
-    """
-    width = {"Latents": "{d_sae:d}"} if len({row.d_sae for row in rows}) > 1 else {}
+    """One line per condition, in the order of the rows: means over its seeds with their range."""
     names = dict.fromkeys(row.condition for row in rows)
     lines = [_over_seeds([row for row in rows if row.condition == name]) for name in names]
-    return markdown_table(lines, {"Condition": "{condition}", **width, **_FRONTIER})
+    return markdown_table(lines, {"Condition": "{condition}", **_width(rows), **_FRONTIER})
 
 
 def _over_seeds(rows: Sequence[MemberRow]) -> dict[str, Any]:
@@ -152,7 +149,7 @@ def _over_seeds(rows: Sequence[MemberRow]) -> dict[str, Any]:
 
 
 def _mean_and_range(values: Iterable[float], spec: str) -> str:
-    """The mean, and from the smallest to the largest where there are several."""
+    """The mean, with the range where there are several values."""
     smallest, *others = sorted(values)
     mean = format(fmean([smallest, *others]), spec)
     return f"{mean} ({smallest:{spec}} to {others[-1]:{spec}})" if others else mean
@@ -172,7 +169,7 @@ _GROUPS: Columns = {
     "Note": "{note}",
 }
 groups_table = partial(markdown_table, columns=_GROUPS)
-"""One line for each condition: agreement of its seeds beside both nulls."""
+"""One line per condition: the agreement of its seeds, and both nulls."""
 
 _EXTERNAL: Columns = {
     "Condition": "{condition}",
@@ -185,7 +182,7 @@ _EXTERNAL: Columns = {
 
 
 def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> str:
-    """One line for each condition: both external deltas with their intervals, and the calibrated CE-Bench score."""
+    """One line per condition: both external deltas with their intervals, and the calibrated CE-Bench score."""
     return markdown_table([_external(g, [m for m in members if m.condition == g.condition]) for g in groups], _EXTERNAL)
 
 
@@ -201,7 +198,7 @@ def _external(group: GroupRow, members: Sequence[MemberRow]) -> dict[str, Any]:
 
 
 def data_sets_table(rows: Sequence[ProbeRow]) -> str:
-    """One line for each probing data set: the raw activation's AUC, and each condition's delta, averaged over seeds."""
+    """One line per probing data set: the raw activation's AUC, and each condition's delta, averaged over seeds."""
     conditions = dict.fromkeys(row.condition for row in rows)
     raw = means_by((row.data_set, row.llm_auc) for row in rows)
     delta = means_by(((row.data_set, row.condition), row.delta) for row in rows)
@@ -221,7 +218,7 @@ _CANDIDATES: Columns = {
     "Selection probability": "{selection_probability:.0%}",
 }
 candidates_table = partial(markdown_table, columns=_CANDIDATES)
-"""One line for each group that selection saw, with lower 95 % bounds and what became of it."""
+"""One line per group that selection ranked or dropped, with lower 95 % bounds."""
 
 _SCORES: Columns = {
     "Condition": "{condition}",
@@ -235,20 +232,16 @@ _SCORES: Columns = {
 
 
 def scores_table(rows: Sequence[CandidateRow]) -> str:
-    """One line for each eligible group: its lower bounds, what each became after scaling, and their weighted sum."""
+    """One line per eligible group: its lower bounds, the scaled scores, and their weighted sum."""
     return markdown_table([row for row in rows if row.joint_score is not None], _SCORES)
 
 
-_SENSITIVITY: Columns = {"Rule": "{rule}", "Winner": "{winner}"}
-
-
 def sensitivity_table(winners: Mapping[str, str | None]) -> str:
-    """One line for each changed rule, with the group that then wins."""
+    """One line per changed rule, with the group that then wins."""
     if not winners:
         return "No group is eligible."
-    return markdown_table(
-        [{"rule": rule, "winner": winner or "nobody"} for rule, winner in sorted(winners.items())], _SENSITIVITY
-    )
+    rows = [{"rule": rule, "winner": winner or "none"} for rule, winner in sorted(winners.items())]
+    return markdown_table(rows, {"Rule": "{rule}", "Winner": "{winner}"})
 
 
 _REPLAYS: Columns = {
@@ -260,17 +253,17 @@ _REPLAYS: Columns = {
     "Note": "{note}",
 }
 replays_table = partial(markdown_table, columns=_REPLAYS)
-"""One line for each imported decision, taken again by its own rules."""
+"""One line per imported decision, recomputed by its own rules."""
 
 _RULE_CHANGES: Columns = {
     "Rule": "{rule}",
     "Ranked together": "{over}",
     "Eligible groups": "{eligible_groups:d}",
-    "Winner": lambda row: cell(row, "{winner}, seed {representative_seed}") if row["winner"] else "**nobody**",
-    "Why nobody": "{note}",
+    "Winner": lambda row: cell(row, "{winner}, seed {representative_seed}") if row["winner"] else "**none**",
+    "Why none": "{note}",
 }
 rule_changes_table = partial(markdown_table, columns=_RULE_CHANGES)
-"""What an imported decision becomes, one of today's rules after another."""
+"""The outcome of an imported decision as today's rules are added one after another."""
 
 _CAVEATS: Columns = {
     "Caveat": lambda row: escape(row["caveat"].replace("_", " ")),
@@ -279,24 +272,21 @@ _CAVEATS: Columns = {
     "What is known": "{what}",
 }
 caveats_table = partial(markdown_table, columns=_CAVEATS)
-"""What is known to be wrong with imported numbers, record by record."""
+"""What is known to be wrong with imported numbers, by record."""
 
+DIFFERENCE = "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]"
 _CRITERIA: Columns = {
     "Criterion": "{criterion:d}",
     "Against": "{earlier}",
-    "What": _described("metric"),
+    "Metric or gate": _described("metric"),
     "Here": lambda row: escape(row["verdict_here"]) or cell(row, "{here:+.3f}"),
     "There": lambda row: escape(row["verdict_there"]) or cell(row, "{there:+.3f}"),
-    "Difference [95 %]": lambda row: (
-        ""
-        if row["difference"] is None
-        else cell(row, "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]")
-    ),
+    "Difference [95 %]": lambda row: "" if row["difference"] is None else cell(row, DIFFERENCE),
     "Outcome": lambda row: "met" if row["outcome"] == "met" else f"**{escape(row['outcome'])}**",
     "Note": "{note}",
 }
 criteria_table = partial(markdown_table, columns=_CRITERIA)
-"""One line for each comparison with an earlier run: both deltas, then every gate."""
+"""One line per comparison with an earlier run: both deltas, then every gate."""
 
 _GATES: Columns = {
     "Gate": _described("gate"),
@@ -304,13 +294,13 @@ _GATES: Columns = {
     "Metric": _described("metric"),
     "Value": "{value:.3f}",
     "95 % bound": "{bound:.3f}",
-    "Must be": _needed,
+    "Must be": lambda row: escape(gates.requirement(row["gate"], row["threshold"])),
     "Required": "{required}",
     "Source": "{source}",
     "Note": "{note}",
 }
 gates_table = partial(markdown_table, columns=_GATES)
-"""One line for each requirement; the verdict is a word, the bound the conservative end of the 95 % interval."""
+"""One line per gate; the bound is the conservative end of the 95 % interval."""
 
 _CONTROLS: Columns = {
     "Control": _described("control"),
@@ -318,13 +308,11 @@ _CONTROLS: Columns = {
     "Candidate": "{candidate:.3f}",
     "Control value": "{control_value:.3f}",
     "Delta [95 % over seeds]": "{delta:+.3f} [{delta_low:+.3f}, {delta_high:+.3f}]",
-    "95 % over tasks": lambda row: cell(
-        row, "[{tasks_low:+.3f}, {tasks_high:+.3f}]" if row["control"] == "ood" else ""
-    ),
+    "95 % over tasks": lambda row: cell(row, "[{tasks_low:+.3f}, {tasks_high:+.3f}]" * (row["control"] == "ood")),
     "Note": "{note}",
 }
 controls_table = partial(markdown_table, columns=_CONTROLS)
-"""One line for each stress control beside the candidate; the second interval is of the OOD control only."""
+"""One line per stress control, compared with the candidate; only the OOD control has the second interval."""
 
 _OOD: Columns = {
     "Task": "{task}",
@@ -339,7 +327,7 @@ _OOD: Columns = {
 
 
 def ood_table(rows: Sequence[OodRow]) -> str:
-    """One line for each task: AUCs and deltas in and out of domain, means over the seeds with their range."""
+    """One line per task: AUCs and deltas in and out of domain, as means over the seeds with their range."""
     names = dict.fromkeys(row.task for row in rows)
     return markdown_table([_task_over_seeds([row for row in rows if row.task == name]) for name in names], _OOD)
 
@@ -366,12 +354,12 @@ _PROBES: Columns = {
     "Note": "{note}",
 }
 probes_table = partial(markdown_table, columns=_PROBES)
-"""One line for each SAE and probing data set."""
+"""One line per SAE and probing data set."""
 
 _CONTRASTIVE: Columns = {
     "SAE": "{origin}",
     "Latents": "{d_sae:,d}",
-    "L0 of target k": "{l0:.1f} of {k}",
+    "L0 (target k)": "{l0:.1f} ({k})",
     "Contrastive (SD)": "{contrastive:.2f}",
     "Independence, published / released (SD)": "{independence:.2f} / {independence_as_released:.2f}",
     "Interpretability, published / released (SD)": "{interpretability:.2f} / {interpretability_as_released:.2f}",
@@ -380,7 +368,7 @@ _CONTRASTIVE: Columns = {
     "Note": "{note}",
 }
 contrastive_table = partial(markdown_table, columns=_CONTRASTIVE)
-"""One line for each SAE of the width study: CE-Bench in every form, beside the ceiling of its width."""
+"""One line per SAE of the width study: CE-Bench in every form, and the ceiling of its width."""
 
 _SOURCES: Columns = {
     "Role": "{role}",
@@ -391,4 +379,13 @@ _SOURCES: Columns = {
     "Note": "{note}",
 }
 sources_table = partial(markdown_table, columns=_SOURCES)
-"""One line for each data set in its role."""
+"""One line per data set and role."""
+
+_REPRODUCTION: Columns = {
+    "Value": "{place}",
+    "Stated": "{stated}",
+    "Reproduced": "{reproduced}",
+    "Outcome": "{outcome}",
+}
+reproduction_table = partial(markdown_table, columns=_REPRODUCTION)
+"""One line for each value that `husai reproduce` did not find equal."""

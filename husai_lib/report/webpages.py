@@ -1,7 +1,7 @@
 """Executed notebooks and Markdown as web pages.
 
-Nothing in them is trusted: text reaches a page escaped or through an allow-list, and no page loads or
-links to anything outside the site.
+Their content is not trusted: text reaches a page escaped or through an allow-list, and no page loads or links to
+anything outside the site.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Page:
     """A page of the website."""
 
     path: str
-    """Of the HTML file, within the site."""
+    """Path of the HTML file within the site."""
     title: str
     """Plain text."""
     body: str
-    """HTML, sanitised."""
+    """Sanitised HTML."""
     run: str = ""
-    """The run a notebook belongs to; empty for the front page."""
+    """The run that a notebook belongs to; empty for the front page and the documentation."""
 
     @property
     def headings(self) -> list[tuple[str, str]]:
-        """Anchor and text of the second-level headings."""
+        """Anchor and text of each second-level heading."""
         return [(anchor, _plain(text)) for anchor, text in re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', self.body)]
 
 
@@ -62,29 +62,49 @@ def read_notebook(path: Path) -> Any:
         raise EvidenceError(f"{path} is not a readable notebook ({type(error).__name__}); run its step again") from None
 
 
-def passive_notebook(path: Path) -> Any:
-    """The notebook in a file with outputs of passive kinds only, HTML sanitised.
+def passive_notebook(path: Path, banner: str = "") -> Any:
+    """The notebook in a file, with outputs of passive kinds only and sanitised HTML.
 
-    Of a widget, which is a script, nothing stays.
+    Widgets, which are scripts, are removed. `banner`, a warning in Markdown, is placed below the title.
     """
     notebook = read_notebook(path)
     for output in (output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output):
         passive = {} if WIDGET in output.data else {kind: output.data[kind] for kind in PASSIVE if kind in output.data}
         output.data = {kind: sanitize(text) if kind == "text/html" else text for kind, text in passive.items()}
+    if banner:
+        if not notebook.cells or notebook.cells[0].cell_type != "markdown":
+            notebook.cells.insert(0, nbformat.v4.new_markdown_cell(id="banner"))
+        source = notebook.cells[0].source
+        title = heading[0] if (heading := re.match(r"\s*# .*", source)) else ""
+        notebook.cells[0].source = f"{title}\n\n{notice(banner)}\n{source.removeprefix(title)}"
     return notebook
 
 
-def notebook_page(path: Path, run: str) -> Page:
-    """The page of an executed notebook: prose, folded code, outputs, errors included.
+def notebook_page(path: Path, run: str, banner: str = "") -> Page:
+    """The page of an executed notebook: prose, folded code and outputs, errors included.
 
-    The title is its leading first-level heading, else the file's name. Quarto's `#| fig-cap` and `fig-alt`
-    become caption and alternative text. Raises EvidenceError for an unreadable notebook.
+    The title is the leading first-level heading, or the file's name if there is none. Quarto's `#| fig-cap` and
+    `fig-alt` become caption and alternative text. Raises EvidenceError for an unreadable notebook.
     """
-    body = TEMPLATES.get_template("notebook.html").render(cells=passive_notebook(path).cells)
+    body = TEMPLATES.get_template("notebook.html").render(cells=passive_notebook(path, banner).cells)
+    return _titled(f"evidence/{run}/notebooks/{path.stem}.html", body, run)
+
+
+def document_page(path: Path) -> Page:
+    """The page of a Markdown file of `docs/`."""
+    return _titled(f"docs/{path.stem}.html", markdown_to_html(path.read_text(encoding="utf-8")))
+
+
+def notice(banner: str) -> str:
+    """A warning in Markdown as a callout; empty if there is none."""
+    return f'<div class="callout-warning">\n\n{banner}\n\n</div>\n' if banner else ""
+
+
+def _titled(path: str, body: str, run: str = "") -> Page:
+    """A page titled by the leading heading of its body, or by its file name; it keeps no other first-level heading."""
     heading = re.match(r"\s*<h1[^>]*>(.*?)</h1>", body)
-    title, rest = (_plain(heading[1]), body[heading.end() :]) if heading else (path.stem, body)
-    rest = re.sub(r"(</?)h1\b", r"\1h2", rest)  # a page has one first-level heading: its title
-    return Page(f"evidence/{run}/notebooks/{path.stem}.html", title, rest, run)
+    title, rest = (_plain(heading[1]), body[heading.end() :]) if heading else (Path(path).stem, body)
+    return Page(path, title, re.sub(r"(</?)h1\b", r"\1h2", rest), run)
 
 
 def _split_options(source: str) -> tuple[dict[str, str], str]:
@@ -94,10 +114,10 @@ def _split_options(source: str) -> tuple[dict[str, str], str]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Markdown and foreign HTML -> safe HTML
+# Markdown and HTML from outside -> safe HTML
 # ---------------------------------------------------------------------------------------------
 
-# latex2mathml's errors have no base class of their own; the built-in ones are what broken input brings about.
+# latex2mathml's own errors share no base class; broken input also raises the built-in ones.
 FORMULA_ERRORS: tuple[type[Exception], ...] = (
     *(error for error in vars(latex_errors).values() if isinstance(error, type) and issubclass(error, Exception)),
     *(ValueError, LookupError, TypeError, AttributeError, RuntimeError, StopIteration),
@@ -130,13 +150,17 @@ CLEANER = bleach.Cleaner(
 
 
 def sanitize(text: str) -> str:
-    """HTML from anywhere without scripts, styles, event handlers and addresses outside the site; tables scroll.
+    """HTML without scripts, styles, event handlers and addresses outside the site; tables scroll.
 
-    Cleaning is the last thing done to it, so that no later edit can bring markup to life.
+    Cleaning comes last, so that no later edit can make markup live.
     """
     text = re.sub(r"(?is)<(script|style|title|template)\b.*?</\1\s*>", "", text)
     text = re.sub(r"(?i)<table\b", '<div class="scroll" tabindex="0"><table', text)
     return str(CLEANER.clean(re.sub(r"(?i)</table\s*>", "</table></div>", text)))
+
+
+PAGE_SOURCE = re.compile(r"^(.*(?=\.ipynb)|(?:\.\./)*(?:docs/)?[\w-]+(?=\.md))\.\w+(?=$|#)")
+"""The address of a notebook, of a document or of the front page; other Markdown files are published as they are."""
 
 
 class _Renderer(IPythonRenderer):  # type: ignore[misc]  # nbconvert has no types
@@ -149,7 +173,7 @@ class _Renderer(IPythonRenderer):  # type: ignore[misc]  # nbconvert has no type
         return _mathml(body, "block")
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
-        return str(super().link(text, re.sub(r"\.ipynb(?=$|#)", ".html", url), title))
+        return str(super().link(text, PAGE_SOURCE.sub(r"\1.html", url), title))
 
     def heading(self, text: str, level: int, **_: Any) -> str:
         anchor = re.sub(r"\W+", "-", _plain(text).lower()).strip("-")
@@ -164,9 +188,9 @@ def _mathml(latex: str, display: str) -> str:
 
 
 def markdown_to_html(text: str) -> str:
-    """Markdown as pandoc, Jupyter and GitHub share it, as safe HTML.
+    """Safe HTML of the Markdown that pandoc, Jupyter and GitHub have in common.
 
-    Formulas become MathML; links to notebooks lead to their pages.
+    Formulas become MathML; links to notebooks and documents lead to their pages.
     """
     return sanitize(MarkdownWithMath(renderer=_Renderer(escape=False)).render(text))
 
@@ -189,4 +213,4 @@ TEMPLATES.filters |= {
     "split_options": _split_options,
     "strip_ansi": strip_ansi,
 }
-"""Of the pages; HTML templates escape all that is not marked safe, and only what the functions above return is."""
+"""Page templates; HTML templates escape all text except what the functions above return, which is marked safe."""

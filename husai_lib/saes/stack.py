@@ -1,7 +1,7 @@
 """A stack: members of one shape, trained as one computation, step by step.
 
-On a CPU a stack is one member with sparse latents, and a bank is many stacks side by side; on a GPU it is as
-many members as memory holds, and every formula is `vmap`ped over them.
+On a CPU a stack is one member with sparse latents, and several stacks are trained in parallel. On a GPU it is as many
+members as memory holds, and every formula is `vmap`ped over them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +25,25 @@ from torch.utils._pytree import tree_map
 from husai_lib.activations.banks import Bank
 from husai_lib.errors import ParameterError
 from husai_lib.files import canonical_json, write_bytes
-from husai_lib.params.conditions import Condition, SaeParams
-from husai_lib.randomness import numpy_generator, torch_generator
+from husai_lib.params.conditions import Condition
+from husai_lib.randomness import torch_generator
 from husai_lib.saes.architectures import TrainableSae, new_sae
 from husai_lib.saes.architectures.base import Loss, TrainState
+from husai_lib.saes.data import Data, batches
 from husai_lib.saes.trained import Member
 
 GRADIENT_NORM = 1.0
 """Gradients are clipped to this norm, as SAELens' trainer does."""
 CHECKPOINT_SECONDS = 45.0
-"""Time between checkpoints: what a killed run loses at most."""
+"""Time between checkpoints: the most that a killed run loses."""
 INDICES_TOGETHER = 64
-"""Steps whose row indices go to the device at once."""
+"""Steps whose row indices are moved to the device at once."""
+DEAD_AFTER = 0.1
+"""A latent that has not fired for this share of all steps counts as dead in training."""
 DEAD_EVERY = 8
-"""Steps between looks at which members have dead latents to revive; looking makes a GPU wait."""
+"""Steps between checks for members with dead latents to revive; a check makes a GPU wait."""
 L0_INTEGRAL, L0_PROPORTIONAL, L0_SMOOTHING = 0.05, 1.0, 0.3
-"""Gains of the controller of `match_l0`, a step: on the log of the coefficient, by the log of L0 / k, smoothed."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is learnt: input rows and their targets, each with the factor that gives it a mean norm of sqrt(d)."""
-
-    rows: Bank
-    target: Bank
-    scale_in: float
-    scale_out: float
-    mean: Tensor
-    """The mean scaled target, `[d_out]`, from which decoder biases start."""
-
-    @classmethod
-    def of(cls, rows: Bank, target: Bank | None = None) -> Data:
-        """Rows to be reconstructed, or mapped to `target`."""
-        outputs = target or rows
-        scale_out = outputs.scale()
-        return cls(rows, outputs, rows.scale(), scale_out, outputs.mean().float() * scale_out)
+"""Gains per step of the controller of `match_l0`, from the smoothed log of L0 / k to the log of the coefficient."""
 
 
 class Stack:
@@ -70,11 +53,13 @@ class Stack:
         self.members, self.data, self.device = list(members), data, device
         self.condition = members[0].condition
         if device == "cpu" and self.condition.precision == "tf32":
-            raise ParameterError("precision = 'tf32' is a GPU's; use float32, or --device cuda where there is one")
+            raise ParameterError(
+                "precision = 'tf32' needs a GPU; use float32, or --device cuda on a machine with a GPU"
+            )
         self.steps = self.condition.training_samples // self.condition.batch_size
         self.done = 0
         d_in, d_out = data.rows.rows.shape[1], data.target.rows.shape[1]
-        self.saes = [_started(member, d_in, d_out) for member in members]
+        self.saes = [new_sae(m.condition, d_in, d_out, _start_of(m)) for m in members]
         for sae in self.saes:
             sae.b_dec.data = sae.start_bias(data.mean.clone())
             sae.sparse = len(members) == 1 and device == "cpu" if sparse is None else sparse
@@ -91,15 +76,14 @@ class Stack:
         self.reviving = torch.zeros(len(members), 1, dtype=torch.bool, device=device)
         self.some_dead = False
         self.tuned = self.saes[0].sparsity_coefficient if self.condition.match_l0 else None
-        self.log_coefficient = (
-            self._all(self.buffers[self.tuned]).clamp(min=1e-6).log() if self.tuned else torch.zeros(1)
-        )
+        start = self._all(self.buffers[self.tuned]) if self.tuned else torch.ones(1)
+        self.log_coefficient = start.clamp(min=1e-6).log()
         self.log_l0 = torch.full((len(members),), math.log(self.condition.k), device=device)
 
     # --- one step ------------------------------------------------------------------------------
 
     def train(self, checkpoint: Path | None = None) -> list[TrainableSae]:
-        """All steps that are not done yet, with a checkpoint now and then; returns the trained SAEs."""
+        """Do all remaining steps, with a checkpoint every `CHECKPOINT_SECONDS`; returns the trained SAEs."""
         if checkpoint and checkpoint.exists():
             self.load(checkpoint)
         saved = time.monotonic()
@@ -113,14 +97,15 @@ class Stack:
     def step(self, x: Tensor, target: Tensor) -> Loss:
         """One optimiser step of every member on `x [members, n, d_in]` and `target [members, n, d_out]`, scaled.
 
-        Adam; gradients clipped to `GRADIENT_NORM` by member; step size decayed linearly to zero over the last fifth.
+        Adam, with the gradients of each member clipped to `GRADIENT_NORM` and its step size decayed linearly to zero
+        over the last fifth of the steps.
         """
         if self.tuned and self.done == 0:
             self._write(self._call("start_at_l0", x))
         decay = min(1.0, (self.steps - self.done) / max(1, self.steps // 5))
         for member, group in zip(self.members, self.optimiser.param_groups, strict=True):
             group["lr"] = member.condition.learning_rate * decay
-        dead = self.unfired > self.saes[0].dead_after * self.steps
+        dead = self.unfired > DEAD_AFTER * self.steps
         if self.done % DEAD_EVERY == 0:
             self.reviving = dead.any(1, keepdim=True)
             self.some_dead = bool(self.reviving.any())
@@ -140,7 +125,7 @@ class Stack:
         return loss
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scaled inputs and targets of the steps not done yet, `[members, n, d]`, in each seed's own order."""
+        """Scaled inputs and targets of the remaining steps, `[members, n, d]`, in the order of each seed."""
         data, to = self.data, self.device
         orders = [batches(len(data.rows.rows), self.condition, member.seed) for member in self.members]
         steps = zip(*orders, strict=True)
@@ -158,7 +143,7 @@ class Stack:
                 yield x, x if data.target is data.rows else read(data.target, index, data.scale_out)
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        """A method of every member at once; tensors, its results too, have a leading dimension for the members."""
+        """Call a method of all members at once; tensors, results included, have a leading dimension for the members."""
         if self.alone:
             one = tree_map(lambda a: a[0] if isinstance(a, Tensor) else a, arguments)
             return tree_map(lambda a: a[None], self.saes[0](method, *one))
@@ -170,7 +155,7 @@ class Stack:
         return vmap(of_one, in_dims=(0, dims))(self.parameters | self.buffers, arguments)
 
     def _all(self, tensor: Tensor) -> Tensor:
-        """A parameter or buffer with its dimension for the members."""
+        """A parameter or buffer with its leading dimension for the members."""
         return tensor[None] if self.alone else tensor
 
     def _write(self, values: dict[str, Tensor]) -> None:
@@ -178,7 +163,7 @@ class Stack:
             self._all((self.parameters | self.buffers)[name].data).copy_(value)
 
     def _clip_gradients(self) -> None:
-        """Hand each member's gradients to the optimiser, scaled down to `GRADIENT_NORM` where they exceed it."""
+        """Pass each member's gradients to the optimiser, scaled down to `GRADIENT_NORM` if they exceed it."""
         gradients = [self._all(p.grad) for p in self.parameters.values() if p.grad is not None]
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
         for g in gradients:
@@ -190,7 +175,7 @@ class Stack:
             p.grad = None
 
     def _tune(self, l0: Tensor, decay: float) -> None:
-        """Move the sparsity coefficient so that L0 nears k: a proportional-integral controller on its logarithm."""
+        """Move the sparsity coefficient so that L0 approaches k: by a proportional-integral controller of its log."""
         assert self.tuned
         self.log_l0.lerp_(l0.to(self.log_l0).clamp(min=1e-3).log(), L0_SMOOTHING)
         error = (self.log_l0 - math.log(self.condition.k)).clamp(-1, 1)
@@ -211,17 +196,17 @@ class Stack:
         bf16 = self.condition.precision == "bfloat16"
         return torch.autocast(self.device, torch.bfloat16) if bf16 else nullcontext()
 
-    # --- what is left of it ----------------------------------------------------------------------
+    # --- results and checkpoints -------------------------------------------------------------------
 
     def trained(self) -> list[TrainableSae]:
-        """The members' SAEs with the weights as they are now."""
+        """The members' SAEs with the current weights."""
         for m, sae in enumerate(self.saes):
             for name, tensor in (dict(sae.named_parameters()) | dict(sae.named_buffers())).items():
                 tensor.data = self._all((self.parameters | self.buffers)[name].data)[m]
         return self.saes
 
     def _state(self) -> dict[str, Tensor]:
-        """Everything that changes from step to step, by name; writing into these tensors restores it."""
+        """Everything that changes from step to step, by name. Writing into these tensors restores it."""
         state = {"unfired": self.unfired, "reviving": self.reviving}
         state |= {"log_coefficient": self.log_coefficient, "log_l0": self.log_l0}
         state |= {name: tensor.data for name, tensor in (self.parameters | self.buffers).items()}
@@ -231,12 +216,12 @@ class Stack:
         return state
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all; EvidenceError where the disk is full or read-only."""
+        """Write a checkpoint atomically. Raises EvidenceError if the disk is full or read-only."""
         tensors = {name: tensor.contiguous() for name, tensor in self._state().items()}
         write_bytes(path, save(tensors, {"done": str(self.done)}))
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint; one that cannot be read is left aside, and training starts anew."""
+        """Resume from a checkpoint; if it cannot be read, training starts from the beginning."""
         try:
             with safe_open(path, "pt", device=self.device) as file:
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it has no iterator
@@ -244,7 +229,7 @@ class Stack:
         except SafetensorError:
             return
         self.done = done
-        for m, views in enumerate(self.views):  # Adam makes its state in its first step
+        for m, views in enumerate(self.views):  # Adam creates its state in its first step
             for name, view in zip(self.parameters, views, strict=True):
                 own = f"adam/{m}/{name}/"
                 self.optimiser.state[view] = {k.removeprefix(own): v for k, v in saved.items() if k.startswith(own)}
@@ -253,19 +238,8 @@ class Stack:
         self.some_dead = bool(self.reviving.any())
 
 
-def batches(n_rows: int, params: SaeParams, seed: int) -> Iterator[np.ndarray]:
-    """Row indices of each step: epoch after epoch, each in a new random order of this seed's own."""
-    generator = numpy_generator(seed, "data order")
-    pending = np.empty(0, dtype=np.int64)
-    for _ in range(params.training_samples // params.batch_size):
-        while len(pending) < params.batch_size:
-            pending = np.concatenate([pending, generator.permutation(n_rows)])
-        yield pending[: params.batch_size]
-        pending = pending[params.batch_size :]
-
-
 def stacks_of(members: Sequence[Member], d_in: int, d_out: int, device: str) -> list[list[int]]:
-    """Indices of members dealt to stacks: one each on a CPU, as many of one shape as free memory holds on a GPU."""
+    """Indices of the members of each stack: one on a CPU, as many of one shape as free memory holds on a GPU."""
     if device == "cpu":
         return [[i] for i in range(len(members))]
     shapes: dict[str, list[int]] = {}
@@ -280,26 +254,25 @@ def stacks_of(members: Sequence[Member], d_in: int, d_out: int, device: str) -> 
 
 
 def _shape(condition: Condition) -> str:
-    """What the members of a stack must have in common."""
+    """The part of a condition that all members of a stack share."""
     whole = {key: value for key, value in condition.hyperparameters.items() if not isinstance(value, float)}
-    # a loss whose weight is zero is left out of the formula, so that zeros are no mere numbers
+    # a loss whose weight is zero is left out of the formula, so that zeros change the computation
     absent = sorted(key for key, value in condition.hyperparameters.items() if value == 0)
     common = condition.model_dump(exclude={"name", "learning_rate", "hyperparameters"})
     return canonical_json([common, whole, absent])
 
 
 def _bytes_of_member(condition: Condition, d_in: int, d_out: int) -> int:
-    """Memory of a member in training: weights, gradients, Adam's moments, and a step's tensors, most `[n, d_sae]`."""
+    """Memory of a member in training: weights, gradients, Adam's moments and the tensors of a step."""
     weights = 4 * condition.d_sae * (d_in + d_out)
     return 4 * (weights + condition.batch_size * (12 * condition.d_sae + 8 * (d_in + d_out)))
 
 
 def _together(steps: Iterator[Any], count: int) -> Iterator[list[Any]]:
-    """`itertools.batched`, which Python has from 3.12 on."""
+    """`itertools.batched` of Python 3.12."""
     while some := list(itertools.islice(steps, count)):
         yield some
 
 
-def _started(member: Member, d_in: int, d_out: int) -> TrainableSae:
-    condition = member.condition
-    return new_sae(condition, d_in, d_out, torch_generator(member.seed, f"initial weights {condition.architecture}"))
+def _start_of(member: Member) -> torch.Generator:
+    return torch_generator(member.seed, f"initial weights {member.condition.architecture}")

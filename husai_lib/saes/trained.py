@@ -1,9 +1,10 @@
-"""A trained SAE: which condition and seed it is, its folder in the cache, and how it is loaded."""
+"""A trained SAE: its condition and seed, its folder in the cache, and how it is loaded."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
+from sae_lens.registry import SAE_CLASS_REGISTRY
 
 from husai_lib.errors import IntegrityError
-from husai_lib.evidence.cache import Entry, open_entry
+from husai_lib.evidence.cache import Entry, code_hash, open_entry
 from husai_lib.params.conditions import Condition
 from husai_lib.params.hyperparameters import ARCHITECTURES
 
@@ -33,17 +35,17 @@ class TrainedSae:
     member: Member
     entry: Entry
     note: str = ""
-    """What a reader of its measurements must know."""
+    """A remark that belongs to its measurements."""
 
     @property
     def weights_sha256(self) -> str:
         """Hash of `sae_weights.safetensors`."""
         return self.entry.files["sae_weights.safetensors"]
 
-    @property
+    @functools.cached_property
     def content(self) -> dict[str, str]:
-        """Hashes of weights and configuration: all that determines what the SAE computes."""
-        return {"weights": self.weights_sha256, "cfg": self.entry.files["cfg.json"]}
+        """Hashes of all that determines what the SAE computes: weights, configuration and its own inference code."""
+        return {"weights": self.weights_sha256, "cfg": self.entry.files["cfg.json"]} | inference_code(self.entry.path)
 
     @functools.cached_property
     def sae(self) -> Any:
@@ -52,17 +54,32 @@ class TrainedSae:
 
 
 def load_sae(folder: Path) -> Any:
-    """The SAE of a SAELens folder, of whatever class its `cfg.json` names, in the float32 of activations."""
-    for architecture in ARCHITECTURES:  # an architecture may register a class of its own with SAELens
-        importlib.import_module(f"husai_lib.saes.architectures.{architecture}")
+    """The SAE of a SAELens folder, of the class that its `cfg.json` names, in the float32 of activations."""
+    _register_own_classes()
     sae = SAE.load_from_disk(folder, device="cpu", dtype="float32").eval()
     if sae.cfg.normalize_activations == "constant_norm_rescale":
         _keep_norms_by_thread(sae)
     return sae
 
 
+def inference_code(folder: Path) -> dict[str, str]:
+    """The hash of the code of an SAE's inference class, as `code`, if the class is one of this library's.
+
+    SAELens' own classes are determined by its version, which is part of every key.
+    """
+    _register_own_classes()
+    architecture = json.loads((folder / "cfg.json").read_text(encoding="utf-8")).get("architecture")
+    module = SAE_CLASS_REGISTRY[architecture][0].__module__ if architecture in SAE_CLASS_REGISTRY else ""
+    return {"code": code_hash(module)} if module.startswith("husai_lib.") else {}
+
+
+def _register_own_classes() -> None:
+    for architecture in ARCHITECTURES:  # its module may register a class with SAELens
+        importlib.import_module(f"husai_lib.saes.architectures.{architecture}")
+
+
 def _keep_norms_by_thread(sae: Any) -> None:
-    """SAELens leaves the norms of the rows it encodes on the SAE until it decodes them, and threads share the SAE."""
+    """Keep norms apart by thread: SAELens stores those of the encoded rows on the SAE, which threads share."""
     norms = threading.local()
 
     def rescaled(x: torch.Tensor) -> torch.Tensor:
@@ -75,7 +92,7 @@ def _keep_norms_by_thread(sae: Any) -> None:
 
 
 def open_trained(member: Member, key: str, weights_sha256: str) -> TrainedSae:
-    """The trained SAE of a record; IntegrityError if its weights are missing or other ones."""
+    """The trained SAE of a record; IntegrityError if its weights are missing or differ from the record."""
     trained = TrainedSae(member, open_entry("saes", key))
     if trained.weights_sha256 != weights_sha256:
         who = f"{member.condition.name} at seed {member.seed}"

@@ -1,4 +1,4 @@
-"""Activation banks hold exactly the rows a plain forward pass gives, in the order of the texts, and stay whole."""
+"""Activation banks hold the rows of a plain forward pass, in the order of the texts, and are never read damaged."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_joined_hook_has_the_activations_of_its_parts_side_by_side(
     )
 
 
-def test_last_tokens_and_gaussian_rows_of_a_joined_hook_are_as_wide(
+def test_last_tokens_and_gaussian_rows_of_a_joined_hook_have_its_width(
     tiny_model: LanguageModel, texts: list[Text]
 ) -> None:
     both, longer = f"{HOOK}+{LAST}", texts[:8]
@@ -152,7 +152,7 @@ def test_a_joined_hook_runs_no_more_blocks_than_its_last_part_needs(
 
 
 @pytest.mark.parametrize("count", [1, 39, 100, 577])
-def test_exactly_as_many_rows_as_asked_for_the_last_text_cut(
+def test_a_bank_has_exactly_the_requested_rows_with_the_last_text_cut(
     tiny_model: LanguageModel, texts: list[Text], reference: list[torch.Tensor], count: int
 ) -> None:
     bank = text_bank(tiny_model, texts, params(), [HOOK], count)
@@ -160,12 +160,12 @@ def test_exactly_as_many_rows_as_asked_for_the_last_text_cut(
     assert bank.offsets[-1] == count
 
 
-def test_fewer_positions_than_asked_for_is_an_error_that_counts_them(
+def test_too_few_positions_are_an_error_that_counts_them(
     tiny_model: LanguageModel, texts: list[Text], reference: list[torch.Tensor]
 ) -> None:
     there = sum(len(states) - 1 for states in reference)
     assert len(text_bank(tiny_model, texts, params(), [HOOK], there).rows) == there
-    with pytest.raises(DataError, match=f"hold {there} token positions but {there + 1} were asked for"):
+    with pytest.raises(DataError, match=f"have {there} token positions but {there + 1} were requested"):
         text_bank(tiny_model, texts, params(), [HOOK], there + 1)
 
 
@@ -218,7 +218,7 @@ def test_held_out_rows_are_held_to_the_limit_of_the_training_rows(tiny_model: La
 # --- the cache ---------------------------------------------------------------------------------
 
 
-def test_the_same_inputs_are_found_again_and_any_other_input_has_another_key(
+def test_equal_inputs_share_a_key_and_any_other_input_has_its_own(
     tiny_folder: Path, tiny_model: LanguageModel, texts: list[Text]
 ) -> None:
     first = text_bank(tiny_model, texts, params(), [HOOK], 50)
@@ -242,7 +242,7 @@ def test_the_same_inputs_are_found_again_and_any_other_input_has_another_key(
 
 
 def _not_again(*_: Any) -> None:
-    raise AssertionError("the bank was made again")
+    raise AssertionError("the bank was extracted again")
 
 
 def _random(folder: Path, seed: int) -> LanguageModel:
@@ -250,7 +250,9 @@ def _random(folder: Path, seed: int) -> LanguageModel:
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "truncated"])
-def test_a_damaged_bank_is_made_again_and_never_read(tiny_model: LanguageModel, texts: list[Text], damage: str) -> None:
+def test_a_damaged_bank_is_extracted_again_and_never_read(
+    tiny_model: LanguageModel, texts: list[Text], damage: str
+) -> None:
     bank = text_bank(tiny_model, texts, params(), [HOOK], 60)
     sound = np.array(bank.rows)
     path = bank.entry.path / f"{HOOK}.npy"

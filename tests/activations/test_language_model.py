@@ -1,4 +1,4 @@
-"""A language model is found wherever it lies, is the one that was named, and tokenises as the protocol says."""
+"""A language model is loaded from any source, is the one that was named, and tokenises as the protocol does."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_residual_stream_equals_the_hidden_states_of_transformers(
     with torch.no_grad():
         last = reference.gpt_neox.final_layer_norm(found["blocks.1.hook_resid_post"])
     torch.testing.assert_close(last, states[2][0], atol=1e-5, rtol=0)
-    assert (states[2] - states[1]).abs().max() > 0.1  # else the layers could not be told apart
+    assert (states[2] - states[1]).abs().max() > 0.1  # otherwise the layers could not be distinguished
 
 
 def test_the_hooks_of_the_transcoder_are_the_input_and_output_of_the_mlp(
@@ -80,7 +80,7 @@ def test_the_hooks_of_the_transcoder_are_the_input_and_output_of_the_mlp(
     torch.testing.assert_close(found["blocks.1.hook_mlp_out"], seen["written"], atol=1e-5, rtol=0)
 
 
-def test_the_forward_pass_has_the_precision_asked_for_and_activations_are_stored_as_float32(tiny_folder: Path) -> None:
+def test_the_forward_pass_has_the_requested_precision_and_activations_are_stored_as_float32(tiny_folder: Path) -> None:
     model = opened(tiny_folder, dtype="bfloat16")
     assert {p.dtype for p in model.bridge.original_model.parameters()} == {torch.bfloat16}
     [rows] = activations(model, "blocks.0.hook_resid_post").values()
@@ -103,7 +103,7 @@ def test_a_random_model_over_a_folder_with_weights_does_not_use_them(tiny_folder
     assert not torch.equal(weights(trained), weights(untrained))
 
 
-def test_the_identity_is_that_of_the_content_and_not_of_the_place(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_identity_is_that_of_the_content_and_not_of_the_path(tiny_folder: Path, tmp_path: Path) -> None:
     before = opened(tiny_folder).identity
     folder = copied(tiny_folder, tmp_path / "copy")
     assert opened(folder).identity == before
@@ -127,7 +127,7 @@ def test_a_relative_path_starts_at_the_repository(tmp_path: Path, monkeypatch: p
 # --- tokens ------------------------------------------------------------------------------------
 
 
-def test_bos_is_there_if_and_only_if_it_is_asked_for(tiny_folder: Path) -> None:
+def test_bos_is_prepended_if_and_only_if_requested(tiny_folder: Path) -> None:
     texts = [SENTENCE, "", "x"]
     without = opened(tiny_folder, prepend_bos=False).tokenize(texts, 64)
     assert opened(tiny_folder).tokenize(texts, 64) == [[0, *ids] for ids in without]
@@ -150,7 +150,7 @@ def test_a_long_text_is_cut_at_one_end_and_keeps_bos_as_a_tokenizer_that_adds_bo
         assert tiny_model.tokenize([SENTENCE, "x"], length, keep=keep) == expected
 
 
-def test_bos_cannot_be_had_from_a_model_without_one(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_bos_token_cannot_prepend_it(tiny_folder: Path, tmp_path: Path) -> None:
     folder = copied(tiny_folder, tmp_path / "copy")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     with pytest.raises(ModelError, match="has no BOS token; set model"):
@@ -209,14 +209,14 @@ def test_a_damaged_folder_is_refused_in_one_sentence(
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_text("no model")
     with pytest.raises(ModelError, match=r"cannot be loaded.*name a local folder"):
         opened(path).bridge  # noqa: B018
 
 
-def test_a_hub_name_that_cannot_be_had_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_that_cannot_be_loaded_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"'nobody/no-such-model' cannot be loaded.*hub model while online") as raised:
         opened("nobody/no-such-model")

@@ -1,4 +1,4 @@
-"""Texts are those of sae-probes, drawn in proportion, and none that trains an SAE also measures it."""
+"""Texts are those of sae-probes, drawn in proportion, and no training text has another role."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from scipy.stats import chisquare
 from husai_lib.activations import texts
 from husai_lib.activations.texts import OFFLINE_STORIES, check_disjoint, drawn_texts, probing_set, story_pairs
 from husai_lib.errors import DataError
-from husai_lib.params import cycle as params
+from husai_lib.files import REPOSITORY
+from husai_lib.params.cycle import load_cycle
 from husai_lib.params.inputs import TextParams
 
 OwnSets = Callable[..., None]
@@ -160,7 +161,7 @@ def test_all_data_sets_can_be_probed_beside_training_texts_that_none_of_them_hol
 
 def test_the_cycles_of_this_repository_train_on_texts_they_do_not_measure_on() -> None:
     for name, distinct in (("smoke", 4000), ("quickstart", 8000)):
-        cycle = params.load_cycle(params.REPOSITORY / "params" / f"{name}.yaml")
+        cycle = load_cycle(REPOSITORY / "params" / f"{name}.yaml")
         assert check_disjoint(cycle.texts) > distinct
 
 
@@ -187,8 +188,8 @@ BAD = {
     "not UTF-8": (b"\xff\xfe", "cannot be read"),
     "a column less": (json.dumps({"subject": "s", "story1": "one"}), "lack one of the columns"),
     "not an object": ("[1, 2]", "lack one of the columns"),
-    "an empty story": (json.dumps(ROW | {"story2": " "}), "hold no pair or an empty story"),
-    "no line": ("\n", "hold no pair or an empty story"),
+    "an empty story": (json.dumps(ROW | {"story2": " "}), "have no pair or an empty story"),
+    "no line": ("\n", "have no pair or an empty story"),
 }
 
 
@@ -201,7 +202,7 @@ def test_bad_stories_are_refused_with_what_a_line_must_be(tmp_path: Path, conten
         story_pairs(str(path), 5)
 
 
-def test_stories_of_the_hub_that_cannot_be_had_are_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stories_that_the_hub_does_not_have_are_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="'nobody/no-stories' cannot be had from the hub; use 'offline'"):
+    with pytest.raises(DataError, match="'nobody/no-stories' cannot be loaded from the hub; use 'offline'"):
         story_pairs("nobody/no-stories", 5)

@@ -11,8 +11,8 @@ from husai_lib.decisions.candidates import (
     candidates_from_earlier,
     candidates_of,
     check_measured_here,
+    describe_setting,
     differences,
-    told,
 )
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows import EarlierMemberRow
@@ -25,7 +25,7 @@ def earlier(**changes):
         "model": "pythia", "hook_name": "blocks.0", "explained_variance": 0.74, "l0": 32.0, "saebench_delta": 0.0,
         "llm_auc": 0.7, "data_sets": "a,b", "ks": "1,2,5", "cebench_interpretability": 7.6, "cebench_delta": -40.4,
         "cebench_baseline": "res-sm", "cebench_baseline_score": 47.95, "pairs": "stories, 200", "evaluated_as": "",
-        "failed": "", "checkpoint": "sae.pt", "weights_sha256": "ab",
+        "failed": "", "checkpoint": "sae.pt", "weights_sha256": "ab", "mse": 0.01, "results_path": "",
     }  # fmt: skip
     return EarlierMemberRow(**values | changes)
 
@@ -95,7 +95,7 @@ def test_a_source_without_saes_is_refused():
         candidates_of("gate", lambda name: record("gate", gates=[]))
 
 
-def test_what_differs_is_told_with_its_values_and_what_one_lacks_is_not_known():
+def test_differences_list_every_value_and_a_setting_that_one_lacks_is_not_known():
     pool = candidates_from_earlier("f", [earlier(), earlier(data_sets="a,b,c", position=1)])
     pool.append(Candidate("g", "a", "a", 0, 0.0, 0.0, 0.0, True, comparability={"model name": '"pythia"'}))
     found = differences(pool)
@@ -106,7 +106,9 @@ def test_what_differs_is_told_with_its_values_and_what_one_lacks_is_not_known():
 def test_a_source_that_was_measured_on_other_things_is_refused_by_the_first_of_them():
     here = {"hook": '"h"', "probing ks": "[1]"}
     check_measured_here("c/run_x/frontier", here | {"baseline of 64 latents, k = 8, seed 0": "[]"}, here)
-    with pytest.raises(DataError, match=r"c/run_x/frontier was not .*: probing ks is \[1, 2\] there and \[1\] here"):
+    with pytest.raises(
+        DataError, match=r"c/run_x/frontier was .* things than .*: probing ks is \[1, 2\] there and \[1\]"
+    ):
         check_measured_here("c/run_x/frontier", here | {"probing ks": "[1, 2]"}, here)
     with pytest.raises(DataError, match=r"probing ks is \[3\] there"):  # what both name comes first
         check_measured_here("imported/c/f", {"probing ks": "[3]"}, here)
@@ -115,7 +117,7 @@ def test_a_source_that_was_measured_on_other_things_is_refused_by_the_first_of_t
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "description"),
     [
         ('"text"', "text"),
         ('["a", "b"]', "2"),
@@ -124,5 +126,5 @@ def test_a_source_that_was_measured_on_other_things_is_refused_by_the_first_of_t
         (f'"{"x" * 70}"', f"{'x' * 59}…"),
     ],
 )
-def test_a_setting_is_told_in_few_letters(value, said):
-    assert told(value) == said
+def test_a_setting_is_described_in_few_letters(value, description):
+    assert describe_setting(value) == description

@@ -10,6 +10,7 @@ from scipy import stats
 
 from husai_lib.decisions.candidates import settings_of
 from husai_lib.decisions.criteria import Standing, compare, criterion_outcome, standing_of_import, standing_of_run
+from husai_lib.decisions.gates import External
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows import (
     CaveatRow,
@@ -18,7 +19,6 @@ from husai_lib.evidence.rows import (
     EarlierGroupRow,
     EarlierMemberRow,
     GateRow,
-    MemberRow,
 )
 from husai_lib.files import canonical_json
 from husai_lib.intervals import Interval, mean_interval
@@ -49,13 +49,8 @@ def measured(**changed):
     return settings_of(sections) | {"baseline": canonical_json(given["baseline"]).strip()}
 
 
-def member(seed, saebench=0.1, cebench=0.5):
-    floats = {name: 1.0 for name, field in MemberRow.model_fields.items() if field.annotation is float}
-    return MemberRow(**floats | {
-        "condition": "topk", "architecture": "topk", "seed": seed, "d_sae": 1024, "k": 32, "l0_matched": True,
-        "saebench_delta": saebench, "cebench_delta": cebench, "cebench_calibrated": None,
-        "cebench_calibrated_contrastive": None, "key": "", "weights_sha256": "",
-    })  # fmt: skip
+def external(saebench=(0.1, 0.1), cebench=(0.5, 0.5), note=""):
+    return External(saebench and mean_interval(saebench), cebench and mean_interval(cebench), note=note)
 
 
 def gate_row(gate, verdict="pass", value=1.0, required=True, note=""):
@@ -70,7 +65,7 @@ def earlier_member(seed, condition="topk", **changed):
         "position": seed, "condition": condition, "architecture": "topk", "seed": seed, "model": "org/model",
         "hook_name": "blocks.0.hook_resid_pre", "data_sets": ",".join(SETS[:8]), "ks": "1,2,5",
         "cebench_baseline": "release/id", "pairs": "org/stories-v4, 200 pairs", "evaluated_as": "", "failed": "",
-        "checkpoint": "", "weights_sha256": "",
+        "checkpoint": "", "weights_sha256": "", "results_path": "",
     } | changed)  # fmt: skip
 
 
@@ -90,7 +85,7 @@ def _kinds(field):
 
 def earlier_gate(gate, stated="pass", required=True):
     return EarlierGateRow(gate=gate, value=None, bound=None, threshold=None, direction="", required=required,
-                          stated=stated, follows=stated)  # fmt: skip
+                          stated=stated)  # fmt: skip
 
 
 def standing(name=RUN, saebench=(0.1, 0.2, 0.3), cebench=(1.0, 2.0, 3.0), gates=(), **changed):
@@ -180,7 +175,7 @@ def test_what_was_not_measured_here_is_not_met_and_there_not_comparable():
 )  # fmt: skip
 def test_deltas_measured_on_different_things_are_shown_but_not_subtracted(changed, note, concerned):
     here, there = (
-        standing_of_run(name, [member(s, x, x) for s, x in enumerate((0.1, 0.2))], [], measured(**more))
+        standing_of_run(name, external((0.1, 0.2), (0.1, 0.2)), [], measured(**more))
         for name, more in ((RUN, {}), ("quickstart/run_20250101T000000Z", changed))
     )
     rows = compare(here, there)
@@ -204,43 +199,24 @@ def test_deltas_measured_on_different_things_are_shown_but_not_subtracted(change
     ids=["the order of data sets", "the seed of a model that is not drawn", "the null of the calibrated score"],
 )
 def test_what_cannot_change_a_delta_does_not_keep_runs_apart(changed):
-    here, there = (standing_of_run(RUN, [member(0), member(1)], [], m) for m in (measured(), measured(**changed)))
-    assert here.measured_on == there.measured_on
+    assert measured(**changed) == measured()
 
 
 def test_the_seed_of_a_drawn_model_keeps_runs_apart():
     drawn = [measured(model=MEASURED["model"] | {"name": "random:x", "seed": seed}) for seed in (0, 1)]
-    here, there = (standing_of_run(RUN, [member(0), member(1)], [], m) for m in drawn)
+    here, there = (standing_of_run(RUN, external(), [], m) for m in drawn)
     assert (
         row(compare(here, there), "cebench_delta").note == "model name: random:x, seed 0 here, random:x, seed 1 there"
     )
 
 
 def test_the_standing_of_a_run_is_that_of_its_group_and_required_gates():
-    members = [member(seed, x, 10 * x) for seed, x in enumerate((0.1, 0.2, 0.3))]
     gates = [gate_row("random_model"), gate_row("ood", "fail", required=False), gate_row("external", "unreachable")]
-    found = standing_of_run(RUN, members, gates, measured())
-    assert found.saebench == mean_interval([0.1, 0.2, 0.3])
-    assert found.cebench == mean_interval([1.0, 2.0, 3.0])
+    group = external((0.1, 0.2, 0.3), None, note="the baseline is not matched")
+    found = standing_of_run(RUN, group, gates, measured())
+    assert (found.saebench, found.cebench) == (mean_interval([0.1, 0.2, 0.3]), None)
+    assert found.note == "the baseline is not matched"
     assert found.gates == {"random_model": "pass", "external": "unreachable"}
-
-
-def test_a_delta_that_the_gate_refuses_is_missing():
-    refused = gate_row("external_cebench", "missing", None, note="the baseline is not matched")
-    found = standing_of_run(RUN, [member(0), member(1)], [gate_row("external_saebench"), refused], measured())
-    assert (found.saebench.mean, found.cebench, found.note) == (0.1, None, "the baseline is not matched")
-    gapped = standing_of_run(RUN, [member(0), member(1, cebench=None)], [], measured())
-    assert (gapped.saebench.n, gapped.cebench) == (2, None)
-    assert standing_of_run(RUN, [], [], measured()).saebench is None
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4), st.permutations(range(4)))
-def test_the_order_of_members_does_not_matter(values, order):
-    members = [member(seed, x, x / 3) for seed, x in enumerate(values)]
-    gates = [gate_row(name) for name in GATES[:4]]
-    found = standing_of_run(RUN, [members[i] for i in order], [gates[i] for i in order], measured())
-    assert found == standing_of_run(RUN, members, gates, measured())
 
 
 def test_the_standing_of_an_import_is_its_first_group_as_stated():
@@ -261,7 +237,7 @@ def test_the_standing_of_an_import_is_its_first_group_as_stated():
 
 def test_an_import_is_compared_by_what_it_names_and_the_rest_is_said_to_be_unknown():
     there = standing_of_import(IMPORTED, [earlier_group()], [earlier_member(seed) for seed in range(5)], [])
-    here = standing_of_run(RUN, [member(0), member(1)], [], measured())
+    here = standing_of_run(RUN, external(), [], measured())
     saebench, cebench = compare(here, there)
     assert saebench.outcome == cebench.outcome == "not comparable"
     assert saebench.note == (
@@ -428,11 +404,11 @@ def test_the_sentences_say_what_decided():
     )
     assert second == (
         "- Criterion 2 against imported/cycle3: **met** "
-        "(of 5 gates required there 5 here and 4 there pass; stress controls lost: none)."
+        "(of 5 gates required there, 5 pass here and 4 there; stress controls lost: none)."
     )
     worse = outcome_sentence(compare(standing(gates={"ood": "fail", "random_model": "missing"}), standing()))
     assert (
-        "**not met** (of 5 gates required there 3 here and 5 there pass; stress controls lost: random model, OOD)"
+        "**not met** (of 5 gates required there, 3 pass here and 5 there; stress controls lost: random model, OOD)"
         in worse
     )
 
@@ -447,9 +423,9 @@ def test_the_sentences_say_why_there_is_nothing_to_compare():
     assert second.endswith("**not comparable** (no gate there can be compared).")
     other = replace(standing(), measured_on=measured(stories="other", hook="blocks.9"))
     _, _, both, _ = outcome_sentence(compare(standing(), other)).splitlines()
-    assert both.endswith("**not comparable** (measured on other things: hook, stories).")
+    assert both.endswith("**not comparable** (measured on different things: hook, stories).")
     silent = replace(standing(), measured_on={"hook": measured()["hook"]})
-    assert re.search(r"\(\d+ settings are not known of one of them\)\.", outcome_sentence(compare(standing(), silent)))
+    assert re.search(r"\(\d+ settings of one of them are not known\)\.", outcome_sentence(compare(standing(), silent)))
     several = outcome_sentence([*compare(standing(), standing("imported/b")), *rows])
     assert [line.split(":")[0] for line in several.splitlines()[2:]] == [
         r"- Criterion 1 against imported/a\_\*b\*", r"- Criterion 2 against imported/a\_\*b\*",
@@ -457,8 +433,8 @@ def test_the_sentences_say_why_there_is_nothing_to_compare():
     ]  # fmt: skip
     alone = outcome_sentence(compare(standing(saebench=(0.1,)), standing())[:2])
     assert "SAEBench delta -0.100 [n/a, n/a], too few seeds for a 95 % bound" in alone
-    told = replace(standing(), measured_on=measured(stories="other"))
-    mixed = outcome_sentence(compare(standing(saebench=(1.1, 1.2, 1.3)), told)[:2])
+    there = replace(standing(), measured_on=measured(stories="other"))
+    mixed = outcome_sentence(compare(standing(saebench=(1.1, 1.2, 1.3)), there)[:2])
     assert "**not comparable** (SAEBench delta +1.000" in mixed
     assert "; CE-Bench delta not comparable: stories: offline here, other there)." in mixed
 
@@ -490,7 +466,7 @@ def test_gates_judged_by_the_estimate_are_not_compared_with_those_judged_by_boun
 
 def test_both_benchmarks_count_once_where_the_joint_gate_is():
     there = standing(gates={"external": "fail", "external_saebench": "fail", "external_cebench": "fail"})
-    assert "of 5 gates required there 5 here and 4 there pass" in outcome_sentence(compare(standing(), there))
+    assert "of 5 gates required there, 5 pass here and 4 there" in outcome_sentence(compare(standing(), there))
 
 
 def test_what_is_known_to_be_wrong_with_an_import_stands_beside_its_deltas():

@@ -1,13 +1,12 @@
-"""Imported decisions taken again: by their own rules to every digit, and by today's with what changes."""
+"""Imported decisions repeated: by their own rules to every digit, and by today's with what changes."""
 
 from pathlib import Path
 
 import pytest
-from test_candidates import earlier, record
 
 from husai_lib.earlier.imports import import_earlier
 from husai_lib.earlier.replay import replays, rule_changes, rules_of
-from husai_lib.evidence.rows import EarlierGroupRow
+from husai_lib.evidence.rows import EarlierGroupRow, EarlierMemberRow
 from husai_lib.evidence.runs import Record
 from husai_lib.params.rules import SelectionParams
 
@@ -18,6 +17,23 @@ SETTINGS = {
     "uncertainty_mode": "lcb", "min_seeds_per_group": 2, "weight_saebench": 0.5, "weight_cebench": 0.5,
     "weight_train_ev": 0.1,
 }  # fmt: skip
+
+
+def earlier(**changes):
+    values = {
+        "architecture": "topk", "d_sae": 1024, "k": 32, "model": "pythia", "hook_name": "blocks.0", "mse": 0.01,
+        "llm_auc": 0.7, "data_sets": "a,b", "ks": "1,2,5", "results_path": "", "cebench_interpretability": 7.6,
+        "cebench_baseline": "res-sm", "cebench_baseline_score": 47.95, "pairs": "stories, 200", "evaluated_as": "",
+        "failed": "", "checkpoint": "sae.pt", "weights_sha256": "",
+    }  # fmt: skip
+    return EarlierMemberRow(**values | changes)
+
+
+def record(step, **tables):
+    rows = {name: [row.model_dump() for row in own] for name, own in tables.items()}
+    return Record(step, {"tables": rows, "summary": {}, "parameters": {}}, "0")
+
+
 # Two conditions of two seeds. dense: saebench 0.0, 0.2, cebench 1, 1; sparse: saebench -0.1, -0.1, cebench 2, 2; all
 # explained variances 0.5. With 1.96 * std / sqrt(2) = 1.96 * 0.1: dense has the bounds 0.1 - 0.196 = -0.096 and 1,
 # sparse -0.1 and 2. Components: 1, 0, 0.5 and 0, 1, 0.5 (a metric on which all agree counted half), joint scores 0.55
@@ -65,7 +81,7 @@ def test_a_decision_is_reproduced_with_every_stated_number():
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "named"),
     [
         ({"joint_score": 0.56}, "joint_score of dense"),
         ({"saebench_delta_low": -0.0961}, "saebench_delta_low of dense"),
@@ -75,10 +91,10 @@ def test_a_decision_is_reproduced_with_every_stated_number():
         ({"condition": "other"}, "condition of other"),
     ],
 )
-def test_a_stated_number_that_does_not_follow_is_counted_and_named(changed, told):
+def test_a_stated_number_that_does_not_follow_is_counted_and_named(changed, named):
     [row] = replays("imported/c", records([GROUPS[0].model_copy(update=changed), GROUPS[1]]))
     assert row.differing == 1
-    assert row.note == f"differing: {told}"
+    assert row.note == f"differing: {named}"
 
 
 def test_counts_and_the_number_of_groups_are_compared_too():
@@ -86,7 +102,7 @@ def test_counts_and_the_number_of_groups_are_compared_too():
     assert row.note == "differing: count pareto_count; number of groups"
 
 
-def test_a_decision_whose_input_was_not_imported_is_not_repeated_and_says_which():
+def test_a_decision_whose_input_was_not_imported_is_not_repeated():
     [row] = replays("imported/c", records(run_id="run_20260102T000000Z"))
     assert (row.values, row.winner) == (0, None)
     assert row.note.startswith(f"not repeated: its input {SETTINGS['frontier_results'][0]} was not imported")

@@ -1,16 +1,17 @@
-"""The cache makes a thing once, never hands out a damaged one, and knows what a result depends on."""
+"""The cache computes each result once, never returns a damaged one, and knows what a result depends on."""
 
 from __future__ import annotations
 
 import errno
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from husai_lib.errors import EvidenceError, IntegrityError
 from husai_lib.evidence import cache
-from husai_lib.evidence.cache import cache_folder, cached, code_hash, key_of, library_imports, open_entry
+from husai_lib.evidence.cache import cache_folder, cached, code_hash, key_of, library_imports, open_entry, tree_hash
 from husai_lib.files import read_json
 
 MODULE = "husai_lib.files"
@@ -54,7 +55,7 @@ def test_other_inputs_other_code_and_other_versions_have_other_keys(monkeypatch:
 
 
 @pytest.mark.parametrize("damage", ["changed", "truncated", "deleted", "no entry"])
-def test_a_damaged_entry_is_refused_when_opened_and_made_again_when_wanted(damage: str) -> None:
+def test_a_damaged_entry_is_refused_when_opened_and_recomputed_when_needed(damage: str) -> None:
     make = Maker()
     entry = cached("banks", MODULE, {}, make)
     file = entry.path / "inner" / "rows.npy"
@@ -114,36 +115,73 @@ def test_the_cache_lies_where_the_environment_says(folder: Path, monkeypatch: py
     assert cache_folder().parts[-2:] == (".cache", "husai")
 
 
-def test_imports_of_the_library_are_found_wherever_they_stand() -> None:
+# --- the code of a key ---------------------------------------------------------------------------
+
+
+def test_imports_of_the_library_are_found_wherever_they_are() -> None:
     source = """
 import numpy
 import husai_lib.files
 from husai_lib import errors, open_step
-from husai_lib.cache import cached
+from husai_lib.saes.trained import Member
 def later():
-    from husai_lib.params import check
+    from husai_lib.params import cycle
 """
-    assert set(library_imports(source)) == {
-        "husai_lib.files", "husai_lib", "husai_lib.errors", "husai_lib.open_step", "husai_lib.evidence.cache",
-        "husai_lib.evidence.cache.cached", "husai_lib.params.cycle", "husai_lib.params.cycle.check",
+    assert library_imports(source) == {
+        "husai_lib.files", "husai_lib", "husai_lib.errors", "husai_lib.open_step", "husai_lib.saes.trained",
+        "husai_lib.saes.trained.Member", "husai_lib.params", "husai_lib.params.cycle",
     }  # fmt: skip
 
 
-def test_a_change_in_a_module_that_is_imported_indirectly_changes_the_code_hash(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    sources = {"husai_lib.a": "import husai_lib.b", "husai_lib.b": "from husai_lib import c", "husai_lib.c": "x = 1",
-               "husai_lib.other": ""}  # fmt: skip
+CODE = """
+'''A module.'''
+class A:
+    '''A class.'''
+    x: int = 1
+    '''A field.'''
+    def f(self, y):
+        '''A method.'''
+        return [y, 'text']  # a comment
+"""
+
+
+def test_comments_docstrings_and_layout_do_not_change_the_hash_of_a_module_and_code_does() -> None:
+    same = [
+        CODE.replace("A class", "Another")
+        .replace("A field.", "One more.")
+        .replace("A method", "B")
+        .replace("A mod", "m"),
+        "\n".join(line for line in CODE.splitlines() if "'''" not in line),
+        CODE.replace("  # a comment", "").replace("[y, 'text']", '[\n   y,\n "text",\n]'),
+    ]
+    others = [
+        CODE.replace("= 1", "= 2"),
+        CODE.replace("'text'", "'tex'"),
+        CODE.replace("x: int", "z: int"),
+        CODE + "A()",
+    ]
+    assert {tree_hash(source) for source in [CODE, *same]} == {tree_hash(CODE)}
+    assert len({tree_hash(source) for source in [CODE, *others]}) == 5
+
+
+def test_a_key_holds_the_computing_modules_that_are_imported_indirectly(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {
+        "husai_lib.saes.a": "import husai_lib.measures.b\nfrom husai_lib import files",
+        "husai_lib.measures.b": "def f():\n    from husai_lib.activations import c",
+        "husai_lib.activations.c": "x = 1",
+        "husai_lib.files": "import husai_lib.saes.d",
+        "husai_lib.saes.d": "x = 1",
+    }
     monkeypatch.setattr(cache, "source_of", sources.get)
 
     def digest() -> str:
         code_hash.cache_clear()
-        return code_hash("husai_lib.a")
+        return code_hash("husai_lib.saes.a")
 
     before = digest()
-    sources["husai_lib.other"] = "x = 2"
+    sources["husai_lib.files"] = sources["husai_lib.saes.d"] = "x = 2"  # files compute nothing
     assert digest() == before
-    sources["husai_lib.c"] = "x = 2"
+    sources["husai_lib.activations.c"] = "x = 2"
     assert digest() != before
     code_hash.cache_clear()
 
@@ -151,3 +189,9 @@ def test_a_change_in_a_module_that_is_imported_indirectly_changes_the_code_hash(
 def test_a_package_of_the_library_is_read_from_its_init_file() -> None:
     assert "ARCHITECTURES" in str(cache.source_of("husai_lib.saes.architectures"))
     assert cache.source_of("husai_lib.nowhere") is None
+
+
+def test_threads_compute_the_same_hash_at_the_same_time() -> None:
+    sources = [f"x = {i}\n" * 2000 for i in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(tree_hash, sources)) == [tree_hash(source) for source in sources]

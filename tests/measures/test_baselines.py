@@ -1,4 +1,4 @@
-"""What candidates are compared with: trained SAEs, a folder, a release; who is refused, who is the baseline."""
+"""What candidates are compared with: trained SAEs, a folder, a release; which are refused, which are the baseline."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+from measures.test_evaluation import baseline_row, benches
 from sae_lens import SAE, Transcoder, TranscoderConfig
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 from small_saes import D_IN, HOOK, bank, cache, condition, random_sae, random_saes, trained
-from test_evaluation import baseline_row, benches
 
 from husai_lib.activations.banks import Bank
 from husai_lib.decisions import gates
@@ -37,7 +37,7 @@ assert cache  # the fixture that every test of this module uses
 
 MODEL = ModelParams(name="gpt2", prepend_bos=True)
 KNOWN = {"hook_name": HOOK, "model_name": "gpt2-small", "prepend_bos": True}
-"""Metadata that say all: TransformerLens knows gpt2 by both names."""
+"""Complete metadata: TransformerLens knows gpt2 by both names."""
 SHORT = {"training_samples": 2048, "batch_size": 256}
 TOPK_64 = condition(**SHORT)
 
@@ -123,8 +123,8 @@ def test_an_sae_of_another_width_is_reported_beside_the_baseline_with_both_ceili
     for row, base in zip(candidates, trained_rows, strict=True):
         assert row.cebench_delta == row.cebench_interpretability - base.cebench_interpretability
     said = sentences.given_sentence(table)
-    assert "**not the gate's baseline** for 64 latents and k = 8: its width would have to lie within 10 %" in said
-    assert "cannot exceed 15.9 at its width and 7.9 at theirs" in said  # 255 / 16 and 63 / 8
+    assert "**not the gate's baseline** for 64 latents and k = 8: its width would have to be within 10 %" in said
+    assert "cannot exceed 15.9 at its width, nor 7.9 at theirs" in said  # 255 / 16 and 63 / 8
     shown = tables.baseline_table(table)
     assert "| 15.9 |" in shown
     assert "| 7.9 |" in shown
@@ -137,7 +137,7 @@ def test_an_sae_of_another_l0_is_no_baseline(rows: Bank, tmp_path: Path) -> None
     assert names(saes)[1:] == [("baseline", 0), ("baseline", 1)]
     table, _ = member_rows(saes, on, [])
     assert not table[0].l0_matched
-    assert "k = 8: its L0 would have to lie" in sentences.given_sentence(table)
+    assert "k = 8: its L0 would have to be" in sentences.given_sentence(table)
 
 
 def test_a_given_sae_may_match_one_condition_of_two(rows: Bank, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def silent(sae: Any, bias: float = -1e6) -> Any:
 
 
 @pytest.mark.parametrize(("give", "why"), REFUSED.values(), ids=REFUSED.keys())
-def test_an_sae_of_other_activations_is_refused_in_a_sentence_that_says_what_differs(
+def test_an_sae_of_other_activations_is_refused_in_one_sentence_that_says_what_differs(
     give: Callable[[Path], BaselineParams], why: str, rows: Bank, held_out: Bank, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=rf"^baseline: .*{why}.*; give another SAE, or write baseline: train$"):
@@ -295,7 +295,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
-def test_a_folder_that_saelens_cannot_load_is_told_in_a_sentence(
+def test_a_folder_that_saelens_cannot_load_is_reported_in_one_sentence(
     damage: Callable[[Path], object], rows: Bank, held_out: Bank, tmp_path: Path
 ) -> None:
     params = saved(tmp_path, random_sae(0))
@@ -427,9 +427,9 @@ def test_without_a_hub_a_release_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as raised:
         made(RELEASE.model_copy(update={"release": release}), rows, held_out)
-    said = str(told.value)
+    said = str(raised.value)
     assert "\n" not in said
     assert said.startswith(f"baseline: release {release}, blocks.8.hook_resid_pre cannot be had: ")
     assert said.endswith("go online, write baseline: train, or name a local SAE by baseline: {folder: …}")

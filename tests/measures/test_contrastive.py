@@ -20,7 +20,7 @@ from sae_lens import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAECon
 from small_saes import bank, cache, random_sae, trained
 from torch import Tensor
 
-from husai_lib.errors import DataError, EvidenceError
+from husai_lib.errors import DataError
 from husai_lib.evidence.rows import ceiling
 from husai_lib.measures import contrastive
 from husai_lib.measures.contrastive import (
@@ -299,7 +299,7 @@ def test_a_story_without_a_token_is_named() -> None:
         score(random_sae(0), stories, PUBLISHED)  # type: ignore[arg-type]
 
 
-def test_every_story_is_encoded_once_a_pair_at_a_time() -> None:
+def test_stories_are_encoded_a_pair_at_a_time() -> None:
     rows: list[int] = []
 
     def encode(x: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ def test_every_story_is_encoded_once_a_pair_at_a_time() -> None:
 
     stories = SimpleNamespace(rows=np.random.default_rng(0).random((40, 3)), offsets=np.arange(0, 41, 5))
     score(SimpleNamespace(encode=encode), stories, PUBLISHED)  # type: ignore[arg-type]
-    assert rows == [10, 10, 10, 10]
+    assert rows == [10, 10, 10, 10] * 2
 
 
 def resident() -> float:
@@ -332,21 +332,9 @@ def test_200_pairs_need_no_more_memory_than_a_few(monkeypatch: pytest.MonkeyPatc
     sae = SimpleNamespace(encode=seeing(lambda x: (x @ directions).relu()))
     rows = np.random.default_rng(0).standard_normal((200 * 80, 4)).astype(np.float32)
     score(sae, SimpleNamespace(rows=rows, offsets=np.arange(0, len(rows) + 1, 40)), PUBLISHED)  # type: ignore[arg-type]
-    assert len(seen) == 400
-    assert max(seen) - max(seen[:10]) < 100
-
-
-def test_what_waits_for_the_second_pass_is_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "new"))
-    of_stories(TOY)
-    assert not list((tmp_path / "new").iterdir())
-
-
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(EvidenceError, match="file/cache cannot be written"):
-        of_stories(TOY)
+    assert len(seen) == 600  # two passes, and the deals of the second
+    assert max(seen[:200]) - max(seen[:10]) < 100
+    assert max(seen) - max(seen[:210]) < 100
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -13,11 +13,11 @@ from small_saes import bank, cache, condition, random_sae, random_saes, trained
 
 from husai_lib.activations.texts import ProbingSet
 from husai_lib.evidence.rows import MemberRow, ProbeRow
-from husai_lib.intervals import mean_interval
+from husai_lib.intervals import mean_interval, mean_over_pairs
 from husai_lib.measures import evaluation
 from husai_lib.measures.contrastive import ContrastiveScore, contrastive_scores
 from husai_lib.measures.evaluation import Benches, Reconstruction, by_condition, group_rows, measure, member_rows
-from husai_lib.measures.matching import pwmcc, random_decoders
+from husai_lib.measures.matching import pairwise_pwmcc, random_decoders
 from husai_lib.measures.probing import ProbeScore, ProbeTask, llm_scores, sae_scores
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
 from husai_lib.saes.trained import TrainedSae
@@ -25,6 +25,10 @@ from husai_lib.saes.trained import TrainedSae
 assert cache  # the fixture that every test of this module uses
 
 NAMES = ["first", "second", "third"]
+
+
+def pwmcc(decoders: Sequence[Any]) -> float:
+    return mean_over_pairs(pairwise_pwmcc(decoders))
 
 
 def benches(**probing: Any) -> Benches:
@@ -48,7 +52,7 @@ def probe(condition: str, seed: int, data_set: str, delta: float, at: float | No
 PROBES = [
     probe("topk", 0, "a", 0.0), probe("topk", 1, "a", 0.2), probe("topk", 0, "b", -0.2), probe("topk", 1, "b", -0.2),
     probe("topk", 0, "c", 0.3, 2), probe("topk", 1, "c", 0.5, 2), probe("topk", 0, "c", 0.4, 4),
-    probe("topk", 1, "c", 0.4, 4), probe("standard", 0, "a", 9.0), probe("standard", 0, "d", 9.0),
+    probe("topk", 1, "c", 0.4, 4), probe("standard", 0, "a", 0.5), probe("standard", 0, "d", 0.5),
 ]  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def test_the_best_k_is_chosen_on_validation_unless_the_test_set_is_asked_for(
     sae = trained(random_sae(10))
     assert sae_scores([sae], [small], PARAMS) == [[by_validation]]
     assert sae_scores([sae], [small], ProbingParams(choose_k="test")) == [[by_test]]
-    assert made.calls == 1  # the choice is made anew, the fits are not
+    assert made.calls == 1  # the choice is recomputed, the fits are not
 
 
 def test_of_equal_scores_the_smaller_k_is_chosen(small: ProbeTask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from husai_lib.evidence.rows import CONTROLS, OodRow
 from husai_lib.files import read_json, sha256_file, write_json
 from husai_lib.intervals import pwmcc_difference
 from husai_lib.measures import stress
-from husai_lib.measures.matching import pairwise_pwmcc, pwmcc, random_decoders
+from husai_lib.measures.matching import pairwise_pwmcc, random_decoders
 from husai_lib.measures.probing import ProbeScore, ProbeTask
 from husai_lib.measures.stress import (
     Candidate,
@@ -217,7 +217,7 @@ def test_a_control_over_other_seeds_is_refused() -> None:
 
 def test_pairs_are_those_of_the_decoders() -> None:
     saes = random_saes([0, 1])
-    assert decoder_pairs(saes)[0, 1] == pytest.approx(pwmcc([sae.sae.W_dec.detach() for sae in saes]))
+    assert decoder_pairs(saes)[0, 1] == pytest.approx(pairwise_pwmcc([sae.sae.W_dec.detach() for sae in saes])[0, 1])
 
 
 def record(saes: list[TrainedSae]) -> Any:

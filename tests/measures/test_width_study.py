@@ -11,11 +11,10 @@ from small_saes import bank, cache
 
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows import ContrastiveRow, ceiling
-from husai_lib.measures import width_study as study_module
 from husai_lib.measures.contrastive import score
 from husai_lib.measures.width_study import random_topk, width_study
 from husai_lib.params.benchmarks import ContrastiveParams, WidthStudyParams
-from husai_lib.params.conditions import SaeParams
+from husai_lib.params.conditions import Condition, SaeParams
 from husai_lib.saes.training import members, train_bank
 
 assert cache  # the fixture that every test of this module uses
@@ -48,7 +47,7 @@ def test_there_is_a_row_for_each_width_and_k_and_only_narrow_saes_are_trained(ro
 
 
 def test_a_row_has_the_scores_of_its_own_sae(rows: list[ContrastiveRow], banks: dict[str, Bank]) -> None:
-    condition = study_module._condition(SAE, 32, 2)
+    condition = Condition(name="topk", architecture="topk", **SAE.model_dump() | {"d_sae": 32, "k": 2})
     [trained] = train_bank(members([condition], [3]), banks["training"])
     random = random_topk(32, 2, 3, banks["training"].mean().float())
     for origin, sae in (("trained", trained.sae), ("random", random)):
@@ -67,7 +66,7 @@ def test_a_row_has_the_scores_of_its_own_sae(rows: list[ContrastiveRow], banks: 
 
 
 def test_the_trained_ones_are_the_recipe_of_the_candidates() -> None:
-    condition = study_module._condition(SAE, 32, 2)
+    condition = Condition(name="topk", architecture="topk", **SAE.model_dump() | {"d_sae": 32, "k": 2})
     assert condition.architecture == "topk"
     assert SAE.model_copy(update={"d_sae": 32, "k": 2}).model_dump() == condition.model_dump(
         exclude={"name", "architecture", "hyperparameters"}

@@ -34,7 +34,7 @@ from husai_lib.files import REPOSITORY, read_json, sha256_file, write_json
 from husai_lib.measures.saebench import folder_subject
 from husai_lib.params.hyperparameters import ARCHITECTURES
 from husai_lib.params.inputs import ModelParams
-from husai_lib.report import export, tables, upload_job
+from husai_lib.report import export, tables
 from husai_lib.report.export import model_card, push
 
 FILES = {"README.md", "cfg.json", "release_policy.json", "sae_weights.safetensors"}
@@ -164,9 +164,9 @@ def test_tables_of_the_card_are_those_of_the_records(run: Run, tmp_path: Path) -
     assert tables.gates_table(run.record("gate").table("gates")) in text
     assert tables.members_table(members) in text
     assert tables.controls_table(run.record("stress").table("controls")) in text
-    for said in ("| Latents (d_sae)", "| 64 ", "the median of 3 seeds", "offline stories", "random weights",
+    for words in ("| Latents (d_sae)", "| 64 ", "the median of 3 seeds", "offline stories", "random weights",
                  "Small training", "No licence is stated", run.name):  # fmt: skip
-        assert said.casefold() in text.casefold(), said
+        assert words.casefold() in text.casefold(), words
     hashes = [run.record(step).sha256 for step in run.journal]
     assert all(sha256 in text for sha256 in [*hashes, selected(run)["weights_sha256"]])
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
@@ -256,7 +256,7 @@ def test_an_empty_folder_is_taken(run: Run, tmp_path: Path) -> None:
     assert {path.name for path in exported(run, tmp_path / "sae").iterdir()} == FILES
 
 
-def test_a_folder_that_cannot_be_written_is_told(run: Run, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HusaiError, match=r"file/sae cannot be written \(.*\); free space or name another folder"):
         exported(run, tmp_path / "file" / "sae")
@@ -288,7 +288,7 @@ def test_weights_that_were_changed_are_refused(run: Run, tmp_path: Path, reseale
     assert not (tmp_path / "sae").exists()
 
 
-def test_weights_that_are_not_here_are_asked_for(run: Run, tmp_path: Path) -> None:
+def test_weights_that_are_not_in_the_cache_are_reported(run: Run, tmp_path: Path) -> None:
     shutil.rmtree(cache.cache_folder() / "saes" / selected(run)["key"])
     with pytest.raises(EvidenceError, match=r"not in the cache .*; run the cycle again with the same parameters"):
         exported(run, tmp_path / "sae")
@@ -359,29 +359,24 @@ class Hub:
     """A stand-in for the hub behind `HfApi`: it keeps what is uploaded, by repository and path."""
 
     def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.order: list[str] = []
+        self.commits: list[dict[str, bytes]] = []
 
     def create_repo(self, repo_id: str, exist_ok: bool = False) -> Any:
         assert exist_ok
         return huggingface_hub.RepoUrl(f"https://huggingface.co/{'me/' if '/' not in repo_id else ''}{repo_id}")
 
-    def repo_info(self, repo_id: str) -> None:
-        """It exists."""
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str],
-                      path_in_repo: str = "", **about: Any) -> None:  # fmt: skip
-        for path in sorted(Path(folder_path).iterdir()):
-            if path.name in allow_patterns:
-                self.order.append("/".join(filter(None, (repo_id, path_in_repo, path.name))))
-                self.files[self.order[-1]] = path.read_bytes()
+    def create_commit(self, repo_id: str, operations: Any, *, commit_message: str) -> None:
+        assert commit_message
+        self.commits.append(
+            {f"{repo_id}/{one.path_in_repo}": Path(one.path_or_fileobj).read_bytes() for one in operations}
+        )
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A hub that is reached, by somebody who is logged in."""
+    """A hub that can be reached, with a user logged in."""
     hub = Hub()
-    for name in ("create_repo", "upload_folder", "repo_info"):
+    for name in ("create_repo", "create_commit"):
         monkeypatch.setattr(huggingface_hub.HfApi, name, getattr(hub, name))
     online(monkeypatch)
     return hub
@@ -392,85 +387,65 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
 
 
-def test_our_card_is_what_is_uploaded_and_before_the_weights(run: Run, tmp_path: Path, hub: Hub) -> None:
+def test_card_policy_and_sae_are_uploaded_in_one_commit(run: Run, tmp_path: Path, hub: Hub) -> None:
     folder = exported(run, tmp_path / "sae")
-    assert upload_job.upload(folder, "me/sae") == "https://huggingface.co/me/sae"
-    sae = "me/sae/blocks.0.hook_resid_post"
-    assert hub.order == ["me/sae/README.md", "me/sae/release_policy.json", f"{sae}/cfg.json",
-                         f"{sae}/sae_weights.safetensors"]  # fmt: skip
-    assert all(content == (folder / name.split("/")[-1]).read_bytes() for name, content in hub.files.items())
+    assert push(folder, "me/sae") == "https://huggingface.co/me/sae"
+    sae, [commit] = "me/sae/blocks.0.hook_resid_post", hub.commits
+    assert {*commit} == {
+        "me/sae/README.md", "me/sae/release_policy.json", f"{sae}/cfg.json", f"{sae}/sae_weights.safetensors",
+    }  # fmt: skip
+    assert all(content == (folder / name.split("/")[-1]).read_bytes() for name, content in commit.items())
 
 
 def test_a_repository_without_an_owner_is_that_of_the_account(run: Run, tmp_path: Path, hub: Hub) -> None:
-    assert upload_job.upload(exported(run, tmp_path / "sae"), "sae") == "https://huggingface.co/me/sae"
-    assert all(path.startswith("me/sae/") for path in hub.files)
+    assert push(exported(run, tmp_path / "sae"), "sae") == "https://huggingface.co/me/sae"
+    assert all(path.startswith("me/sae/") for path in hub.commits[0])
 
 
-def test_what_the_hub_refuses_is_one_sentence(
+def test_a_refusal_of_the_hub_is_reported_in_one_sentence(
     run: Run, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("403 Forbidden\n\nYou don't have the rights")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(HusaiError, match="403 Forbidden You don't have the rights; check"):
-        upload_job.upload(exported(run, tmp_path / "sae"), "me/sae")
-    assert not hub.files
+    folder = exported(run, tmp_path / "sae")
+    with pytest.raises(HusaiError, match="403 Forbidden You don't have the rights; check the network"):
+        push(folder, "me/sae")
+    assert not hub.commits
+    assert {path.name for path in folder.iterdir()} == FILES
 
 
-def test_nobody_logged_in_is_told(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_needs_a_login(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(HusaiError, match="hf auth login"):
         export.check_ready("me/sae")
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "../x", ""])
-def test_a_name_that_no_repository_has_is_refused(tmp_path: Path, hub: Hub, name: str) -> None:
+def test_a_name_that_no_repository_can_have_is_refused(hub: Hub, name: str) -> None:
     with pytest.raises(HusaiError, match="owner/name"):
         export.check_ready(name)
 
 
-def test_a_hub_that_is_switched_off_is_told_before_anything_starts(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_hub_that_is_switched_off_is_reported_before_anything_starts(
+    run: Run, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = exported(run, tmp_path / "sae")
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
-    monkeypatch.setattr(subprocess, "run", None)
-    with pytest.raises(HusaiError, match="the hub is switched off here by HF_HUB_OFFLINE; unset it while online"):
+    with pytest.raises(HusaiError, match="HF_HUB_OFFLINE switches the hub off; unset it to upload"):
         push(folder, "me/sae")
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert not hub.commits
 
 
-def test_without_a_network_the_upload_fails_in_one_sentence(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_none", "HF_ENDPOINT": "http://127.0.0.1:9"}.items():
-        monkeypatch.setenv(name, value)
-    online(monkeypatch)
+def test_without_a_network_the_upload_fails_in_one_sentence(run: Run, tmp_path: Path) -> None:
     folder = exported(run, tmp_path / "sae")
-    with pytest.raises(HusaiError, match=r"cannot be reached: .*; check the network") as failed:
-        push(folder, "me/sae")
-    log = Path(re.findall(r"\(log: (.*)\)", str(failed.value))[0])
-    assert log.is_relative_to(cache.cache_folder())
-    assert "Traceback" not in log.read_text() + str(failed.value)
-    assert {path.name for path in folder.iterdir()} == FILES
-
-
-def test_the_address_is_what_the_process_says(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, asked = exported(run, tmp_path / "sae"), []
-    online(monkeypatch)
-
-    def job(command: list[str], stdout: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        asked.append(command)
-        stdout.write("Uploading\nrepository: https://huggingface.co/me/sae\nlate words\n")
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", job)
-    assert push(folder, "me/sae") == "https://huggingface.co/me/sae"
-    assert asked == [[sys.executable, "-m", "husai_lib.report.upload_job", str(folder), "me/sae"]]
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9))
-    with pytest.raises(HusaiError, match="the process was killed"):
-        push(folder, "me/sae")
+    code = f"from pathlib import Path; from husai_lib.report.export import push; push(Path({str(folder)!r}), 'me/sae')"
+    online = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_none", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | online, capture_output=True, text=True,
+                           check=False)  # fmt: skip
+    assert re.search(r"HusaiError: .* was not uploaded to 'me/sae': .*; check the network", ended.stderr), ended.stderr
+    assert not ended.stdout
 
 
 def test_only_an_exported_folder_is_uploaded(run: Run, tmp_path: Path) -> None:

@@ -1,170 +1,246 @@
-"""Planted falsifications, each by a forger who makes every hash, journal and manifest agree: all are found.
+"""Falsifications by a forger who makes every hash agree: the audit finds each of them.
 
-Most are planted twice over: whoever changes a record also makes published files, outputs and figures follow from it
-(`rewrite`), and whoever changes what is shown leaves the records as they are (`forge_hashes`).
+Whoever changes a record also writes everything again that follows from it (`rewrite`); whoever changes what is shown
+leaves the records as they are (`forge_hashes`). Falsified measurements are found by `husai reproduce` alone: see
+tests/cycle/test_reproduce.py. Changes without new hashes are found by `husai verify`: tests/evidence/test_verification.py.
 """
 
 from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
-from stand_ins import forge_hashes, notebooks_of, pairs_of, records_of, rewrite, synthetic_run
+from forging import (
+    Change,
+    copied,
+    derive_again,
+    draw_nothing,
+    execute_once,
+    forge_hashes,
+    rewrite,
+    show_again,
+    smoke_copy,
+    write_notebook,
+)
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output, new_raw_cell
 
-from husai_lib.decisions import of_run as decisions
-from husai_lib.evidence.runs import Run, find_runs
+from husai_lib.evidence.runs import Run
 from husai_lib.files import read_json, write_json
-from husai_lib.intervals import pwmcc_difference
-from husai_lib.report import figures, site
+from husai_lib.report import figures, tables
 from husai_lib.report.audit import audit_run
 
 Plant = Callable[[Run], None]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs, their notebooks, their cache, and a site made from the runs."""
-    folder = tmp_path_factory.mktemp("falsified")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HUSAI_CACHE", str(folder / "cache"))
-        patch.setattr(shutil, "which", lambda name: None)
-        synthetic_run(folder / "evidence")
-        site.render(folder / "evidence", folder / "site")
-    return folder
+        draw_nothing(patch)
+        execute_once(patch)
+        yield smoke_copy(tmp_path_factory.mktemp("falsified"))
 
 
 @pytest.fixture
-def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    shutil.copytree(folder, tmp_path / "copy")
-    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "copy" / "cache"))
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    [run] = find_runs(tmp_path / "copy" / "evidence")
-    return run
+def run(made: Run, tmp_path: Path) -> Run:
+    """A copy of the run, to be falsified."""
+    return copied(made, tmp_path)
 
 
-def problems_of(run: Run) -> list[str]:
-    return audit_run(run, notebooks_of(run)).problems
+# ---------------------------------------------------------------------------------------------
+# What a forger does to an executed notebook
+# ---------------------------------------------------------------------------------------------
 
 
-# What a forger does
-
-
-def in_notebook(stem: str, change: Callable[[Any], None]) -> Plant:
+def in_notebook(stem: str, change: Callable[[Any], object]) -> Plant:
     """Change an executed notebook."""
 
     def plant(run: Run) -> None:
         path = run.path / "notebooks" / f"{stem}.ipynb"
         notebook = nbformat.read(path, 4)
         change(notebook)
-        nbformat.write(notebook, path)
+        write_notebook(path, notebook)
         forge_hashes(run)
 
     return plant
 
 
-def cell_of(notebook: Any, said: str) -> Any:
-    """The cell whose code says something."""
-    return next(cell for cell in notebook.cells if said in cell.source)
+def cell_of(notebook: Any, text: str) -> Any:
+    """The first cell whose source has a text, without the injected one."""
+    return next(c for c in notebook.cells if text in c.source and "injected-parameters" not in c.metadata.get("tags", []))
 
 
-def output(stem: str, name: str, change: Callable[[str], str]) -> Plant:
-    """Change the Markdown that a cell shows, which calls the function of this name."""
+def output(stem: str, cell: str, old: str, new: str) -> Plant:
+    """Replace a text in the Markdown that the cell with the code `cell` shows."""
 
-    def edit(notebook: Any) -> None:
-        [shown] = cell_of(notebook, name).outputs
-        before = shown.data["text/markdown"]
-        shown.data["text/markdown"] = change(before)
-        assert shown.data["text/markdown"] != before
+    def change(notebook: Any) -> None:
+        [shown] = cell_of(notebook, cell).outputs
+        assert old in shown.data["text/markdown"]
+        shown.data["text/markdown"] = shown.data["text/markdown"].replace(old, new, 1)
 
-    return in_notebook(stem, edit)
-
-
-def swapped(old: str, new: str) -> Callable[[str], str]:
-    return lambda text: text.replace(old, new, 1)
+    return in_notebook(stem, change)
 
 
-def in_lines(change: Callable[[list[str]], object]) -> Callable[[str], str]:
-    def edit(text: str) -> str:
-        lines = text.splitlines()
-        change(lines)
-        return "\n".join(lines)
+def lines(stem: str, cell: str, change: Callable[[list[str]], object]) -> Plant:
+    """Change the lines of the Markdown that the cell with the code `cell` shows."""
 
-    return edit
+    def in_output(notebook: Any) -> None:
+        data = cell_of(notebook, cell).outputs[0].data
+        text = data["text/markdown"].split("\n")
+        change(text)
+        data["text/markdown"] = "\n".join(text)
 
-
-def added(cell: Any) -> Plant:
-    return in_notebook("03_frontier", lambda notebook: notebook.cells.append(cell))
-
-
-def showing(kind: str, text: str) -> Plant:
-    """A cell of code that shows something of another kind."""
-    return added(new_code_cell("show()", outputs=[new_output("display_data", {kind: text})]))
+    return in_notebook(stem, in_output)
 
 
-def beside(text: str) -> Plant:
-    """Another text for those who cannot show Markdown."""
-
-    def edit(notebook: Any) -> None:
-        cell_of(notebook, "verdict_sentence").outputs[0].data["text/plain"] = text
-
-    return in_notebook("08_gate", edit)
-
-
-def cleared(stem: str, name: str) -> Plant:
-    return in_notebook(stem, lambda notebook: cell_of(notebook, name).outputs.clear())
-
-
-def without_claim(stem: str, name: str) -> Plant:
-    """Remove a cell with what it shows."""
-    return in_notebook(stem, lambda notebook: notebook.cells.remove(cell_of(notebook, name)))
+def cell(stem: str, text: str, change: Callable[[Any], object]) -> Plant:
+    """Change the cell that has a text in its source."""
+    return in_notebook(stem, lambda notebook: change(cell_of(notebook, text)))
 
 
 def source(stem: str, old: str, new: str) -> Plant:
-    def edit(notebook: Any) -> None:
-        cell = cell_of(notebook, old)
-        cell.source = cell.source.replace(old, new)
+    return cell(stem, old, lambda one: one.update(source=one.source.replace(old, new, 1)))
 
-    return in_notebook(stem, edit)
+
+def injected(change: Callable[[Any], object]) -> Plant:
+    """Change the cell of parameters that papermill injected."""
+
+    def in_cell(notebook: Any) -> None:
+        change(next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.tags))
+
+    return in_notebook("08_gate", in_cell)
+
+
+def added(place: int, new: Any) -> Plant:
+    return in_notebook("08_gate", lambda notebook: notebook.cells.insert(place, new))
+
+
+def removed(stem: str, text: str) -> Plant:
+    return in_notebook(stem, lambda notebook: notebook.cells.remove(cell_of(notebook, text)))
+
+
+def shows(text: str, new: Any) -> Plant:
+    """Let a cell of the notebook of the gate show something else beside what it shows."""
+    return cell("08_gate", text, lambda one: one.outputs.append(new))
+
+
+def markdown(text: str) -> Any:
+    return new_output("display_data", {"text/markdown": text, "text/plain": text})
+
+
+def injected_as_markdown(notebook: Any) -> None:
+    """A heading that Python would read as a comment."""
+    claim = "# This SAE is releasable: all 7 required gates pass"
+    notebook.cells.insert(0, new_markdown_cell(claim, metadata={"tags": ["injected-parameters"]}))
+
+
+def another_true_text(notebook: Any) -> None:
+    cell_of(notebook, "external_table").outputs = cell_of(notebook, "groups_table").outputs
 
 
 def picture(change: Callable[[bytes], bytes]) -> Plant:
-    def edit(notebook: Any) -> None:
-        [shown] = cell_of(notebook, "figures.controls").outputs
-        shown.data["image/png"] = base64.b64encode(change(base64.b64decode(shown.data["image/png"]))).decode()
+    """Change the figure of the controls, in the notebook alone."""
 
-    return in_notebook("07_stress", edit)
+    def in_output(one: Any) -> None:
+        data = one.outputs[0].data
+        data["image/png"] = base64.b64encode(change(base64.b64decode(data["image/png"]))).decode()
 
-
-def another_first(notebook: Any) -> None:
-    """A second picture in the cell of a figure."""
-    shown = cell_of(notebook, "figures.controls").outputs
-    image = base64.b64encode(figures.stability([])._repr_png_()).decode()
-    shown.insert(0, new_output("display_data", {"image/png": image}))
+    return cell("07_stress", "figures.controls", in_output)
 
 
-def record(step: str, change: Callable[[dict[str, Any]], object]) -> Plant:
-    """Change a record and all that shows or publishes it."""
-    return lambda run: rewrite(run, step, lambda data: (change(data), None)[1])
+def another_figure(run: Run) -> None:
+    """Another figure of the run in place of one, in the notebook and as a file."""
+    other = (run.path / "figures" / "ood.png").read_bytes()
+    (run.path / "figures" / "controls.png").write_bytes(other)
+    picture(lambda _: other)(run)
 
 
-def value(step: str, table: str, column: str, new: Any, row: int = 0) -> Plant:
-    """Change one value of a table."""
-
-    def change(data: dict[str, Any]) -> None:
-        assert data["tables"][table][row][column] != new
-        data["tables"][table][row][column] = new
-
-    return record(step, change)
+def better_figure(run: Run) -> None:
+    """A figure drawn from better numbers than the record's, in the notebook and as a file."""
+    rows = [row.model_copy(update={"delta": 0.5}) for row in run.record("stress").table("controls") if row.delta_low]
+    drawn = figures.controls([row.model_copy(update={"delta_low": 0.4, "delta_high": 0.6}) for row in rows]).png()
+    (run.path / "figures" / "controls.png").write_bytes(drawn)
+    picture(lambda _: drawn)(run)
 
 
-def published(name: str, change: Callable[[Any], object]) -> Plant:
-    """Change a file under a well-known name."""
+SHOWN: dict[str, tuple[Plant, str]] = {
+    "a digit of a table": (output("03_frontier", "groups_table", "0.4", "0.5"), "03_frontier.ipynb, cell"),
+    "a digit of a sentence": (output("03_frontier", "matched_sentence", "12", "11"), "03_frontier.ipynb, cell"),
+    "a sign": (lines("07_stress", "controls_table", lambda x: x.insert(-1, x.pop().replace("-", "+"))), "07_stress"),
+    "a unit": (output("02_baselines", "baseline_table", "(SD", "(%"), "02_baselines.ipynb, cell"),
+    "a heading of a table": (output("03_frontier", "members_table", "Explained", "True"), "03_frontier.ipynb, cell"),
+    "a name in a table": (output("03_frontier", "members_table", "topk", "gated"), "03_frontier.ipynb, cell"),
+    "a row removed": (lines("06_selection", "candidates_table", lambda x: x.pop(2)), "06_selection.ipynb, cell"),
+    "a row doubled": (lines("06_selection", "candidates_table", lambda x: x.insert(3, x[2])), "06_selection.ipynb"),
+    "rows swapped": (lines("06_selection", "candidates_table", lambda x: x.insert(2, x.pop(3))), "06_selection.ipynb"),
+    "a threshold": (output("08_gate", "gates_table(record", " 0.1 ", " 0.5 "), "08_gate.ipynb, cell"),
+    "a verdict": (output("08_gate", "verdict_sentence", "Not releasable", "Releasable"), "'**Releasable"),
+    "a verdict of one gate": (output("08_gate", "gates_table(record", "**FAIL**", "pass"), "08_gate.ipynb, cell"),
+    "a verdict in the report alone": (output("09_report", "verdict_sentence", "**Not r", "**R"), "09_report.ipynb"),
+    "a caveat removed": (output("09_report", "stories_sentence", "cannot", "can"), "09_report.ipynb, cell"),
+    "a sentence added to a table": (lines("08_gate", "gates_table(record", lambda x: x.append("So it is good.")),
+                                    "'So it is good.' but must be '(nothing)'"),
+    "another true text of the run": (in_notebook("03_frontier", another_true_text), "03_frontier.ipynb, cell"),
+    "plain text beside Markdown": (cell("08_gate", "verdict_sentence", lambda one: one.outputs[0].data.update(
+        {"text/plain": "Releasable"})), "'Releasable' but must be '<IPython"),
+    "an output removed": (cell("08_gate", "verdict_sentence", lambda one: one.outputs.clear()), "kinds of outputs"),
+    "an output added": (shows("verdict_sentence", markdown("All gates pass.")), "kinds of outputs"),
+    "HTML": (shows("verdict_sentence", new_output("display_data", {"text/html": "<b>0.99</b>"})), "kinds of outputs"),
+    "a drawing": (shows("verdict_sentence", new_output("display_data", {"image/svg+xml": "<svg/>"})), "kinds of"),
+    "a printed line": (shows("verdict_sentence", new_output("stream", text="All pass.\n")), "kinds of outputs"),
+    "an error that speaks": (shows("verdict_sentence", new_output("error", ename="Releasable", evalue="", traceback=[])),
+                             "kinds of outputs"),
+    "the plain text of a widget": (shows("verdict_sentence", new_output("display_data", {
+        "application/vnd.jupyter.widget-view+json": {}, "text/plain": "All gates pass"})), "kinds of outputs"),
+    "a computing cell that shows something": (cell("03_frontier", "train_bank(bank, gaussian", lambda one:
+        one.outputs.append(markdown("All seeds agree."))), "kinds of outputs of 03_frontier.ipynb, cell"),
+    "an output of the injected cell": (injected(lambda one: one.outputs.append(markdown("All pass."))), "kinds of"),
+    "an output of prose": (cell("08_gate", "## Verdict", lambda one: one.update(outputs=[markdown("All pass.")])),
+                           "08_gate.ipynb"),
+    "a figure that is no picture": (picture(lambda _: b"none"), "figure of 07_stress.ipynb, cell"),
+    "a figure in the notebook alone": (picture(lambda _: figures.stability([]).png()), "figure of 07_stress.ipynb"),
+    "another figure of the run": (another_figure, "figures/controls.png is 'another picture'"),
+    "a figure of better numbers": (better_figure, "figures/controls.png is 'another picture'"),
+    "prose edited": (source("08_gate", "Every requirement", "No requirement"), "08_gate.ipynb, cell 0"),
+    "prose added": (added(3, new_markdown_cell("All gates pass.")), "number of cells of 08_gate.ipynb"),
+    "prose removed": (removed("08_gate", "## What could be wrong"), "number of cells of 08_gate.ipynb"),
+    "a raw cell": (added(3, new_raw_cell("<b>All gates pass.</b>")), "number of cells of 08_gate.ipynb"),
+    "prose turned into a raw cell": (cell("08_gate", "## Verdict", lambda one: one.update(cell_type="raw")), "08_gate"),
+    "an attachment": (cell("08_gate", "## Verdict", lambda one: one.update(attachments={"a.png": {"image/png": "AA=="}})),
+                      "attachments of 08_gate.ipynb"),
+    "a verdict cell removed": (removed("08_gate", "verdict_sentence"), "number of cells of 08_gate.ipynb"),
+    "a comment added to code": (source("08_gate", "record = step.write", "# All pass.\nrecord = step.write"), "All pass."),
+    "a caption edited": (source("07_stress", "fig-cap: \"Delta", "fig-cap: \"No delta"), "No delta"),
+    "a cell hidden by a tag": (cell("08_gate", "verdict_sentence", lambda one: one.metadata.update(
+        tags=["remove-output"])), "metadata of 08_gate.ipynb, cell"),
+    "a cell hidden by its metadata": (cell("08_gate", "verdict_sentence", lambda one: one.metadata.update(
+        jupyter={"outputs_hidden": True})), "metadata of 08_gate.ipynb, cell"),
+    "a title in the metadata": (in_notebook("08_gate", lambda notebook: notebook.metadata.update(title="Releasable")),
+                                "metadata of 08_gate.ipynb is ['title']"),
+    "an injected cell of Markdown": (in_notebook("08_gate", injected_as_markdown), "This SAE is releasable"),
+    "the injected cell turned into Markdown": (injected(lambda one: one.update(cell_type="markdown")), "08_gate.ipynb"),
+    "a comment in the injected cell": (injected(lambda one: one.update(source=f"# All pass.\n{one.source}")), "All pass."),
+    "a second injected cell": (added(3, new_code_cell("gates = {}", metadata={"tags": ["injected-parameters"]})),
+                               "number of cells of 08_gate.ipynb"),
+    "no injected cell": (in_notebook("08_gate", lambda notebook: notebook.cells.remove(next(
+        c for c in notebook.cells if "injected-parameters" in c.metadata.tags))), "number of cells of 08_gate.ipynb"),
+    "an injected parameter": (injected(lambda one: one.update(source=one.source.replace("0.1", "0.5", 1))), "08_gate"),
+    "the injected run": (injected(lambda one: one.update(source=one.source.replace("run_2", "run_1", 1))), "08_gate"),
+    "no notebook": (in_notebook("08_gate", lambda notebook: notebook.clear()), "08_gate.ipynb"),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# What a forger does to published files
+# ---------------------------------------------------------------------------------------------
+
+
+def published(name: str, change: Change) -> Plant:
+    """Change a published JSON file."""
 
     def plant(run: Run) -> None:
         content = read_json(run.path / name)
@@ -175,416 +251,368 @@ def published(name: str, change: Callable[[Any], object]) -> Plant:
     return plant
 
 
-def swap_winner(data: dict[str, Any]) -> None:
-    first, second = data["tables"]["candidates"]
-    first["selected"], second["selected"] = second["selected"], first["selected"]
-
-
-def remove_seed(data: dict[str, Any]) -> None:
-    """The last seed of the last condition, everywhere in the record."""
-    gone = data["tables"]["members"].pop()
-    named = {"condition": gone["condition"], "seed": gone["seed"]}
-    data["tables"]["probes"] = [p for p in data["tables"]["probes"] if {key: p[key] for key in named} != named]
-    next(group for group in data["tables"]["groups"] if group["condition"] == gone["condition"])["n_seeds"] -= 1
-
-
-def add_seed(data: dict[str, Any]) -> None:
-    """A seed that does as well as the last one, everywhere in the record."""
-    last = data["tables"]["members"][-1]
-    data["tables"]["members"].append(last | {"seed": 3})
-    ours = [p for p in data["tables"]["probes"] if (p["condition"], p["seed"]) == (last["condition"], last["seed"])]
-    data["tables"]["probes"] += [probe | {"seed": 3} for probe in ours]
-    data["tables"]["groups"][-1]["n_seeds"] += 1
-
-
-def rename(data: dict[str, Any]) -> None:
-    """A condition under another's name, in every table of the record."""
-    names = {"topk": "standard", "standard": "topk"}
-    for rows in data["tables"].values():
-        for row in rows:
-            column = "of" if "of" in row else "condition"
-            row[column] = names[row[column]]
-
-
-def widen(data: dict[str, Any]) -> None:
-    row = data["tables"]["groups"][0]
-    row["pwmcc_low"] -= 0.15  # and the upper end stays
-
-
-def of_another_run(data: dict[str, Any]) -> None:
-    """A record that agrees with itself, of SAEs that reconstruct better than those that were selected from."""
-    for row in data["tables"]["members"]:
-        row["explained_variance"] += 0.01
-
-
-def other_weights(data: dict[str, Any]) -> None:
-    """The key of one SAE beside the numbers of another."""
-    first, second = data["tables"]["members"][:2]
-    first["key"] = second["key"]
-
-
-def passing_transcoder(data: dict[str, Any]) -> None:
-    data["tables"]["controls"][2] |= {"delta": 0.1, "delta_low": 0.0, "delta_high": 0.2}
-
-
-def judged_again(run: Run) -> None:
-    """Gates and verdict that follow from the records as they are now."""
-    policy = decisions.policy_of(records_of(run).__getitem__)
-
-    def change(data: dict[str, Any]) -> None:
-        data["tables"]["gates"] = [row.model_dump() for row in policy.gates]
-        data["summary"] |= {"pass_all": policy.pass_all, "verdict": policy.verdict}
-
-    rewrite(run, "gate", change)
-
-
-def less_alike(control: str, by: float = 0.2, *, pairs: bool = False) -> Plant:
-    """A control moved with its delta and its bounds, the gate that then passes, and at will the pairs below it."""
-
-    def change(data: dict[str, Any]) -> None:
-        row = next(row for row in data["tables"]["controls"] if row["control"] == control)
-        sign = -1 if control == "transcoder" else 1
-        row["control_value"] -= by
-        for column in ("delta", "delta_low", "delta_high"):
-            row[column] += sign * by
-        for pair in data["tables"]["pairs"]:
-            pair["pwmcc"] -= by if pairs and pair["of"] == control else 0
+def text(name: str, old: str, new: str) -> Plant:
+    """Replace a text in a published file."""
 
     def plant(run: Run) -> None:
-        rewrite(run, "stress", change)
-        judged_again(run)
+        before = (run.path / name).read_text(encoding="utf-8")
+        assert old in before
+        (run.path / name).write_text(before.replace(old, new, 1), encoding="utf-8")
+        forge_hashes(run)
 
     return plant
 
 
-def more_alike(data: dict[str, Any]) -> None:
-    """The PW-MCC of a group that was not selected, with its interval and what is corrected by its null."""
-    row = data["tables"]["groups"][1]
-    for column in ("pwmcc", "pwmcc_low", "pwmcc_high"):
-        row[column] += 0.1
-    row["pwmcc_corrected"] = (row["pwmcc"] - row["null_gaussian"]) / (1 - row["null_gaussian"])
-
-
-def without_pair(of: str) -> Callable[[dict[str, Any]], None]:
-    def change(data: dict[str, Any]) -> None:
-        data["tables"]["pairs"].remove(next(pair for pair in data["tables"]["pairs"] if pair["of"] == of))
-
-    return change
-
-
-def again(data: dict[str, Any]) -> None:
-    """A pair that is there twice."""
-    data["tables"]["pairs"].append(data["tables"]["pairs"][0])
-
-
-def never_published(run: Run) -> None:
-    """The gate's file, from the folder and from all that names it."""
-    (run.path / "release_policy.json").unlink()
-    path = run.path / "records" / "gate.json"
-    data = read_json(path)
-    del data["published"]["release_policy.json"]
-    write_json(path, data)
-    entry = run.journal["gate"]
-    run.note_step("gate", entry | {"files": {n: h for n, h in entry["files"].items() if n != "release_policy.json"}})
+def another_table(run: Run) -> None:
+    rows = run.record("gate").table("gates")
+    (run.path / "candidate_table.csv").write_text(tables.csv_table(rows), encoding="utf-8")
     forge_hashes(run)
 
 
-def other_figure(run: Run) -> None:
-    """The saved figure and the embedded one are of other numbers, and agree with each other."""
-    rows = [
-        row.model_copy(update={"delta": 0.5, "delta_low": 0.4, "delta_high": 0.6})
-        for row in records_of(run)["stress"].table("controls")
-    ]
-    figure = figures.controls(rows)
-    figure.savefig(run.path / "figures" / "controls.png", format="png", dpi=150, metadata={"Software": None})
-    picture(lambda _: figure._repr_png_())(run)
+def new_file(name: str, like: str) -> Plant:
+    """Add a file to the run, as if the gate had written it."""
+
+    def plant(run: Run) -> None:
+        shutil.copy(run.path / like, run.path / name)
+        forge_hashes(run)
+
+    return plant
 
 
-def another_saved(run: Run) -> None:
-    """One figure of the run under the name of the other."""
-    shutil.copy(run.path / "figures" / "frontier.png", run.path / "figures" / "controls.png")
-    forge_hashes(run)
+def without_file(name: str) -> Plant:
+    """Remove a file from the run and from everything that names it."""
+
+    def plant(run: Run) -> None:
+        (run.path / name).unlink()
+        forge_hashes(run)
+
+    return plant
 
 
-def extra_figure(run: Run) -> None:
-    shutil.copy(run.path / "figures" / "frontier.png", run.path / "figures" / "better.png")
-    forge_hashes(run)
+FILES: dict[str, tuple[Plant, str]] = {
+    "selected_candidate.json": (published("selected_candidate.json", lambda data: data["selected"].update(seed=7)),
+                                "selected_candidate.json is"),
+    "pareto_front.json": (published("pareto_front.json", lambda data: data["groups"].pop()), "pareto_front.json is"),
+    "selection_summary.json": (published("selection_summary.json", lambda data: data.update(reason="It is best.")),
+                               "It is best."),
+    "release_policy.json": (published("release_policy.json", lambda data: data.update(pass_all=True)), "\"pass_all\""),
+    "an unknown key of release_policy.json": (published("release_policy.json", lambda data: data.update(audited=True)),
+                                              "release_policy.json is"),
+    "results.json": (published("results.json", lambda data: data["gate"]["gates"][0].update(verdict="pass")),
+                     "results.json is"),
+    "release_policy.md": (text("release_policy.md", "Not releasable", "Releasable"), "release_policy.md is 'Releasable"),
+    "candidate_table.csv": (text("candidate_table.csv", "topk", "gated"), "candidate_table.csv is"),
+    "another table as candidate_table.csv": (another_table, "candidate_table.csv is"),
+    "an unknown file": (new_file("summary.md", "release_policy.md"), "files of step gate is"),
+    "an unknown figure": (new_file("figures/better.png", "figures/ood.png"), "files of step gate is"),
+    "an unknown notebook": (new_file("notebooks/10_more.ipynb", "notebooks/09_report.ipynb"), "notebooks of step gate is 2"),
+    "an unknown record": (new_file("records/more.json", "records/gate.json"), "no record of step 'more'"),
+    "no release_policy.json": (without_file("release_policy.json"), "files of step gate is"),
+    "no results.json": (without_file("results.json"), "well-known files that are missing"),
+    "no figure": (without_file("figures/ood.png"), "files of step stress is"),
+    "no notebook": (without_file("notebooks/08_gate.ipynb"), "notebooks of step gate is 0"),
+    "no record": (without_file("records/gate.json"), "records/gate.json"),
+}  # fmt: skip
 
 
-def extra_notebook(run: Run) -> None:
-    shutil.copy(run.path / "notebooks" / "03_frontier.ipynb", run.path / "notebooks" / "04_more.ipynb")
-    forge_hashes(run)
+# ---------------------------------------------------------------------------------------------
+# What a forger does to records and parameters, with all that follows from them
+# ---------------------------------------------------------------------------------------------
 
 
-def edited_csv(run: Run) -> None:
-    path = run.path / "candidate_table.csv"
-    path.write_text(path.read_text().replace("topk", "gated", 1))
-    forge_hashes(run)
+def record(step: str, change: Change) -> Plant:
+    return lambda run: rewrite(run, step, change)
 
 
-def edited_parameters(run: Run) -> None:
-    """A threshold in the parameters of run and record, with gates that follow from it, but not in the notebook."""
-    parameters = read_json(run.path / "parameters.json")
-    parameters["gates"]["max_ood_drop"] = 0.2
-    write_json(run.path / "parameters.json", parameters)
+def value(step: str, table: str, number: int = 0, **columns: Any) -> Plant:
+    """Change values of one row of a table."""
 
     def change(data: dict[str, Any]) -> None:
-        data["parameters"]["gates"]["max_ood_drop"] = 0.2
-        for row in data["tables"]["gates"]:
-            row["threshold"] = 0.2 if row["gate"] == "ood" else row["threshold"]
+        row = data["tables"][table][number]
+        assert all(row[name] != new for name, new in columns.items())
+        row.update(columns)
 
-    rewrite(run, "gate", change)
+    return record(step, change)
 
 
-def turn_everything(data: dict[str, Any]) -> None:
-    """Every gate passes, and the summary says so."""
+def row_of(data: dict[str, Any], table: str, **columns: Any) -> dict[str, Any]:
+    """The first row of a record's table that has these values."""
+    return next(row for row in data["tables"][table] if all(row[name] == value for name, value in columns.items()))
+
+
+def without(step: str, table: str, number: int = 0) -> Plant:
+    return record(step, lambda data: data["tables"][table].pop(number))
+
+
+def twice(step: str, table: str) -> Plant:
+    return record(step, lambda data: data["tables"][table].append(data["tables"][table][0]))
+
+
+def swapped_conditions(data: dict[str, Any]) -> None:
+    """Two conditions under each other's names, in every table."""
+    names = {"topk": "standard", "standard": "topk"}
+    for row in [row for rows in data["tables"].values() for row in rows]:
+        column = "of" if "of" in row else "condition"
+        row[column] = names.get(row[column], row[column])
+
+
+def of_one_seed(data: dict[str, Any], seed: int, change: Callable[[list[Any], list[Any]], None]) -> None:
+    """Change each table of the frontier by its rows of one seed of the first condition."""
+    for rows in data["tables"].values():
+        own = [row for row in rows if seed in (row.get("seed"), row.get("seed_a"), row.get("seed_b"))]
+        change(rows, [row for row in own if row.get("of", row.get("condition")) == "topk"])
+
+
+def without_a_seed(run: Run) -> None:
+    """The last seed of a condition, with every number that follows."""
+
+    def drop(rows: list[Any], own: list[Any]) -> None:
+        rows[:] = [row for row in rows if row not in own]
+
+    rewrite(run, "frontier", lambda data: of_one_seed(data, 2, drop))
+    derive_again(run)
+
+
+def with_a_seed(run: Run) -> None:
+    """A fourth seed that does as the third, with every number that follows."""
+
+    def add(rows: list[Any], own: list[Any]) -> None:
+        for row in own:
+            seeds = {name: 3 for name, value in row.items() if name in ("seed", "seed_b") and value == 2}
+            rows.append(row | seeds | ({"weights_sha256": "3" * 64} if "key" in row else {}))
+        rows.extend([own[-1] | {"seed_a": 2, "seed_b": 3}] if "of" in own[0] else [])
+
+    rewrite(run, "frontier", lambda data: of_one_seed(data, 2, add))
+    derive_again(run)
+
+
+def one_weights_file(data: dict[str, Any]) -> None:
+    for row in data["tables"]["members"][:3]:
+        row["weights_sha256"] = "0" * 64
+
+
+def less_random(run: Run) -> None:
+    """Random decoders that agree less, with the control and the gate that then follow."""
+
+    def change(data: dict[str, Any]) -> None:
+        for row in data["tables"]["pairs"]:
+            row["pwmcc"] -= 0.1 if row["of"] == "random_decoder" else 0
+
+    rewrite(run, "stress", change)
+    derive_again(run)
+
+
+def decided(data: dict[str, Any]) -> None:
+    """All gates pass, in the gate's record and all that shows it."""
     for row in data["tables"]["gates"]:
         row["verdict"] = "pass"
     data["summary"] |= {"pass_all": True, "verdict": "Releasable: all 7 required gates pass."}
 
 
-def earlier(data: dict[str, Any]) -> None:
-    data["finished_utc"] = "2020-01-01T00:00:00+00:00"
+def another_winner(data: dict[str, Any]) -> None:
+    first, second = data["tables"]["candidates"][:2]
+    first["selected"], second["selected"] = second["selected"], first["selected"]
+    chosen = {name: second[name] for name in ("condition", "architecture", "source")}
+    data["summary"]["selected"] |= chosen | {"seed": second["representative_seed"]}
 
 
-PLANTED: dict[str, Plant] = {
-    # what an executed notebook shows
-    "a digit of a table": output("03_frontier", "groups_table", swapped("0.600", "0.700")),
-    "a digit of a table made from several": output("03_frontier", "external_table", swapped("+0.0", "+0.1")),
-    "a digit of a sentence": output("03_frontier", "matched_sentence", swapped("6 of 6", "9 of 9")),
-    "a count in a sentence": output("03_frontier", "trained_sentence", swapped("2 conditions", "4 conditions")),
-    "a name in a sentence": output("07_stress", "candidate_sentence", swapped("topk", "gated")),
-    "a verdict in bold": output("08_gate", "verdict_sentence", swapped("Not releasable", "Releasable")),
-    "a verdict of one gate": output("08_gate", "gates_table", swapped("**FAIL**", "pass")),
-    "a verdict in the report alone": output("09_report", "verdict_sentence", swapped("**Not r", "**R")),
-    "a threshold that is shown": output("08_gate", "gates_table", swapped(" 0.1 |", " 0.5 |")),
-    "a unit in a heading": output("03_frontier", "members_table", swapped("(SD of null)", "(%)")),
-    "a condition in a table": output("03_frontier", "members_table", swapped("topk", "gated")),
-    "a removed line": output("06_selection", "candidates_table", in_lines(lambda lines: lines.pop())),
-    "a doubled line": output("03_frontier", "members_table", in_lines(lambda lines: lines.append(lines[-1]))),
-    "an added line": output("03_frontier", "members_table", lambda text: f"{text}\n| gated | 0 | 0.99 |"),
-    "lines in another order": output("06_selection", "candidates_table", in_lines(lambda x: x.insert(2, x.pop()))),
-    "a winner under another rule": output("06_selection", "sensitivity_table", swapped("frontier/topk", "n/a")),
-    "a sentence added to a table": output("08_gate", "gates_table", lambda text: f"{text}\n\nSo it is good."),
-    "a caveat deleted": output("09_report", "stories_sentence", swapped("**cannot be compared with", "match")),
-    "a claim of another cell": output(
-        "08_gate", "gates_table", lambda _: "CE-Bench scores on offline stories **cannot be compared with published "
-        "ones**: other stories, other number.",
-    ),
-    "a table that is said to be empty": output("07_stress", "ood_table", lambda _: "No shifted set was probed."),
-    "a sentence that is left out": output("07_stress", "ood_sentence", lambda _: ""),
-    "a sentence without a record": showing("text/markdown", "PW-MCC is **0.99**."),
-    "a page of HTML": showing("text/html", "<b>PW-MCC is 0.99</b>"),
-    "a drawing": showing("image/svg+xml", "<svg/>"),
-    "a printed line": added(new_code_cell("x", outputs=[new_output("stream", name="stdout", text="PW-MCC 0.99\n")])),
-    "plain text": showing("text/plain", "'PW-MCC is 0.99'"),
-    "a progress bar that claims": added(
-        new_code_cell("x", outputs=[new_output("display_data", {"application/vnd.jupyter.widget-view+json": {},
-                                                                "text/plain": "PW-MCC 0.99: 1%|#| 1/9 [0]"})])
-    ),
-    "plain text beside Markdown": beside("**Releasable**"),
-    "an output removed": cleared("08_gate", "verdict_sentence"),
-    "an output of the injected parameters": in_notebook(
-        "08_gate", lambda notebook: cell_of(notebook, "# Parameters").outputs.append(
-            new_output("display_data", {"text/markdown": "PW-MCC is **0.99**."})
-        ),
-    ),
-    "a figure before the true one": in_notebook("07_stress", another_first),
-    "a figure removed": cleared("07_stress", "figures.controls"),
-    "a changed cell of prose": source("08_gate", "The threshold is 0.5.", "The threshold is 0.4."),
-    "an added cell of prose": added(new_markdown_cell("PW-MCC is 0.99.")),
-    "a raw cell": added(nbformat.v4.new_raw_cell("<b>PW-MCC is 0.99</b>")),
-    "an injected parameter": source("08_gate", "'max_ood_drop': 0.1", "'max_ood_drop': 0.5"),
-    "an injected run": source("08_gate", "run_20", "run_19"),
-    "no injected parameters": without_claim("08_gate", "# Parameters"),
-    # figures
-    "an embedded figure": picture(lambda _: figures.stability([])._repr_png_()),
-    "an embedded figure that is none": picture(lambda _: b"none"),
-    "a figure drawn from other numbers": other_figure,
-    "a figure under another's name": another_saved,
-    "a figure that no notebook shows": extra_figure,
-    # records, with all that follows from them by mere copying
-    "a record of another run": record("frontier", of_another_run),
-    "a removed seed": record("frontier", remove_seed),
-    "an added seed": record("frontier", add_seed),
-    "conditions that change names": record("frontier", rename),
-    "a widened interval": record("frontier", widen),
-    "a narrowed interval over tasks": value("stress", "controls", "tasks_high", 0.0501, row=3),
-    "a hash of weights": value("frontier", "members", "weights_sha256", "0" * 64),
-    "a key of other weights": record("frontier", other_weights),
-    "a raw AUC for one condition": value("frontier", "probes", "llm_auc", 0.65),
-    "a threshold": value("gate", "gates", "threshold", 0.5, row=3),
-    "a threshold in all parameters": edited_parameters,
-    "a turned verdict": value("gate", "gates", "verdict", "pass", row=2),
-    "all verdicts turned": record("gate", turn_everything),
-    "a gate that is not required": value("gate", "gates", "required", False, row=2),
-    "a winner swapped": record("selection", swap_winner),
-    "another seed represents": record("selection", lambda data: data["summary"]["selected"].update(seed=2)),
-    "a random model that agrees less": less_alike("random_model"),
-    "a transcoder that agrees more": less_alike("transcoder", -0.2),
-    "random decoders that agree less": less_alike("random_decoder", 0.1),
-    "random decoders that agree less in their pairs": less_alike("random_decoder", 0.1, pairs=True),
-    "a group whose seeds agree more": record("frontier", more_alike),
-    "a pair left out": record("frontier", without_pair("standard")),
-    "a pair of a control left out": record("stress", without_pair("transcoder")),
-    "a pair twice": record("stress", again),
-    **{f"{key} of the selection left out": record("selection", lambda data, key=key: data["summary"].pop(key))
-       for key in ("dropped", "pooled", "counts")},
-    "a control left out": record("stress", lambda data: data["tables"]["controls"].pop(2)),
-    "a control that passes": record("stress", passing_transcoder),
-    "a note that excuses": value("gate", "gates", "note", "accepted as it is", row=2),
-    "counts of texts": value("activations", "sources", "rows", 4000),
-    "a record older than its inputs": record("gate", earlier),
-    # published files
-    "selected_candidate.json": published("selected_candidate.json", lambda data: data["selected"].update(seed=7)),
-    "pareto_front.json": published("pareto_front.json", lambda data: data["groups"][0].update(joint_score=2.0)),
-    "selection_summary.json": published("selection_summary.json", lambda data: data.update(reason="It is best.")),
-    "release_policy.json": published("release_policy.json", lambda data: data.update(pass_all=True)),
-    "results.json": published("results.json", lambda data: data["gate"]["gates"][2].update(verdict="pass")),
-    "candidate_table.csv": edited_csv,
-    "release_policy.json never published": never_published,
-    "a notebook of no step": extra_notebook,
+def parameters(section: str, **change: Any) -> Plant:
+    """Change a section of the parameters after the fact, in the run and in every record, and decide everything again."""
+
+    def plant(run: Run) -> None:
+        asked = read_json(run.path / "parameters.json")
+        asked[section] = asked[section] | change if isinstance(asked[section], dict) else change["to"]
+        write_json(run.path / "parameters.json", asked)
+        for step in run.journal:
+            path = run.path / "records" / f"{step}.json"
+            data = read_json(path)
+            data["parameters"] |= {section: asked[section]} if section in data["parameters"] else {}
+            write_json(path, data)
+        show_again(run)
+
+    return plant
+
+
+def earlier_hash(data: dict[str, Any]) -> None:
+    data["earlier"] = dict.fromkeys(data["earlier"], "0" * 64)
+
+
+def only_hashes(step: str, change: Change) -> Plant:
+    """Change a record and nothing that follows from it but hashes."""
+
+    def plant(run: Run) -> None:
+        path = run.path / "records" / f"{step}.json"
+        data = read_json(path)
+        change(data)
+        write_json(path, data)
+        forge_hashes(run)
+
+    return plant
+
+
+def impossible(step: str, table: str, **columns: Any) -> Plant:
+    """A value that no row can have, so that nothing can be shown that follows from it."""
+    return only_hashes(step, lambda data: data["tables"][table][0].update(columns))
+
+
+def environment_of(step: str, **change: Any) -> Plant:
+    return record(step, lambda data: data["environment"].update(change))
+
+
+def other_library(run: Run) -> None:
+    """Another library than that of the stated commit, in all records and in the journal."""
+
+    def change(environment: dict[str, Any]) -> dict[str, Any]:
+        return environment | {"code": environment["code"] | {"library_sha256": "0" * 64}}
+
+    for step in run.journal:
+        path = run.path / "records" / f"{step}.json"
+        data = read_json(path)
+        write_json(path, data | {"environment": change(data["environment"])})
+    run._write_journal(attempts=[change(attempt) for attempt in run.attempts])
+    show_again(run)
+
+
+def other_key(run: Run) -> None:
+    run.note_step("gate", run.journal["gate"] | {"key": "0" * 64})
+    run.write_manifest(**{name: value for name, value in run.manifest().items() if name != "sha256"})
+
+
+def in_manifest(**change: Any) -> Plant:
+    return lambda run: forge_hashes(run, **change)
+
+
+def began_later(run: Run) -> None:
+    """A run whose name says that it began after it ended."""
+    run.path = run.path.rename(run.path.with_name("run_29991231T235959Z"))
+    show_again(run)
+
+
+BETTER = {"value": 0.2, "bound": 0.1, "verdict": "pass"}
+RECORDS: dict[str, tuple[Plant, str]] = {
+    # derived columns
+    "a mean AUC": (value("frontier", "members", saebench_auc=0.9), "saebench_auc of frontier/members topk 0"),
+    "a SAEBench delta": (value("frontier", "members", saebench_delta=0.3), "saebench_delta of frontier/members topk 0"),
+    "a CE-Bench delta": (value("frontier", "members", cebench_delta=0.3), "cebench_delta of frontier/members topk 0"),
+    "a ceiling": (value("frontier", "members", cebench_ceiling=9.0), "cebench_ceiling of frontier/members topk 0"),
+    "a matched L0": (value("frontier", "members", l0=4.0), "l0_matched of frontier/members topk 0"),
+    "a delta of a probe": (value("frontier", "probes", delta=0.3), "delta of frontier/probes topk 0"),
+    "a weaker raw activation": (value("frontier", "probes", llm_auc=0.5, delta=0.1), "llm_auc of frontier/probes topk"),
+    "a PW-MCC": (value("frontier", "groups", pwmcc=0.46), "pwmcc of frontier/groups topk"),
+    "a bound of a PW-MCC": (value("frontier", "groups", pwmcc_low=0.44), "pwmcc_low of frontier/groups topk"),
+    "a corrected PW-MCC": (value("frontier", "groups", pwmcc_corrected=0.2), "pwmcc_corrected of frontier/groups topk"),
+    "a bound over data sets": (value("frontier", "groups", sets_low=0.1), "sets_low of frontier/groups topk"),
+    "a pair of a condition": (value("frontier", "pairs", pwmcc=0.47), "pwmcc of frontier/groups topk"),
+    "rows of a bank": (value("activations", "banks", rows=9), "rows of activations/banks training"),
+    "rows of a source": (value("activations", "sources", rows=9), "rows of activations/banks training"),
+    "a control's value": (value("stress", "controls", control_value=0.2), "control_value of stress/controls"),
+    "a control's delta": (value("stress", "controls", delta=0.3), "delta of stress/controls random_model"),
+    "a control's bound": (value("stress", "controls", delta_low=0.01), "delta_low of stress/controls random_model"),
+    "a control of other weights": (value("stress", "controls", candidate_sha256="0" * 64), "candidate_sha256 of stress"),
+    "a shift over tasks": (value("stress", "controls", -1, tasks_high=0.05), "tasks_high of stress/controls ood"),
+    "a shift of a task": (value("stress", "ood", drop=-0.5), "drop of stress/ood"),
+    "a task of other weights": (value("stress", "ood", weights_sha256="0" * 64), "weights_sha256 of stress/ood"),
+    "a control's SAE of another width": (value("stress", "control_saes", d_sae=128), "d_sae of stress/control_saes"),
+    "a score of the width study's ceiling": (value("baselines", "contrastive", ceiling=9.0), "ceiling of baselines/"),
+    # decisions
+    "all gates pass": (record("gate", decided), "record gate.summary.pass_all is True"),
+    "a gate that passes": (value("gate", "gates", **BETTER), "record gate.tables.gates.0.verdict is 'pass'"),
+    "a threshold of a gate": (value("gate", "gates", 3, threshold=0.5), "record gate.tables.gates.3.threshold is 0.5"),
+    "a gate that is not required": (value("gate", "gates", required=False), "record gate.tables.gates.0.required"),
+    "a gate left out": (without("gate", "gates"), "record gate.tables.gates is"),
+    "an outcome against an earlier cycle": (value("gate", "criteria", outcome="met"), "record gate.tables.criteria.0"),
+    "another winner": (record("selection", another_winner), "record selection.summary.selected.condition"),
+    "another representative": (record("selection", lambda data: data["summary"]["selected"].update(seed=0)),
+                               "record selection.summary.selected.seed is 0"),
+    "a candidate's bound": (value("selection", "candidates", saebench_delta_low=0.1), "record selection.tables"),
+    "a candidate left out": (without("selection", "candidates", 3), "record selection.tables.candidates is"),
+    "a selection probability": (value("selection", "candidates", selection_probability=1.0), "selection_probability"),
+    "a reason": (record("selection", lambda data: data["summary"].update(reason="It is best.")), "It is best."),
+    "a caveat left out": (without("selection", "caveats"), "record selection.tables.caveats is"),
+    "an imported decision that is reproduced": (value("selection", "replays", values=999), "replays.0.values is 999"),
+    # which rows there are
+    "a seed left out": (without_a_seed, "SAEs of frontier is"),
+    "a seed added": (with_a_seed, "SAEs of frontier is"),
+    "an SAE left out": (without("frontier", "members"), "SAEs of frontier is"),
+    "an SAE twice": (twice("frontier", "members"), "SAEs of frontier is"),
+    "a group left out": (without("frontier", "groups", 1), "conditions of groups is"),
+    "a pair left out": (without("frontier", "pairs", -1), "pairs of frontier is"),
+    "a probe left out": (without("frontier", "probes"), "probes of frontier is"),
+    "a baseline left out": (without("baselines", "members"), "SAEs of baselines is"),
+    "a control left out": (without("stress", "control_saes"), "SAEs of controls is"),
+    "a task left out": (without("stress", "ood"), "tasks of the OOD control is"),
+    "conditions swapped": (record("frontier", swapped_conditions), "SAEs of frontier is"),
+    "an architecture": (value("frontier", "members", architecture="gated"), "SAEs of frontier is"),
+    "three seeds of one weights file": (record("frontier", one_weights_file), "weights of several SAEs of frontier is"),
+    # numbers that are seeded
+    "the random null": (value("frontier", "groups", null_random=0.3), "null_random of topk is 0.3"),
+    "the pairs of random decoders": (less_random, "PW-MCC of the random decoders of seeds 0 and 1 is"),
+    # values that cannot be
+    "an AUC above 1": (impossible("frontier", "probes", test_auc=1.2), "test_auc"),
+    "an explained variance above 1": (impossible("frontier", "members", explained_variance=1.2), "explained_variance"),
+    "an L0 above the width": (impossible("frontier", "members", l0=65.0), "l0 = 65.0 is impossible"),
+    "a CE-Bench score above its ceiling": (impossible("frontier", "members", cebench_interpretability=9.0), "the ceiling"),
+    "a PW-MCC above its maximum": (impossible("frontier", "groups", pwmcc=0.99), "the mean of the maxima"),
+    "a k that is not that of the latents": (impossible("frontier", "probes", best_k=1), "5 latents are listed"),
+    "a share above 1": (impossible("frontier", "members", dead_fraction=1.5), "dead_fraction"),
+    "more story pairs than asked for": (record("activations", lambda data: data["summary"].update(story_pairs=640)),
+                                        "story pairs are at most max_rows"),
+    # free text and unknown keys
+    "a note of a measured row": (value("frontier", "members", note="best in class"), "note of frontier/members topk 0"),
+    "a note of a gate": (value("gate", "gates", note="accepted as it is"), "record gate.tables.gates.0.note"),
+    "an unknown column": (only_hashes("frontier", lambda data: data["tables"]["members"][0].update(good=True)), "'good'"),
+    "an unknown key of a record": (only_hashes("frontier", lambda data: data.update(verdict="good")), "'verdict'"),
+    "an unknown single value": (record("frontier", lambda data: data["summary"].update(pass_all=True)),
+                                "single values of record frontier"),
+    "an unknown single value of the report": (record("report", lambda data: data["summary"].update(audited=True)),
+                                              "record report.summary.audited is True"),
+    "an unknown table": (record("frontier", lambda data: data["tables"].update(gates=[])), "tables of record frontier"),
+    "the summary of the manifest": (in_manifest(summary="All gates pass."), "manifest: summary is"),
+    "an unknown key of the manifest": (in_manifest(audited="All gates pass."), "keys of the manifest"),
+    "the verdict of the manifest": (in_manifest(verdict="Releasable."), "manifest: verdict is 'Releasable.'"),
+    # parameters after the fact
+    "a threshold of the parameters": (parameters("gates", max_ood_drop=0.5), "section gates, against params/smoke.yaml"),
+    "a gate that is made optional": (parameters("gates", required=["ood"]), "section gates, against params/smoke.yaml"),
+    "a model renamed": (parameters("model", name="pythia-70m"), "section model, against params/smoke.yaml"),
+    "a seed dropped": (parameters("seeds", to=[0, 1]), "section seeds, against params/smoke.yaml"),
+    "parameters of one record": (record("gate", lambda data: data["parameters"]["gates"].update(max_ood_drop=0.5)),
+                                 "record gate: section gates is"),
+    "an override that was not used": (in_manifest(overrides=["gates.max_ood_drop=0.5"]), "section gates, against"),
+    # where and when
+    "another device for one record": (environment_of("frontier", device="cuda (H200)"), "devices"),
+    "another device for a decision": (environment_of("gate", device="cuda (H200)"), "device of record gate"),
+    "another version of Python for one record": (environment_of("frontier", python="3.99"), "environment of record"),
+    "another library for one record": (environment_of("gate", code={"library_sha256": "0" * 64, "git_commit": None}),
+                                       "environment of record gate"),
+    "a library that is not the commit's": (other_library, "library_sha256 of the library of commit"),
+    "a step key that does not follow": (other_key, "journal: key of step gate"),
+    "an end before the beginning": (began_later, "was finished after the run began"),
+    "a record older than what it read": (only_hashes("gate", lambda data: data.update(
+        finished_utc="2020-01-01T00:00:00+00:00")), "record gate was finished after"),
+    "a manifest older than its records": (only_hashes("gate", lambda data: data.update(
+        finished_utc="2999-01-01T00:00:00+00:00")), "manifest: finished_utc"),
+    # earlier runs
+    "hashes of earlier records": (only_hashes("selection", earlier_hash), "read another record imported/cycle3/"),
+    "earlier records left out": (only_hashes("gate", lambda data: data["earlier"].clear()), "record gate.earlier"),
 }  # fmt: skip
 
+PLANTED = {
+    f"{where}: {name}": case
+    for where, cases in {"shown": SHOWN, "published": FILES, "recorded": RECORDS}.items()
+    for name, case in cases.items()
+}
 
-@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED.keys())
-def test_a_falsification_is_found_though_all_hashes_agree(run: Run, plant: Plant) -> None:
+
+@pytest.mark.parametrize(("plant", "said"), PLANTED.values(), ids=PLANTED.keys())
+def test_a_falsification_is_found_though_all_hashes_agree(run: Run, plant: Plant, said: str) -> None:
     plant(run)
-    problems = problems_of(run)
-    assert problems
-    assert not any("manifest.json" in problem or "SHA-256 of" in problem for problem in problems)
+    problems = audit_run(run).problems
+    assert any(said in problem for problem in problems), problems
+    assert not any("was changed after" in problem or "another SHA-256" in problem for problem in problems)
 
 
-def test_nothing_is_found_where_nothing_was_planted(run: Run) -> None:
-    assert problems_of(run) == []
-    forge_hashes(run)
-    assert problems_of(run) == []
+def test_nothing_is_found_where_nothing_was_falsified(run: Run) -> None:
+    assert audit_run(run).problems == []
+    derive_again(run)
     rewrite(run, "frontier", lambda data: None)
-    assert problems_of(run) == []
-
-
-def test_pairs_moved_with_all_that_follows_are_found_through_the_weights(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And only through them: a machine without the weights counts what it cannot check."""
-    less_alike("transcoder", -0.2, pairs=True)(run)
-    gates = {row.gate: row.verdict for row in records_of(run)["gate"].table("gates")}
-    assert gates["transcoder"] == "pass"
-    problems = problems_of(run)
-    assert len(problems) == 3
-    assert all(problem.startswith("pwmcc of stress/pairs transcoder") for problem in problems)
-    monkeypatch.setenv("HUSAI_CACHE", str(run.path / "nowhere"))
-    audit = audit_run(run, notebooks_of(run))
-    assert audit.problems == []
-    assert audit.not_here >= 3
-
-
-def test_a_forged_control_lies_where_its_pairs_would_put_it_by_hand(run: Run) -> None:
-    """The forger's rows are right but for the pairs: the same jackknife with the control moved by 0.2."""
-    less_alike("transcoder", -0.2)(run)
-    row = next(row for row in records_of(run)["stress"].table("controls") if row.control == "transcoder")
-    moved = pwmcc_difference(pairs_of("transcoder") + 0.2, pairs_of("topk"))
-    assert (row.delta, row.delta_low, row.delta_high) == pytest.approx((moved.mean, moved.low, moved.high))
-    found = {problem.partition(" is ")[0] for problem in problems_of(run)}
-    assert found == {f"{column} of stress/controls transcoder"
-                     for column in ("control_value", "delta", "delta_low", "delta_high")}  # fmt: skip
-
-
-def test_a_claim_without_a_record_is_told_beside_the_nearest_one(run: Run) -> None:
-    PLANTED["a digit of a sentence"](run)
-    [problem] = problems_of(run)
-    assert problem.endswith(
-        "is '9 of 9 SAEs have an L0 within 10 % of the target k.' but must be "
-        "'6 of 6 SAEs have an L0 within 10 % of the target k.'"
-    )
-
-
-def test_a_notebook_with_other_code_is_counted_as_not_checked_and_may_lack_what_others_show(run: Run) -> None:
-    without_claim("07_stress", "ood_sentence")(run)
-    audit = audit_run(run, notebooks_of(run))
-    random_decoders = 3
-    assert (audit.problems, audit.not_checked) == ([], 1 + random_decoders)
-
-
-# The site
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def edited_page(run: Run, pages: Path) -> None:
-    edit(pages / "index.html", "Not releasable", "Releasable")
-
-
-def edited_page_and_hashes(run: Run, pages: Path) -> None:
-    edited_page(run, pages)
-    about = read_json(pages / site.ABOUT)
-    write_json(pages / site.ABOUT, about | {"pages": site._hashes(pages)})
-
-
-def removed_page(run: Run, pages: Path) -> None:
-    next(pages.rglob("07_stress.html")).unlink()
-
-
-def added_page(run: Run, pages: Path) -> None:
-    shutil.copy(pages / "index.html", pages / "more.html")
-
-
-def edited_copy_of_a_record(run: Run, pages: Path) -> None:
-    edit(next(pages.rglob("gate.json")), '"pass_all": false', '"pass_all": true')
-
-
-def newer_record(run: Run, pages: Path) -> None:
-    rewrite(run, "frontier", lambda data: None)  # the same numbers, written later
-    edit(run.path / "manifest.json", '"finished_utc": "2', '"finished_utc": "3')
-
-
-def newer_run(run: Run, pages: Path) -> None:
-    shutil.copytree(run.path, run.path.with_name("run_30000101T000000Z"))
-
-
-def removed_run(run: Run, pages: Path) -> None:
-    newer_run(run, pages)
-    shutil.rmtree(run.path)
-
-
-def rewritten_renderer(run: Run, pages: Path) -> None:
-    edited_page_and_hashes(run, pages)
-    write_json(pages / site.ABOUT, read_json(pages / site.ABOUT) | {"renderer": "quarto"})
-
-
-def no_account(run: Run, pages: Path) -> None:
-    (pages / site.ABOUT).unlink()
-
-
-def another_account(run: Run, pages: Path) -> None:
-    write_json(pages / site.ABOUT, [])
-
-
-ON_SITE = (edited_page, edited_page_and_hashes, removed_page, added_page, edited_copy_of_a_record, newer_record,
-           newer_run, removed_run, rewritten_renderer, no_account, another_account)  # fmt: skip
-
-
-@pytest.mark.parametrize("plant", ON_SITE, ids=lambda plant: plant.__name__)
-def test_a_site_that_is_not_of_its_records_is_found(run: Run, plant: Callable[[Run, Path], None]) -> None:
-    evidence = run.path.parent.parent
-    pages = evidence.parent / "site"
-    clean = site.check_site(pages, evidence)
-    assert (clean.problems, clean.not_checked) == ([], 0)
-    plant(run, pages)
-    assert site.check_site(pages, evidence).problems
-
-
-def test_an_index_that_was_edited_is_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    evidence = run.path.parent.parent
-    monkeypatch.setattr(site, "REPOSITORY", evidence.parent)
-    site.render(evidence, evidence.parent / "site")
-    assert site.check_index(evidence).problems == []
-    edit(evidence.parent / "index.md", "**Not releasable**", "**Releasable**")
-    [problem] = site.check_index(evidence).problems
-    assert "index.md" in problem
-    assert "Releasable" in problem
-    assert site.check_index(evidence / "smoke").checked == 0
+    assert audit_run(run).problems == []

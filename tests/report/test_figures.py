@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
-from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 from synthetic_rows import (
@@ -22,13 +21,14 @@ from synthetic_rows import (
 )  # fmt: skip
 
 from husai_lib.report import figures
+from husai_lib.report.figures import ReportFigure
 
 
-def external(rows: list[Any]) -> Figure:
+def external(rows: list[Any]) -> ReportFigure:
     return figures.external(rows, groups())
 
 
-ALL: list[tuple[Callable[[Any], Figure], list[Any]]] = [
+ALL: list[tuple[Callable[[Any], ReportFigure], list[Any]]] = [
     (figures.frontier, members()),
     (figures.stability, groups()),
     (external, members()),
@@ -40,37 +40,36 @@ ALL: list[tuple[Callable[[Any], Figure], list[Any]]] = [
 EACH = pytest.mark.parametrize(("draw", "rows"), ALL, ids=[draw.__name__ for draw, _ in ALL])
 
 
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=60, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def points(figure: Figure, panel: int = 0) -> np.ndarray:
+def points(figure: ReportFigure, panel: int = 0) -> np.ndarray:
     """All scattered points of a panel."""
     scattered = [found for found in figure.axes[panel].collections if isinstance(found, PathCollection)]
     return np.concatenate([np.asarray(found.get_offsets()) for found in scattered])
 
 
 @EACH
-def test_the_same_rows_give_the_same_bytes(draw: Callable[[Any], Figure], rows: list[Any]) -> None:
-    assert png(draw(rows)) == png(draw(rows))
+def test_the_same_rows_give_the_same_bytes(draw: Callable[[Any], ReportFigure], rows: list[Any]) -> None:
+    assert draw(rows).png() == draw(rows).png()
 
 
 @EACH
-def test_every_axis_is_labelled(draw: Callable[[Any], Figure], rows: list[Any]) -> None:
+def test_every_axis_is_labelled(draw: Callable[[Any], ReportFigure], rows: list[Any]) -> None:
     first, *others = draw(rows).axes
     assert all(axes.get_xlabel() for axes in (first, *others))
     assert first.get_ylabel() or all(label.get_text() for label in first.get_yticklabels())
 
 
 @EACH
-def test_no_rows_still_make_a_figure(draw: Callable[[Any], Figure], rows: list[Any]) -> None:
-    assert Image.open(io.BytesIO(png(draw([])))).size[0] > 100
+def test_no_rows_still_make_a_figure(draw: Callable[[Any], ReportFigure], rows: list[Any]) -> None:
+    assert Image.open(io.BytesIO(draw([]).png())).size[0] > 100
 
 
-def test_a_notebook_shows_a_figure_as_png() -> None:
-    assert Image.open(io.BytesIO(figures.frontier(members())._repr_png_())).format == "PNG"
+def test_a_figure_is_drawn_once_and_shown_and_saved_as_the_same_png(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure, drawn = figures.frontier(members()), []
+    savefig = figure.savefig
+    monkeypatch.setattr(figure, "savefig", lambda *args, **options: (drawn.append(args), savefig(*args, **options)))
+    assert figure.png() is figure._repr_png_()
+    assert len(drawn) == 1
+    assert Image.open(io.BytesIO(figure.png())).format == "PNG"
 
 
 def test_conditions_differ_in_colour_and_in_marker_alike_in_every_figure() -> None:
@@ -135,7 +134,7 @@ def test_the_l0_axis_is_logarithmic_only_for_a_wide_range(l0: float, scale: str)
 
 def test_a_logarithmic_axis_has_a_few_plain_numbers() -> None:
     figure = figures.frontier([member(), member(l0=700.0)])
-    png(figure)  # ticks are made when it is drawn
+    figure.png()  # ticks are made when it is drawn
     low, high = figure.axes[0].get_xlim()
     shown = [label for label in figure.axes[0].get_xticklabels() if low < label.get_position()[0] < high]
     assert [label.get_text() for label in shown] == ["10", "30", "100", "300"]
@@ -180,8 +179,8 @@ def test_ood_shows_deltas_not_raw_aucs() -> None:
 def test_names_from_outside_are_drawn_literally_and_cut() -> None:
     labels = [label.get_text() for label in figures.ood(ood_rows()).axes[0].get_yticklabels()]
     assert labels == ["87_glue_cola", ATTACK[:35] + "…"]
-    png(figures.ood([row.model_copy(update={"task": "$\\nocommand{$"}) for row in ood_rows()]))
-    png(figures.frontier([member("$\\nocommand{$")]))
+    figures.ood([row.model_copy(update={"task": "$\\nocommand{$"}) for row in ood_rows()]).png()
+    figures.frontier([member("$\\nocommand{$")]).png()
 
 
 def test_the_widths_figure_has_a_line_for_each_k_of_each_origin_in_every_form() -> None:
@@ -215,7 +214,7 @@ def test_plain_scores_stand_beside_their_ceiling_and_the_earlier_baseline_calibr
 
 def test_the_widths_are_plain_numbers_and_the_only_ticks() -> None:
     figure = figures.widths(width_rows())
-    png(figure)
+    figure.png()
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["64", "256", "1,024"]
 
 

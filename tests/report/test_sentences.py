@@ -39,10 +39,10 @@ def test_a_verdict_with_a_name_from_outside_stays_text() -> None:
 def test_the_selection_sentence_names_the_choice_or_its_absence() -> None:
     assert sentences.selection_sentence(candidates()) == (
         "Selected: **topk** (3 seeds), with lower 95 % bounds of -0.048 on the SAEBench delta and +0.065 SD on the "
-        "CE-Bench delta. Groups seen: 4; dropped before ranking: 1."
+        "CE-Bench delta. Groups considered: 4; dropped before ranking: 1."
     )
     nothing = sentences.selection_sentence([candidate(selected=False, joint_score=None)])
-    assert nothing == "**Nothing was selected.** Groups seen: 1; dropped before ranking: 1."
+    assert nothing == "**Nothing was selected.** Groups considered: 1; dropped before ranking: 1."
 
 
 def test_the_matching_sentence_names_conditions_that_are_off() -> None:
@@ -57,26 +57,26 @@ def test_stability_is_judged_by_the_bound_not_the_estimate() -> None:
 
 
 def test_the_unreachable_sentence_names_the_narrowest_width_that_can_reach_the_earlier_baseline() -> None:
-    said = sentences.unreachable_sentence(1024)
+    sentence = sentences.unreachable_sentence(1024)
     # 2300 / sqrt(2301) = 47.948 < 47.95 < 47.958 = 2301 / sqrt(2302)
-    assert "no SAE of fewer than **2,302** latents" in said
-    assert "At this cycle's width of 1,024 latents the ceiling is **32.0**; at 32,768 latents it is 181.0." in said
+    assert "no SAE of fewer than **2,302** latents" in sentence
+    assert "At this cycle's width of 1,024 latents the ceiling is **32.0**; at 32,768 latents it is 181.0." in sentence
 
 
 def test_the_width_sentences_compare_random_saes_over_widths_and_ks_and_trained_ones_with_the_widest() -> None:
     assert sentences.width_sentences(width_rows()) == (
-        "**Nothing was learned** by the random SAEs. Widened from 64 to 1,024 latents at k = 32, they go from 2.0 as "
-        "published (2.5 as released) to 32.0 as published (40.0 as released); at 1,024 latents and k = 128 it is 8.0 "
-        "as published (10.0 as released). The best *trained* SAE here, of 256 latents and k = 32, has 8.0 as published "
-        "(10.0 as released): as published less than the widest random one. **Calibrated**, random SAEs score +3.2 to "
-        "+12.8 and trained ones +5.2 to +14.8, and a trained SAE is above the random one of its width and k in 4 of 4 "
-        "cases."
+        "The random SAEs have **learned nothing**. From 64 to 1,024 latents at k = 32 their score goes from 2.0 "
+        "as published (2.5 as released) to 32.0 as published (40.0 as released); at 1,024 latents and k = 128 it is "
+        "8.0 as published (10.0 as released). The best *trained* SAE here, of 256 latents and k = 32, scores 8.0 as "
+        "published (10.0 as released): as published, less than the widest random SAE. **Calibrated**, random SAEs "
+        "score +3.2 to +12.8 and trained ones +5.2 to +14.8; a trained SAE is above the random SAE of its width and k "
+        "in 4 of 4 cases."
     )
 
 
 def test_the_width_sentences_say_when_a_trained_sae_scores_more_and_leave_out_what_has_no_calibrated_score() -> None:
     random, trained = width_row("random", 64, 8, calibrated=3.0), width_row("trained", 64, 8, interpretability=9.0)
-    assert "as published more than the widest random one" in sentences.width_sentences([random, trained])
+    assert "as published, more than the widest random SAE" in sentences.width_sentences([random, trained])
     assert "in 0 of 1 cases" in sentences.width_sentences([random, trained.model_copy(update={"calibrated": 2.0})])
     none = sentences.width_sentences([random, trained.model_copy(update={"calibrated": None})])
     assert "random SAEs score +3.0 to +3.0 and trained ones n/a" in none
@@ -104,9 +104,9 @@ def test_the_winner_is_explained_term_by_term_beside_the_next_on_the_front() -> 
 
 
 def test_a_dominated_group_that_decides_by_stretching_the_scale_is_named() -> None:
-    assert sentences.scaling_sentence({}).startswith("No dominated group decides")
-    said = sentences.scaling_sentence({"frontier/far": "frontier/a"})
-    assert said.endswith("stretch the 0 to 1 scale: without frontier/far, frontier/a would win.")
+    assert sentences.scaling_sentence({}).startswith("No dominated group affects the choice")
+    sentence = sentences.scaling_sentence({"frontier/far": "frontier/a"})
+    assert sentence.endswith("scale of the others: without frontier/far, frontier/a would win.")
 
 
 def replay(**changes: object) -> ReplayRow:
@@ -119,10 +119,10 @@ def test_a_decision_counts_as_reproduced_only_if_all_its_numbers_are() -> None:
     assert sentences.replays_sentence(rows) == (
         "1 of 3 imported decisions are **reproduced by their own rules**, in all 173 of their numbers and names."
     )
-    assert "was taken again" in sentences.replays_sentence([])
+    assert "none was recomputed" in sentences.replays_sentence([])
 
 
-def test_what_is_left_of_an_imported_decision_is_what_the_last_rule_leaves() -> None:
+def test_today_an_imported_decision_is_what_the_last_rule_gives() -> None:
     def row(rule: str, winner: str | None, decision: str = "a/b") -> RuleChangeRow:
         return RuleChangeRow(
             decision=decision, rule=rule, over="o", winner=winner, representative_seed=3, eligible_groups=1
@@ -131,8 +131,8 @@ def test_what_is_left_of_an_imported_decision_is_what_the_last_rule_leaves() -> 
     rows = [row("then", "topk"), row("t", "relu"), row("t", "x"), row("last", None), row("last", None)]
     rows += [row("then", None, "c"), row("last", "x", "c")]
     assert sentences.rule_changes_sentence(rows).splitlines() == [
-        "- a/b chose **topk**, seed 3. All of today's rules together leave **nobody**.",
-        "- c chose nobody. All of today's rules together leave **x**.",
+        "- a/b selected **topk**, seed 3. Today's rules together select **nothing**.",
+        "- c selected nothing. Today's rules together select **x**.",
     ]
 
 
@@ -145,10 +145,10 @@ def test_each_required_gate_is_a_question_with_its_number() -> None:
         gate("external", required=False),
     ]  # fmt: skip
     random, transcoder, ood, cebench, saebench = sentences.gate_sentences(rows).splitlines()
-    assert random.endswith("Yes: +0.113, and +0.060 at the worse end of its interval; it must exceed 0.")
+    assert random.endswith("Yes: +0.113, and +0.060 at the worse end of its interval; it must be &gt; 0.")
     assert "**No**: -0.023, and -0.080 at the worse end" in transcoder
-    assert transcoder.endswith("it must be at least 0.")
-    assert ood.endswith("it must be at most 0.1.")
+    assert transcoder.endswith("it must be ≥ 0.")
+    assert ood.endswith("it must be ≤ 0.1.")
     assert cebench.endswith("**Not shown** (missing): the control was not run.")
     assert saebench.endswith("**No**: +0.200; too few seeds.")
 
@@ -164,7 +164,7 @@ def test_the_model_sentence_says_what_is_read_where() -> None:
     assert "every text without BOS" in sentences.model_sentence(MODEL | {"prepend_bos": False}, READ)
 
 
-def test_counts_of_texts_and_of_trained_saes_are_told() -> None:
+def test_counts_of_texts_and_of_trained_saes_are_given() -> None:
     assert sentences.disjoint_sentence(12507) == (
         "The training data sets hold 12,507 distinct texts, and none of them occurs in any other role."
     )
@@ -178,28 +178,28 @@ def test_the_candidate_under_stress_is_named_with_its_seeds_or_its_absence() -> 
 
 def test_the_representative_is_named_by_seed_and_weights_or_its_absence() -> None:
     chosen = {"seed": 2, "condition": "topk", "weights_sha256": "59e95e036b4b" + "0" * 52}
-    said = sentences.representative_sentence(chosen)
-    assert said == "The representative is seed 2 of `topk`, weights `59e95e036b4b`."
+    sentence = sentences.representative_sentence(chosen)
+    assert sentence == "The representative is seed 2 of `topk`, weights `59e95e036b4b`."
     assert "no group is eligible" in sentences.representative_sentence(None)
 
 
 def test_what_was_measured_on_and_what_the_stories_allow() -> None:
     texts = {"probing": ["a", "b"], "stories": "offline"}
-    said = "Model `pythia-70m`, hook `blocks.3.hook_resid_post`, 2 probing data sets, 64 pairs of "
+    sentence = "Model `pythia-70m`, hook `blocks.3.hook_resid_post`, 2 probing data sets, 64 pairs of "
     own = sentences.measured_on_sentence(MODEL, READ, texts, 64)
-    assert own == said + "the offline stories of this project."
+    assert own == sentence + "the offline stories of this project."
     other = sentences.measured_on_sentence(MODEL, READ, texts | {"stories": "GulkoA/contrastive-stories-v4"}, 64)
-    assert other == said + "GulkoA/contrastive-stories-v4."
+    assert other == sentence + "GulkoA/contrastive-stories-v4."
     assert "**cannot be compared with published ones**" in sentences.stories_sentence("offline")
-    assert sentences.stories_sentence("other") == "CE-Bench was run on the named set of stories."
+    assert sentences.stories_sentence("other") == "CE-Bench was run on the set of stories named above."
     assert sentences.results_sentence([1, 2]).startswith("`results.json` holds the tables of 2 records")
 
 
-def test_what_was_not_measured_on_the_same_is_said_in_bold() -> None:
-    assert sentences.pooled_sentence({}).startswith("All of them were measured on the same: model, hook")
-    said = sentences.pooled_sentence({"data sets": ["a", "b"], "hook": ["c", "d", "e"]})
-    assert said.startswith("**They were not measured on the same things**")
-    assert said.endswith("data sets (2 different), hook (3 different).")
+def test_candidates_measured_on_different_things_are_named_in_bold() -> None:
+    assert sentences.pooled_sentence({}).startswith("All candidates were measured on the same model, hook")
+    sentence = sentences.pooled_sentence({"data sets": ["a", "b"], "hook": ["c", "d", "e"]})
+    assert sentence.startswith("**They were not measured on the same things**")
+    assert sentence.endswith("data sets (2 different), hook (3 different).")
 
 
 def test_what_comes_from_a_mapping_has_one_order_as_records_are_read_back_sorted() -> None:

@@ -39,7 +39,7 @@ def column(table: str, heading: str) -> list[str]:
     return [line[first.index(heading)] for line in rest]
 
 
-def test_a_table_is_a_pipe_table_with_numbers_to_the_right() -> None:
+def test_a_table_is_a_pipe_table_with_numbers_aligned_right() -> None:
     rows = [{"name": "a", "value": 1.25}, {"name": "bb", "value": -10.0}]
     table = tables.markdown_table(rows, {"Name": "{name}", "Value (nats)": "{value:+.1f}"})
     assert table.splitlines() == [
@@ -78,7 +78,7 @@ def test_without_notes_there_is_no_note_column() -> None:
 
 def test_an_l0_off_its_target_says_not_matched() -> None:
     table = tables.members_table([member(l0=8.04), member(l0=21.5, l0_matched=False)])
-    assert column(table, "L0 of target k") == ["8.0 of 8", "21.5 of 8 (not matched)"]
+    assert column(table, "L0 (target k)") == ["8.0 (8)", "21.5 (8), not matched"]
 
 
 def test_the_width_is_shown_where_it_differs() -> None:
@@ -95,17 +95,17 @@ def test_the_frontier_has_a_line_for_each_condition_with_mean_and_range_over_its
     ]
     # (0.70 + 0.82 + 0.73) / 3 = 0.75; (8 + 8.6 + 7.7) / 3 = 8.1; (0 + 12.5 + 2.5) / 3 = 5
     assert cells(tables.frontier_table(rows)) == [
-        ["Condition", "Seeds", "Explained variance (range over seeds)", "L0 (range) of target k", "L0 within 10 %",
+        ["Condition", "Seeds", "Explained variance (range over seeds)", "L0 (range)", "Target k", "L0 within 10 % of k",
          "Dead latents (range)"],
-        ["topk", "3", "0.750 (0.700 to 0.820)", "8.1 (7.7 to 8.6) of 8", "yes", "5.0% (0.0% to 12.5%)"],
-        ["standard", "1", "0.900", "12.0 of 8", "no", "25.0%"],
+        ["topk", "3", "0.750 (0.700 to 0.820)", "8.1 (7.7 to 8.6)", "8", "yes", "5.0% (0.0% to 12.5%)"],
+        ["standard", "1", "0.900", "12.0", "8", "no", "25.0%"],
     ]  # fmt: skip
 
 
 def test_a_condition_of_which_some_seeds_are_matched_says_how_many() -> None:
     off = {"l0": 9.9, "l0_matched": False}
     table = tables.frontier_table([member(), member(seed=1, **off), member(seed=2), member("other", **off)])
-    assert column(table, "L0 within 10 %") == ["2 of 3 seeds", "no"]
+    assert column(table, "L0 within 10 % of k") == ["2 of 3 seeds", "no"]
 
 
 def test_the_frontier_shows_the_width_where_it_differs_and_names_as_text() -> None:
@@ -135,7 +135,7 @@ def test_a_group_shows_its_interval_beside_both_nulls() -> None:
     assert (column(table, "Random null"), column(table, "Gaussian null")) == (["0.290"], ["0.400"])
 
 
-def test_candidates_say_what_became_of_them() -> None:
+def test_candidates_show_their_standing() -> None:
     dropped = "dropped: L0 is more than 10 % off the target k"
     standing = ["selected", "on the Pareto front", "behind the front", dropped]
     assert column(tables.candidates_table(candidates()), "Standing") == standing
@@ -185,5 +185,5 @@ def test_an_empty_table_says_so() -> None:
 def test_the_contrastive_table_shows_every_form_beside_the_ceiling() -> None:
     lines = cells(tables.contrastive_table([width_row("random", 1024, 128, calibrated=None, l0=125.25)]))
     assert lines[1] == [
-        "random", "1,024", "125.2 of 128", "8.00", "2.00 / 3.00", "8.00 / 10.00", "32.0", "1.00 / n/a",
+        "random", "1,024", "125.2 (128)", "8.00", "2.00 / 3.00", "8.00 / 10.00", "32.0", "1.00 / n/a",
     ]  # fmt: skip

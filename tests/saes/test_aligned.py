@@ -16,7 +16,8 @@ from husai_lib.params.conditions import Condition
 from husai_lib.params.hyperparameters import ARCHITECTURES
 from husai_lib.params.sections import check
 from husai_lib.saes.architectures import new_sae
-from husai_lib.saes.stack import Data, Stack
+from husai_lib.saes.data import Data
+from husai_lib.saes.stack import Stack
 from husai_lib.saes.trained import Member
 from husai_lib.saes.training import train_bank
 
@@ -46,7 +47,7 @@ def inner_products(sae: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", SAME_SPACE)
-def test_an_aligned_sae_is_exported_aligned_and_has_learnt(architecture: str) -> None:
+def test_an_aligned_sae_is_exported_aligned_and_has_learned(architecture: str) -> None:
     data = rows(architecture)
     of = condition(architecture)
     [early] = train_bank([Member(of.model_copy(update={"training_samples": 256}), 0)], data)

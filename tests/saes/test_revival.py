@@ -1,4 +1,4 @@
-"""A dead latent is brought back by the loss that is there for it, whatever the architecture."""
+"""The revival loss revives dead latents in every architecture."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dense_saes import decode, encode, largest
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from small_saes import bank, cache, trained
 from stand_ins import smoke_data
@@ -27,7 +28,8 @@ from husai_lib.params.cycle import CycleParams
 from husai_lib.params.sections import check
 from husai_lib.saes.architectures import TrainableSae, new_sae
 from husai_lib.saes.architectures.base import TrainState
-from husai_lib.saes.stack import Data, Stack
+from husai_lib.saes.data import Data
+from husai_lib.saes.stack import Stack
 from husai_lib.saes.trained import Member, load_sae
 from husai_lib.saes.training import train_bank
 
@@ -93,11 +95,6 @@ def state(dead: int = 0) -> TrainState:
 
 
 # --- loss and gradients against the formula, written densely -----------------------------------
-
-
-def largest(scores: Tensor, k: int) -> Tensor:
-    """Those among the k largest of their row."""
-    return scores >= scores.topk(k, dim=1).values[:, -1:]
 
 
 def revival(sae: TrainableSae, pre: Tensor, rows: Tensor, error: Tensor, dead: Tensor | None) -> Tensor:
@@ -229,7 +226,7 @@ def test_the_sparse_route_gives_what_the_dense_one_gives(case: str) -> None:
         loss = sae.loss(x, target_of(sae, x), now)
         found[sparse] = loss, gradients(sae, loss.total)
     assert torch.equal(found[True][0].firing, found[False][0].firing)
-    assert torch.equal(found[True][0].firing, (sae.encode(x) > 0).sum(0))
+    assert torch.equal(found[True][0].firing, (encode(sae, x) > 0).sum(0))
     close(found[True][0].total, found[False][0].total, 1e-5)
     for name, gradient in found[False][1].items():
         close(found[True][1][name], gradient, 1e-5)
@@ -261,11 +258,11 @@ def test_the_exported_sae_does_with_raw_activations_what_training_did_with_scale
     raw, scale_in, scale_out = 40 * batch(sae), 0.02, 0.02 if sae.same_space else 0.07
     exported = sae.export(scale_in, scale_out, metadata={"hook_name": "blocks.0.hook_resid_post"})
     with torch.no_grad():
-        latents = sae.encode(raw * scale_in)
-        output = sae.decode(latents)
+        latents = encode(sae, raw * scale_in)
+        output = decode(sae, latents)
         if not sae.same_space:
             output = output + raw * scale_in @ sae.get_parameter("W_skip").T
-        close(exported.encode(raw), latents * sae.W_dec.norm(dim=1) / scale_out, 1e-5)
+        close(exported.encode(raw), latents / scale_out, 1e-5)
         close(exported(raw), output / scale_out, 1e-5)
     torch.testing.assert_close(exported.W_dec.norm(dim=1), torch.ones(D_SAE))
     exported.save_model(tmp_path)
@@ -323,7 +320,7 @@ def test_one_expert_is_plain_topk() -> None:
     )
     x = normal(N, D, seed=1)
     close(routed.loss(x, x, state(9)).total, plain.loss(x, x, state(9)).total, 1e-6)
-    assert torch.equal(routed.encode(x), plain.encode(x))
+    close(routed.export(1.0, 1.0, {}).encode(x), plain.export(1.0, 1.0, {}).encode(x), 1e-6)
 
 
 def test_a_row_has_latents_of_one_block_and_below_k_of_them_where_the_mask_comes_last() -> None:

@@ -21,7 +21,8 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.stack import Data, Stack
+from husai_lib.saes.data import Data
+from husai_lib.saes.stack import Stack
 from husai_lib.saes.trained import Member
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 D_SAE, K, BATCH, STEPS = 256, 16, 128, 50
 PLANNED = 70  # the step size falls over the last fifth of these, which is not reached
 WARM_UP = 35
-DEAD_AFTER = 7  # a tenth of the steps planned; looked at every 8 steps, and a latent has been unfired 8 times by then
+DEAD_AFTER = 7  # a tenth of the steps planned, checked every 8 steps: by then a latent has not fired 8 times
 RATE = 1e-3
 
 OURS: dict[str, dict[str, float]] = {

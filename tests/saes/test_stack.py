@@ -1,4 +1,4 @@
-"""A stack is trained as its members alone are, goes on where it was killed, and ends at the L0 that was asked for."""
+"""A stack is trained as its members alone are, resumes where it was killed, and ends at the requested L0."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from husai_lib.params.conditions import Condition
 from husai_lib.params.hyperparameters import ARCHITECTURES
 from husai_lib.saes import stack, training
 from husai_lib.saes.architectures.base import Loss
-from husai_lib.saes.stack import Data, Stack, stacks_of
+from husai_lib.saes.data import Data
+from husai_lib.saes.stack import Stack, stacks_of
 from husai_lib.saes.trained import Member
 from husai_lib.saes.training import train_bank
 
@@ -86,7 +87,7 @@ def killed_at(step: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("architecture", SAES)
 @pytest.mark.parametrize("at", [1, 33])  # in the first and in a later epoch; the step size falls from step 32 on
-def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_weights(
+def test_a_killed_training_resumes_from_its_checkpoint_to_the_same_weights(
     rows: Bank, tmp_path: Path, architecture: str, at: int
 ) -> None:
     member, data = Member(condition(architecture, match_l0="k"), 3), Data.of(rows)
@@ -99,7 +100,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_weights(
     assert resumed.done == 40
 
 
-def test_a_stack_of_several_members_goes_on_from_its_checkpoint(rows: Bank, tmp_path: Path) -> None:
+def test_a_stack_of_several_members_resumes_from_its_checkpoint(rows: Bank, tmp_path: Path) -> None:
     members, data = [Member(condition("batchtopk"), seed) for seed in (0, 1)], Data.of(rows)
     whole = [weights(sae) for sae in Stack(members, data, "cpu").train()]
     with killed_at(17):
@@ -108,7 +109,7 @@ def test_a_stack_of_several_members_goes_on_from_its_checkpoint(rows: Bank, tmp_
         assert_same(weights(sae), expected)
 
 
-def test_a_resumed_training_does_only_the_steps_that_are_left(
+def test_a_resumed_training_does_only_the_remaining_steps(
     rows: Bank, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     member = Member(condition(), 0)
@@ -131,14 +132,14 @@ def test_a_resumed_training_does_only_the_steps_that_are_left(
     assert train_bank([member], rows)[0].weights_sha256 == resumed.weights_sha256
 
 
-def test_a_damaged_checkpoint_is_left_aside(rows: Bank, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_ignored(rows: Bank, tmp_path: Path) -> None:
     path, member, data = tmp_path / "checkpoint", Member(condition(), 0), Data.of(rows)
     path.write_bytes(b"half a fi")
     [again] = Stack([member], data, "cpu").train(path)
     assert_same(weights(again), weights(Stack([member], data, "cpu").train()[0]))
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told_in_a_sentence(rows: Bank, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_reported_in_one_sentence(rows: Bank, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     one = Stack([Member(condition(), 0)], Data.of(rows), "cpu")
     one.step(*next(one.batches()))
@@ -163,7 +164,7 @@ def test_a_process_killed_in_the_middle_of_a_bank_leaves_it_to_the_next_to_finis
     script.write_text(
         textwrap.dedent(f"""
         import sys
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
         from test_stack import *
         stack.CHECKPOINT_SECONDS = 0.01
         data = bank_of(sparse_rows(FEATURES, 2048, active=3, seed=1))
@@ -196,11 +197,11 @@ def test_a_process_killed_in_the_middle_of_a_bank_leaves_it_to_the_next_to_finis
 
 @pytest.fixture
 def device_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU with 40 MB free, as far as dealing to stacks is concerned."""
+    """A GPU with 40 MB free, as far as the sizes of stacks are concerned."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40_000_000, 80_000_000))
 
 
-def test_members_are_dealt_to_stacks_of_one_shape_as_large_as_memory_holds(device_memory: None) -> None:
+def test_stacks_hold_members_of_one_shape_as_many_as_memory_holds(device_memory: None) -> None:
     alike = [Member(condition("standard", learning_rate=rate, hyperparameters={"l1_coefficient": l1}), seed)
              for rate, l1, seed in [(1e-3, 1.0, 0), (3e-3, 2.0, 0), (1e-3, 1.0, 1)]]  # fmt: skip
     wide = [Member(condition("standard", d_sae=128), 0), Member(condition("standard", d_sae=128), 1)]
@@ -288,7 +289,7 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights(rows: Bank,
 
 
 def test_tf32_is_refused_where_there_is_none(rows: Bank) -> None:
-    with pytest.raises(ParameterError, match="precision = 'tf32' is a GPU's; use float32"):
+    with pytest.raises(ParameterError, match="precision = 'tf32' needs a GPU; use float32"):
         Stack([Member(condition(precision="tf32"), 0)], Data.of(rows), "cpu")
 
 

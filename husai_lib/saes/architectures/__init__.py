@@ -1,7 +1,7 @@
 """SAE architectures: one file each here, one line each in `husai_lib.params.hyperparameters.ARCHITECTURES`.
 
-A file defines one subclass of `TrainableSae`, which knows how to compute its training loss and how to
-become a SAELens SAE. Everything after training uses that SAELens SAE and its own encoder.
+A file defines one subclass of `TrainableSae`, with its training loss and its export as a SAELens SAE. Everything after
+training uses that SAELens SAE and its own encoder.
 """
 
 from __future__ import annotations

@@ -1,35 +1,36 @@
-"""What all architectures share: parameters and their start, latents, dead latents, export to SAELens.
+"""What all architectures share: parameters and their initial values, latents, dead latents, export to SAELens.
 
-A formula here is that of one member and works in two ways: on a CPU with sparse latents, one member at a time,
-and dense under `torch.func.vmap` for a stack of members. So it never looks at a tensor's values to decide.
+Every formula is that of one member and runs in two ways: on a CPU with sparse latents, one member at a time, and dense
+under `torch.func.vmap` for a stack of members. So it never branches on a tensor's values.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from sae_lens.registry import SAE_CLASS_REGISTRY
+from sae_lens.registry import get_sae_class, register_sae_class
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.architectures.latents import Latents, PreActivations, Selection
-from husai_lib.saes.architectures.sparse import SCORED_TOGETHER, pre_activations_at
+from husai_lib.saes.architectures.latents import Latents, sparse_pre_activations
+from husai_lib.saes.architectures.selection import SCORED_TOGETHER, Selection
 
 
 class TrainState(NamedTuple):
-    """Where training stands, as a loss may need it."""
+    """The state of training that a loss may depend on."""
 
     step: int
     steps: int
     dead: Tensor | None
-    """`[d_sae]` bool: latents that did not fire for a while; None where no latent of the stack is dead."""
+    """`[d_sae]` bool: latents that have not fired for a while; None if no latent of the stack is dead."""
     noise: Tensor | None = None
-    """`[n, d_in]` standard normal, where the architecture asks for it by `wants_noise`."""
+    """`[n, d_in]` standard normal, if the architecture sets `wants_noise`."""
 
     def warm_up(self, fraction: Tensor) -> Tensor:
         """0 to 1, linearly over the first `fraction` of the steps (SAELens' coefficient schedule)."""
@@ -37,31 +38,31 @@ class TrainState(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What a batch of rows gives."""
+    """The results of one batch of rows."""
 
     total: Tensor
-    """`[]`: what is minimised."""
+    """`[]`: the value to minimise."""
     firing: Tensor
     """`[d_sae]`: in how many rows each latent fired."""
     buffers: dict[str, Tensor]
-    """New values of buffers that follow the data, such as a running threshold."""
+    """New values of buffers that are estimated from the data, such as a running threshold."""
 
 
 class TrainableSae(nn.Module, ABC):
-    """An SAE in training. `W_enc` is kept as `[d_sae, d_in]` (SAELens: transposed), so that its sparse
-    gradient is made of whole rows.
+    """An SAE in training. `W_enc` is stored as `[d_sae, d_in]` (SAELens: transposed), so that its sparse gradient
+    consists of whole rows.
 
-    Decoder rows start as random unit vectors, encoder rows as their copies (science: tied start). Numbers among the
-    hyperparameters that are not whole are buffers, so the members of a stack may differ in them.
+    Decoder rows start as random unit vectors and encoder rows as copies of them. Hyperparameters that are not whole
+    numbers are buffers, so that the members of a stack may differ in them.
     """
 
+    exported_as: str
+    """The name in SAELens' registry of the class that computes at inference what `loss` trains."""
     same_space = True
-    """Whether input and target lie in the same space: then encoder rows start as the decoder's, and `b_dec` is
-    subtracted from the input."""
-    dead_after = 0.1
-    """A latent that did not fire for this share of all steps counts as dead in training."""
+    """Whether input and target lie in the same space. If so, encoder rows start as copies of the decoder rows, and
+    `b_dec` is subtracted from the input."""
     sparsity_coefficient: str | None = None
-    """The hyperparameter that `match_l0` tunes; None where k says how many latents are active."""
+    """The hyperparameter that `match_l0` tunes; None if k determines how many latents are active."""
     wants_noise = False
     """Whether the loss needs `TrainState.noise`."""
 
@@ -70,7 +71,7 @@ class TrainableSae(nn.Module, ABC):
         self.condition = condition
         self.d_in, self.d_out = d_in, d_out
         self.sparse = True
-        """Whether latents are computed sparsely; training clears it for stacks and on a GPU."""
+        """Whether latents are computed sparsely; training sets it to False for stacks and on a GPU."""
         rows = normalize(torch.randn(condition.d_sae, d_out, generator=generator), dim=1)
         self.W_dec = nn.Parameter(rows)
         own = None if self.same_space else normalize(torch.randn(condition.d_sae, d_in, generator=generator), dim=1)
@@ -82,98 +83,78 @@ class TrainableSae(nn.Module, ABC):
                 self.register_buffer(name, torch.tensor(value))
 
     def option(self, name: str) -> Any:
-        """A hyperparameter that is this architecture's own: a tensor `[]` where it is not a whole number."""
+        """A hyperparameter of this architecture: a tensor `[]` unless it is a whole number."""
         return self.get_buffer(name) if name in self._buffers else self.condition.hyperparameters[name]
 
     def forward(self, method: str, *arguments: Any) -> Any:
-        """Call a method by its name; `torch.func.functional_call` knows no other than this one."""
+        """Call a method by its name: `torch.func.functional_call` calls only `forward`."""
         return getattr(self, method)(*arguments)
 
     @abstractmethod
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Loss of reconstructing `target [n, d_out]` from `x [n, d_in]`.
 
-        The error is summed over dimensions and averaged over rows, as SAELens has it.
+        The error is summed over dimensions and averaged over rows, as in SAELens.
         """
 
-    @abstractmethod
-    def encode(self, x: Tensor) -> Tensor:
-        """Latents `[n, d_sae]` at inference, before scaling to unit decoder rows."""
+    def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:  # noqa: ARG002
+        """Tensors of the exported SAE that are not derived from `W_enc`, `W_dec`, `b_enc` and `b_dec` alone.
 
-    @abstractmethod
-    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """The SAELens inference class, the fields of its config beyond the widths, and its tensors beyond the usual.
-
-        Training saw `scale_in * x` and `scale_out * target`; the class will see neither, and unit decoder rows.
+        Training saw `scale_in * x` and `scale_out * target`; the exported SAE sees neither, and has unit decoder rows.
         """
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction `[n, d_out]`."""
-        return latents @ self.W_dec + self.b_dec
+        return {}
 
     def centred(self, x: Tensor) -> Tensor:
-        """`x` minus the decoder bias, without a gradient to it: `pre_activations` gives it more cheaply."""
+        """`x` minus the decoder bias, without its gradient, which `pre_activations` computes more cheaply."""
         return x - self.b_dec.detach() if self.same_space else x
 
     def pre_activations(self, x: Tensor, of: Tensor | slice = slice(None)) -> Tensor:
-        """`(x - b_dec) @ W_enc.T + b_enc` of some latents, `[n, d_sae]`; a zero term has the gradient of b_dec."""
+        """`(x - b_dec) @ W_enc.T + b_enc` of some latents, `[n, d_sae]`; a zero term carries the gradient of b_dec."""
         W_enc, b_enc = self.W_enc[of], self.b_enc[of]
         zero = W_enc.detach() @ (self.b_dec - self.b_dec.detach()) if self.same_space else 0.0
         return self.centred(x) @ W_enc.T + (b_enc - zero)
 
-    def selected(self, x: Tensor, selection: Selection, allowed: Tensor | None = None) -> PreActivations:
-        """Pre-activations of the selected latents or, where dense is faster, of all and which are selected.
-
-        `allowed [n, d_sae]` bool restricts the choice.
-        """
+    def selected(self, x: Tensor, selection: Selection) -> Latents:
+        """Pre-activations of the selected latents or, where dense is faster, of all latents."""
         inputs, norms = self.centred(x), self.W_dec.detach().norm(dim=1)
         with torch.no_grad():
-            active = selection.sparse(self._scores(inputs, norms, allowed)) if self.sparse else None
+            active = selection.sparse(self._scores(inputs, norms)) if self.sparse else None
         if active is None:
             pre = self.pre_activations(x)
-            scores = pre.detach() * norms
-            if allowed is not None:
-                scores = scores.masked_fill(~allowed, -torch.inf)
-            return PreActivations(pre, None, len(norms), selection.dense(scores))
+            return Latents(pre, selected=selection.dense(pre.detach() * norms))
         bias = self.b_dec if self.same_space else self.b_enc.new_zeros(self.d_in)
-        values = active.scores / norms[active.column]
-        return PreActivations(
-            pre_activations_at(active, values, inputs, bias, self.W_enc, self.b_enc), active, len(norms)
-        )
+        return sparse_pre_activations(active, norms, inputs, bias, self.W_enc, self.b_enc)
 
-    def latents(self, x: Tensor, selection: Selection, allowed: Tensor | None = None) -> Latents:
-        """The selected latents, cut off at zero; `allowed [n, d_sae]` bool restricts the choice."""
-        pre = self.selected(x, selection, allowed)
-        return pre.latents(relu(pre.values) if pre.selected is None else relu(pre.values) * pre.selected)
+    def latents(self, x: Tensor, selection: Selection) -> Latents:
+        """The selected latents, cut off at zero."""
+        pre = self.selected(x, selection)
+        return pre.with_values(relu(pre.values) if pre.selected is None else relu(pre.values) * pre.selected)
 
-    def _scores(self, inputs: Tensor, norms: Tensor, allowed: Tensor | None) -> Iterator[Tensor]:
+    def _scores(self, inputs: Tensor, norms: Tensor) -> Iterator[Tensor]:
         W_enc, b_enc = (self.W_enc * norms[:, None]).T, self.b_enc * norms
-        for start in range(0, len(inputs), SCORED_TOGETHER):
-            some = slice(start, start + SCORED_TOGETHER)
-            scores = (inputs[some] @ W_enc).float().add_(b_enc)
-            yield scores if allowed is None else scores.masked_fill_(~allowed[some], -torch.inf)
+        return ((some @ W_enc).float().add_(b_enc) for some in torch.split(inputs, SCORED_TOGETHER))
 
     def projected(self) -> dict[str, Tensor]:
-        """Parameters that an optimiser step must not leave where it put them, with their new values."""
+        """New values of the parameters that are constrained, after each optimiser step."""
         if not self.condition.aligned:
             return {}
         short = 1 - (self.W_enc * self.W_dec).sum(1, keepdim=True)  # arXiv 2605.18629: encoder . decoder = 1
         return {"W_enc": self.W_enc + short * self.W_dec / self.W_dec.square().sum(1, keepdim=True)}
 
     def start_bias(self, mean: Tensor) -> Tensor:
-        """What `b_dec` starts as, given the mean target `[d_out]`."""
+        """The initial `b_dec`, given the mean target `[d_out]`."""
         return mean
 
-    def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 -- architectures look at it
-        """Parameters of a start with about k active latents a row, for `match_l0`; the usual start if empty."""
+    def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """Initial parameters with about k active latents a row, for `match_l0`; empty if the usual ones stay."""
         return {}
 
-    def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 -- architectures look at it
-        """Parameters moved towards k active latents, by a small share `error []` of log(L0 / k): a step's nudge."""
+    def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """Parameters moved towards k active latents by one step; `error []` is a small share of log(L0 / k)."""
         return {}
 
     def threshold_of_k(self, x: Tensor) -> Tensor:
-        """`[]`: what about k pre-activations a row of `x` exceed."""
+        """`[]`: the threshold that about k pre-activations a row of `x` exceed."""
         count = min(self.condition.k + 1, self.condition.d_sae)
         return self.pre_activations(x).detach().topk(count, dim=1).values.amin(1).mean()
 
@@ -181,41 +162,60 @@ class TrainableSae(nn.Module, ABC):
     def export(self, scale_in: float, scale_out: float, metadata: dict[str, Any]) -> Any:
         """The trained SAE as a SAELens SAE for unscaled activations, with unit decoder rows.
 
-        All activation functions here are positively homogeneous, so scales and decoder norms fold into encoder,
-        biases and thresholds.
+        All activation functions here are positively homogeneous, so scales and decoder norms can be folded into the
+        encoder, the biases and the thresholds. The config takes over hyperparameters of the same name.
         """
-        sae_class, fields, tensors = self.to_saelens(scale_in, scale_out)
         norms = self.W_dec.norm(dim=1).clamp(min=1e-8)
         state = {
             "W_enc": (self.W_enc * norms[:, None] * (scale_in / scale_out)).T,
             "W_dec": self.W_dec / norms[:, None],
             "b_enc": self.b_enc * norms / scale_out,
             "b_dec": self.b_dec / scale_out,
-            **tensors,
+            **self.exported_tensors(scale_in, scale_out),
         }
-        config_class = next(config for known, config in SAE_CLASS_REGISTRY.values() if known is sae_class)
-        config = config_class(d_in=self.d_in, d_sae=self.condition.d_sae, metadata=SAEMetadata(**metadata), **fields)
-        sae = sae_class(config)
+        sae_class, config_class = get_sae_class(self.exported_as)
+        fields = {
+            "d_in": self.d_in,
+            "d_out": self.d_out,
+            "d_sae": self.condition.d_sae,
+            "k": self.condition.k,
+            **self.condition.hyperparameters,
+            "apply_b_dec_to_input": self.same_space,
+            "metadata": SAEMetadata(**metadata),
+        }
+        known = {field.name for field in dataclasses.fields(config_class)}
+        sae = sae_class(config_class(**{name: value for name, value in fields.items() if name in known}))
         sae.load_state_dict({name: state[name].float().cpu().contiguous() for name in sae.state_dict()})
         return sae.eval()
 
 
+def register(name: str, sae_class: type[Any], config: type[Any], **fields: type[Any]) -> None:
+    """Register an inference class of this library with SAELens, under the name that `cfg.json` then holds.
+
+    Its config is the SAELens config class `config` with additional fields, given as `name=type`.
+    """
+    own = {"architecture": classmethod(lambda _: name)}
+    class_name = f"{sae_class.__name__}Config"
+    config = dataclasses.make_dataclass(class_name, fields.items(), bases=(config,), namespace=own, kw_only=True)
+    register_sae_class(name, sae_class, config)
+
+
 def squared(error: Tensor) -> Tensor:
-    """The squares of `error [n, d_out]`, summed over dimensions, averaged over rows."""
+    """The squares of `error [n, d_out]`, summed over dimensions and averaged over rows."""
     flat = error.flatten()
     return flat.dot(flat) / len(error)
 
 
 def revival_loss(sae: TrainableSae, x: Tensor, error: Tensor, dead: Tensor | None) -> Tensor:
-    """`aux_loss_coefficient` times the squared error of the dead latents' attempt at the reconstruction error.
+    """`aux_loss_coefficient` times the squared error of the dead latents' reconstruction of the error.
 
-    The strongest `d_out / 2` dead latents of each row decode the detached error, which pulls them towards what is
-    not explained; scaled down while few are dead (arXiv 2406.04093, A.2; as in SAELens).
+    The strongest `d_out / 2` dead latents of each row reconstruct the detached error, which pulls them towards what is
+    not explained yet. The loss is scaled down while few are dead (arXiv 2406.04093, A.2; as in SAELens).
     """
     if dead is None or not sae.condition.hyperparameters["aux_loss_coefficient"]:
         return error.new_zeros(())
     k_aux = sae.d_out // 2
-    of = dead if sae.sparse else slice(None)  # on a CPU only the dead ones need be looked at
+    of = dead if sae.sparse else slice(None)  # on a CPU only the dead ones are computed
     pre, W_dec = sae.pre_activations(x, of), sae.W_dec[of]
     scores = (pre * W_dec.norm(dim=1)).detach().masked_fill(~dead[of], -torch.inf)
     strongest = scores.topk(min(k_aux, len(W_dec)), dim=1, sorted=False).indices

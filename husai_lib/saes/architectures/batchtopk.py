@@ -6,22 +6,20 @@ the inference threshold follows the smallest active latent; never slower than ov
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from sae_lens import JumpReLUSAE
 from torch import Tensor
-from torch.nn.functional import relu
 from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
 from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.latents import LargestOfBatch, Latents
+from husai_lib.saes.architectures.latents import Latents
+from husai_lib.saes.architectures.selection import LargestOfBatch
 
 
 class Sae(TrainableSae):
-    """As SAELens' `BatchTopKTrainingSAE`: at inference a JumpReLU SAE with the threshold learnt here."""
+    """As SAELens' `BatchTopKTrainingSAE`: at inference a JumpReLU SAE with the threshold estimated here."""
 
+    exported_as = "jumprelu"
     threshold: Tensor
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
@@ -38,20 +36,13 @@ class Sae(TrainableSae):
 
     def followed(self, latents: Latents, state: TrainState) -> Tensor:
         """`[]`: the threshold, moved towards the smallest active latent of this batch."""
-        # SAELens' slow average would lag behind the SAE, or near its start at 0, when a short training ends
+        # in a short training SAELens' slow average would lag behind the SAE, or stay near its start at 0
         rate: Tensor = self.option("topk_threshold_lr").double().clamp(min=min(1.0, 10 / state.steps))
         smallest = latents.smallest(self.W_dec.detach().norm(dim=1)).double()
         followed = self.threshold.lerp(smallest, rate)
         return torch.where(smallest < torch.inf, followed, self.threshold)
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        """Pre-activations above the threshold: at inference a row's latents do not depend on other rows."""
-        pre = self.pre_activations(x)
-        passed: Tensor = pre * self.W_dec.norm(dim=1) > self.threshold
-        return relu(pre) * passed
-
-    @override
-    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A SAELens `jumprelu` SAE whose latents share one threshold."""
-        return JumpReLUSAE, {}, {"threshold": (self.threshold / scale_out).expand(self.condition.d_sae)}
+    def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
+        """One threshold, shared by all latents, so that a row's latents do not depend on other rows."""
+        return {"threshold": (self.threshold / scale_out).expand(self.condition.d_sae)}

@@ -6,10 +6,7 @@ size), `aux_loss_coefficient` (weight of the loss that revives dead latents; SAE
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from sae_lens import GatedSAE
 from torch import Tensor, nn
 from torch.nn.functional import relu
 from typing_extensions import override
@@ -17,15 +14,17 @@ from typing_extensions import override
 from husai_lib.params.conditions import Condition
 from husai_lib.saes.architectures import standard
 from husai_lib.saes.architectures.base import Loss, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.latents import Above
+from husai_lib.saes.architectures.selection import Above
 
 
 class Sae(standard.Sae):
-    """As SAELens' `GatedTrainingSAE`: the gate's reconstruction trains the decoder too, which the paper holds fixed.
+    """As SAELens' `GatedTrainingSAE`: the gate's reconstruction also trains the decoder, which the paper keeps fixed.
 
-    `W_enc` and `b_enc` are the gate's (so dead latents are revived, and L0 is matched, by their gate); the magnitude is
-    the gate's map scaled by `exp(r_mag)`, with a bias of its own.
+    `W_enc` and `b_enc` are those of the gate, so dead latents are revived, and L0 is matched, by their gate. The
+    magnitude is the gate's map scaled by `exp(r_mag)`, with a bias of its own.
     """
+
+    exported_as = "gated"
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
         super().__init__(condition, d_in, d_out, generator)
@@ -34,10 +33,10 @@ class Sae(standard.Sae):
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error, that of the gate alone, and `l1_coefficient` times the gate's weighted L1 norm, warmed up."""
+        """Squared error of the SAE and of its gate alone, and `l1_coefficient` times the gate's weighted L1 norm."""
         gate = self.selected(x, Above(x.new_zeros(())))
         magnitude = (gate.values - gate.of(self.b_enc)) * gate.of(self.r_mag).exp() + gate.of(self.b_mag)
-        opened, latents = gate.latents(relu(gate.values)), gate.latents((gate.values > 0) * relu(magnitude))
+        opened, latents = gate.with_values(relu(gate.values)), gate.with_values((gate.values > 0) * relu(magnitude))
         error, of_gate = (target - self.b_dec - part.decode(self.W_dec) for part in (latents, opened))
         penalty = opened.total(self.W_dec.norm(dim=1)) / len(x)
         coefficient = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))
@@ -46,17 +45,11 @@ class Sae(standard.Sae):
 
     @override
     def projected(self) -> dict[str, Tensor]:
-        """Aligned, the magnitude's directions are the gate's own: `r_mag` stays zero."""
+        """If aligned, magnitudes have the directions of the gate: `r_mag` stays zero."""
         return super().projected() | ({"r_mag": torch.zeros_like(self.r_mag)} if self.condition.aligned else {})
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        """Positive magnitudes where the gate is open."""
-        gate = self.pre_activations(x)
-        return (gate > 0) * relu((gate - self.b_enc) * self.r_mag.exp() + self.b_mag)
-
-    @override
-    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A SAELens `gated` SAE."""
+    def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
+        """The biases of gate and magnitude, and the magnitude's scale."""
         norms = self.W_dec.norm(dim=1) / scale_out
-        return GatedSAE, {}, {"b_gate": self.b_enc * norms, "b_mag": self.b_mag * norms, "r_mag": self.r_mag}
+        return {"b_gate": self.b_enc * norms, "b_mag": self.b_mag * norms, "r_mag": self.r_mag}

@@ -11,22 +11,23 @@ from typing_extensions import override
 
 from husai_lib.saes.architectures import topk
 from husai_lib.saes.architectures.base import Loss, TrainState, revival_loss
-from husai_lib.saes.architectures.latents import DenseLatents, LargestOfEachRow, Latents, SparseLatents
+from husai_lib.saes.architectures.latents import Latents
+from husai_lib.saes.architectures.selection import LargestOfEachRow
 
 ROWS_TOGETHER = 512
-"""Rows whose prefixes are gone through at once on a CPU: so few that their errors stay in its cache."""
+"""Rows whose prefixes are computed at once on a CPU: few enough for their errors to stay in the cache."""
 
 
 class Sae(topk.Sae):
-    """A TopK SAE, at inference too, whose latents may be cut to the strongest j of each row for any j up to k."""
+    """A TopK SAE, also at inference, whose latents may be cut to the strongest j of each row for any j up to k."""
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """The squared error's mean over the prefixes j = 1 to k, plus the revival loss, which looks at all k latents.
+        """The mean squared error over the prefixes j = 1 to k, plus the revival loss, which uses all k latents.
 
         With `e_j` the error of prefix j, latent `f_i` with decoder row `w_i` has the gradient `-2 w_i . s_i` and
-        gives its row `-2 f_i s_i`, where `s_i` is the sum of `e_j` over `j >= i`; the bias gets `-2 s_1`. Memory is
-        that of one prefix: autograd would keep all k errors of every row.
+        gives its row `-2 f_i s_i`, where `s_i` is the sum of `e_j` over `j >= i`; the bias gets `-2 s_1`. This takes
+        the memory of one prefix, while autograd would store all k errors of every row.
         """
         latents = self.latents(x, LargestOfEachRow(self.condition.k))
         values, columns = self._strongest_first(latents)
@@ -36,19 +37,18 @@ class Sae(topk.Sae):
             squares, to_values, to_rows, to_bias = _over_prefixes(values, columns, self.W_dec, error, together)
         mean = 1 / (len(x) * self.condition.k)
         moved = (values * to_values).sum() + (self.W_dec * to_rows).sum() + (self.b_dec * to_bias).sum()
-        total = mean * (squares - 2 * (moved - moved.detach()))  # `squares` in value, with the gradients above
+        total = mean * (squares - 2 * (moved - moved.detach()))  # the value of `squares` with the gradients above
         return Loss(total + revival_loss(self, x, error, state.dead), latents.firing(), {})
 
     def _strongest_first(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Values and columns `[k, n]` of each row's latents, descending in units of unit decoder rows."""
         k = self.condition.k
-        if isinstance(latents, SparseLatents):
-            order = latents.active.scores.view(-1, k).argsort(dim=1, descending=True)
-            values, columns = latents.values.view(-1, k), latents.active.column.view(-1, k).gather(1, order)
-        else:
-            assert isinstance(latents, DenseLatents)
+        if latents.active is None:
             values, order = latents.values, (latents.values * self.W_dec.norm(dim=1)).detach().topk(k, dim=1).indices
             columns = order
+        else:
+            order = latents.active.scores.view(-1, k).argsort(dim=1, descending=True)
+            values, columns = latents.values.view(-1, k), latents.active.column.view(-1, k).gather(1, order)
         return values.gather(1, order).T.contiguous(), columns.T.contiguous()
 
 

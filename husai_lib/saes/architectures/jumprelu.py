@@ -1,4 +1,4 @@
-"""JumpReLU: latents pass above a learnt threshold; the penalty counts those that do (arXiv 2407.14435).
+"""JumpReLU: latents pass above a learned threshold; the penalty counts those that do (arXiv 2407.14435).
 
 Hyperparameters: `l0_coefficient`, `l0_warm_up_fraction` (share of the steps over which the penalty grows to its full
 size), `bandwidth` (width of the straight-through estimator's kernel), `init_threshold`, `aux_loss_coefficient`
@@ -7,21 +7,19 @@ size), `bandwidth` (width of the straight-through estimator's kernel), `init_thr
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from sae_lens import JumpReLUSAE
 from torch import Tensor, nn
 from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
 from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.latents import Above
+from husai_lib.saes.architectures.selection import Above
 
 
 class Sae(TrainableSae):
     """As SAELens' `JumpReLUTrainingSAE` in mode `step`: the threshold's gradient comes from a rectangular kernel."""
 
+    exported_as = "jumprelu"
     sparsity_coefficient = "l0_coefficient"
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
@@ -33,13 +31,13 @@ class Sae(TrainableSae):
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus `l0_coefficient` times the mean L0, warmed up linearly."""
         width, lowest = self.option("bandwidth"), self.threshold.detach() - self.option("bandwidth") / 2
-        near = self.selected(x, Above(lowest * self.W_dec.detach().norm(dim=1)))  # below there is no gradient
+        near = self.selected(x, Above(lowest * self.W_dec.detach().norm(dim=1)))  # no gradient below
         pre, threshold = near.values, near.of(self.threshold)
         fixed = threshold.detach()
         passed = (pre > fixed).float()
-        # zero in value; its gradient is that of the kernel, equations 11 and 12 of the paper
+        # its value is zero and its gradient that of the kernel, equations 11 and 12 of the paper
         moved = ((pre - fixed).abs() < width / 2) * ((threshold - fixed) / width)
-        latents = near.latents(pre * passed - fixed * moved)
+        latents = near.with_values(pre * passed - fixed * moved)
         l0 = (passed - moved).sum() / len(x)
         error = target - self.b_dec - latents.decode(self.W_dec)
         coefficient = self.option("l0_coefficient") * state.warm_up(self.option("l0_warm_up_fraction"))
@@ -48,26 +46,20 @@ class Sae(TrainableSae):
 
     @override
     def projected(self) -> dict[str, Tensor]:
-        """Thresholds stay non-negative; below zero the gate would pass negative pre-activations."""
+        """Thresholds stay non-negative, as the gate would otherwise pass negative pre-activations."""
         return super().projected() | {"threshold": self.threshold.clamp(min=0.0)}
 
     @override
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
-        """One threshold for all latents, passed by k pre-activations a row of `x`: Adam could not bring it there."""
+        """One threshold for all latents, exceeded by k pre-activations a row of `x`: Adam alone would take too long."""
         return {"threshold": torch.ones_like(self.threshold) * self.threshold_of_k(x)}
 
     @override
     def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
-        """All thresholds: Adam moves them by no more than its step size."""
+        """All thresholds, as Adam moves them by no more than its step size."""
         return {"threshold": self.threshold * error.exp()}
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        """Pre-activations above their latent's threshold."""
-        pre = self.pre_activations(x)
-        return pre * (pre > self.threshold)
-
-    @override
-    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A SAELens `jumprelu` SAE with a threshold for each latent."""
-        return JumpReLUSAE, {}, {"threshold": self.threshold * self.W_dec.norm(dim=1) / scale_out}
+    def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
+        """A threshold for each latent."""
+        return {"threshold": self.threshold * self.W_dec.norm(dim=1) / scale_out}

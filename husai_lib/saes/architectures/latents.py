@@ -1,163 +1,151 @@
-"""Latents of a batch, sparse or dense, and the choice which of them are active."""
+"""Latents of a batch: sparse on a CPU, where only the active entries are computed, decoded and differentiated.
+
+Beside the encoder's product, a dense TopK step on a CPU is five more products of that size and passes over
+`[n, d_sae]`. The sparse step is a selection, one weighted sum of decoder rows, and two sparse products. On a GPU the
+dense form is faster.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import override
-
-from husai_lib.saes.architectures.sparse import Active, above, largest_of_batch, largest_of_each_row, sparse_decode
-
-
-class Latents(ABC):
-    """Latents of a batch, sparse or dense, before scaling to unit decoder rows."""
-
-    @abstractmethod
-    def decode(self, W_dec: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """`latents @ W_dec`, `[n, d_out]`, of those latents that lie between `start` and `stop`."""
-
-    @abstractmethod
-    def firing(self) -> Tensor:
-        """`[d_sae]`: in how many rows each latent is positive."""
-
-    @abstractmethod
-    def total(self, weights: Tensor) -> Tensor:
-        """`[]`: the sum of all latents, each times its entry of `weights [d_sae]`."""
-
-    @abstractmethod
-    def smallest(self, norms: Tensor) -> Tensor:
-        """`[]`: the smallest positive latent, in units of unit decoder rows; infinite if there is none."""
+from torch.nn.functional import embedding_bag
 
 
 @dataclass
-class SparseLatents(Latents):
-    """Given by the values at their active entries."""
+class Active:
+    """Which latents are active: entry i is latent `column[i]` of row `row[i]`; rows ascend."""
 
-    active: Active
-    values: Tensor
+    row: Tensor
+    """int32"""
+    column: Tensor
+    """int32"""
+    offsets: Tensor
+    """`[n]` int32: where each row's entries start."""
+    scores: Tensor
+    """The scores by which they were selected."""
     d_sae: int
+    _by_column: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
-    @override
-    def decode(self, W_dec: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        if (start, stop) == (0, None):
-            return sparse_decode(self.values, W_dec, self.active)
-        keep = (self.active.column >= start) & (self.active.column < (stop or self.d_sae))
-        return sparse_decode(self.values[keep], W_dec, self.active.where(keep))
+    def by_column(self) -> tuple[Tensor, Tensor]:
+        """The order that sorts the entries by latent, and `[d_sae]` where each latent's entries start in it."""
+        if self._by_column is None:  # both weight gradients need it
+            self._by_column = self.column.argsort(stable=True), starts(self.column, self.d_sae)
+        return self._by_column
 
-    @override
-    def firing(self) -> Tensor:
-        return torch.bincount(self.active.column[self.values > 0], minlength=self.d_sae)
-
-    @override
-    def total(self, weights: Tensor) -> Tensor:
-        return (self.values * weights[self.active.column]).sum()
-
-    @override
-    def smallest(self, norms: Tensor) -> Tensor:
-        values = (self.values * norms[self.active.column]).detach()
-        return torch.where(values > 0, values, torch.inf).min() if len(values) else norms.new_tensor(torch.inf)
+    def where(self, keep: Tensor) -> Active:
+        """The entries where `keep` is true."""
+        row = self.row[keep]
+        return Active(row, self.column[keep], starts(row, len(self.offsets)), self.scores[keep], self.d_sae)
 
 
 @dataclass
-class DenseLatents(Latents):
-    """`[n, d_sae]`, zero where not active."""
+class Latents:
+    """Latents of a batch of n rows, before or after their activation function, not scaled to unit decoder rows."""
 
     values: Tensor
-
-    @override
-    def decode(self, W_dec: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.values[:, start:stop] @ W_dec[start:stop]
-
-    @override
-    def firing(self) -> Tensor:
-        return (self.values.detach() > 0).sum(0)
-
-    @override
-    def total(self, weights: Tensor) -> Tensor:
-        return (self.values * weights).sum()
-
-    @override
-    def smallest(self, norms: Tensor) -> Tensor:
-        values = (self.values * norms).detach()
-        return torch.where(values > 0, values, torch.inf).amin()
-
-
-@dataclass
-class PreActivations:
-    """Pre-activations of a batch: of all latents, `[n, d_sae]`, or at the active entries alone."""
-
-    values: Tensor
-    active: Active | None
-    d_sae: int
+    """At the active entries or, where `active` is None, of all latents `[n, d_sae]`."""
+    active: Active | None = None
     selected: Tensor | None = None
-    """`[n, d_sae]` bool, where the values are those of all latents."""
+    """`[n, d_sae]` bool: the active latents, where the values are those of all."""
 
     def of(self, parameter: Tensor) -> Tensor:
-        """A parameter `[d_sae]` of each latent, as it goes with `values`."""
+        """A parameter `[d_sae]`, matched to `values`."""
         return parameter if self.active is None else parameter.index_select(0, self.active.column)
 
-    def latents(self, values: Tensor) -> Latents:
-        """Latents with these values at the same places."""
-        return DenseLatents(values) if self.active is None else SparseLatents(self.active, values, self.d_sae)
+    def with_values(self, values: Tensor) -> Latents:
+        """The same latents with other values."""
+        return replace(self, values=values)
+
+    def decode(self, W_dec: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """`latents @ W_dec`, `[n, d_out]`, of the latents between `start` and `stop`."""
+        if self.active is None:
+            return self.values[:, start:stop] @ W_dec[start:stop]
+        values, active = self.values, self.active
+        if (start, stop) != (0, None):
+            keep = (active.column >= start) & (active.column < (stop or len(W_dec)))
+            values, active = values[keep], active.where(keep)
+        decoded: Tensor = _SparseDecode.apply(values, W_dec, active)  # type: ignore[no-untyped-call]
+        return decoded
+
+    def firing(self) -> Tensor:
+        """`[d_sae]`: in how many rows each latent is positive."""
+        if self.active is None:
+            return (self.values.detach() > 0).sum(0)
+        return torch.bincount(self.active.column[self.values > 0], minlength=self.active.d_sae)
+
+    def total(self, weights: Tensor) -> Tensor:
+        """`[]`: the sum of all latents, each times its entry of `weights [d_sae]`."""
+        return (self.values * self.of(weights)).sum()
+
+    def smallest(self, norms: Tensor) -> Tensor:
+        """`[]`: the smallest positive latent, in units of unit decoder rows; infinite if there is none."""
+        values = (self.values * self.of(norms)).detach()
+        return torch.where(values > 0, values, torch.inf).amin() if values.numel() else norms.new_tensor(torch.inf)
 
 
-class Selection(Protocol):
-    """Which latents of a batch are active, by their scores `[n, d_sae]`: pre-activations for unit decoder rows."""
+class _SelectedPreActivations(torch.autograd.Function):
+    """`(x - b_dec) @ W_enc.T + b_enc` at the active entries, whose values are known already."""
 
-    def sparse(self, parts: Iterable[Tensor]) -> Active | None:
-        """The active entries, of scores some rows at a time; None where they are so many that dense is faster."""
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, active: Active, inputs: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, parameters[1])
+        ctx.active = active
+        return values
 
-    def dense(self, scores: Tensor) -> Tensor:
-        """`[n, d_sae]` bool."""
-
-
-@dataclass(frozen=True)
-class LargestOfEachRow(Selection):
-    """The k largest of each row (TopK)."""
-
-    k: int
-
-    @override
-    def sparse(self, parts: Iterable[Tensor]) -> Active:
-        return largest_of_each_row(parts, self.k)
-
-    @override
-    def dense(self, scores: Tensor) -> Tensor:
-        largest = scores.topk(self.k, dim=-1, sorted=False).indices
-        return torch.zeros_like(scores).scatter(-1, largest, 1.0) > 0
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        inputs, W_enc = ctx.saved_tensors
+        (grad,), active = grads, ctx.active
+        grad_inputs = _weighted_rows(W_enc, grad, active) if ctx.needs_input_grad[2] else None
+        grad_W_enc = _transposed_product(active, grad, inputs)
+        grad_b_enc = grad.new_zeros(len(W_enc)).index_add_(0, active.column, grad)
+        return None, None, grad_inputs, -(grad_b_enc @ W_enc), grad_W_enc, grad_b_enc
 
 
-@dataclass(frozen=True)
-class LargestOfBatch(Selection):
-    """The `k * n` largest positive ones of a batch of n rows (BatchTopK)."""
+class _SparseDecode(torch.autograd.Function):
+    """`latents @ W_dec` for latents given by their active entries."""
 
-    k: int
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, active: Active) -> Tensor:
+        with torch.enable_grad():  # embedding_bag has the gradient of its weights
+            weights = values.detach().requires_grad_()
+            decoded = _weighted_rows(W_dec.detach(), weights, active)
+        ctx.graph, ctx.active = (weights, decoded), active
+        return decoded.detach()
 
-    @override
-    def sparse(self, parts: Iterable[Tensor]) -> Active:
-        return largest_of_batch(parts, self.k)
-
-    @override
-    def dense(self, scores: Tensor) -> Tensor:
-        count = self.k * len(scores)
-        return scores >= scores.flatten().topk(count, sorted=False).values.amin()
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        weights, decoded = ctx.graph
+        (grad_values,) = torch.autograd.grad(decoded, weights, grads[0])
+        return grad_values, _transposed_product(ctx.active, weights.detach(), grads[0]), None
 
 
-@dataclass(frozen=True)
-class Above(Selection):
-    """All above a threshold `[]` or `[d_sae]`; above zero for ReLU."""
+def sparse_pre_activations(active: Active, norms: Tensor, inputs: Tensor, *parameters: Tensor) -> Latents:
+    """`inputs @ W_enc.T + b_enc` at the active entries, given `inputs = x - b_dec` without its gradient.
 
-    threshold: Tensor
+    `active.scores` are these values for unit decoder rows; `norms [d_sae]` are those of the decoder rows. The
+    parameters are `b_dec [d_in]` (zeros where it is not subtracted), `W_enc [d_sae, d_in]` and `b_enc [d_sae]`.
+    """
+    values = active.scores / norms[active.column]
+    return Latents(_SelectedPreActivations.apply(values, active, inputs, *parameters), active)  # type: ignore[no-untyped-call]
 
-    @override
-    def sparse(self, parts: Iterable[Tensor]) -> Active | None:
-        return above(parts, self.threshold)
 
-    @override
-    def dense(self, scores: Tensor) -> Tensor:
-        return scores > self.threshold
+def _weighted_rows(rows: Tensor, values: Tensor, active: Active) -> Tensor:
+    """`latents @ rows` by gathering, `[n, d]`."""
+    return embedding_bag(active.column, rows, active.offsets, mode="sum", per_sample_weights=values)
+
+
+def _transposed_product(active: Active, values: Tensor, dense: Tensor) -> Tensor:
+    """`latents.T @ dense`, `[d_sae, d]`, for latents `[n, d_sae]` given by their active entries."""
+    order, begin = active.by_column()
+    return embedding_bag(active.row[order], dense, begin, mode="sum", per_sample_weights=values[order])
+
+
+def starts(ids: Tensor, count: int) -> Tensor:
+    """`[count]` int32: where the entries of each id start, once sorted."""
+    ends = torch.bincount(ids, minlength=count).cumsum(0, dtype=torch.int32)
+    return torch.cat([ends.new_zeros(1), ends[:-1]])

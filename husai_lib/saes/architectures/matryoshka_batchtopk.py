@@ -1,7 +1,7 @@
 """Matryoshka BatchTopK: nested prefixes of the latents each reconstruct (arXiv 2503.17547).
 
-Hyperparameters: `widths` (the nested prefixes as shares of `d_sae`, ascending to 1; shares that a small `d_sae`
-rounds to the same width are one level), `aux_loss_coefficient` and `topk_threshold_lr` (those of BatchTopK).
+Hyperparameters: `widths` (the nested prefixes as shares of `d_sae`, ascending to 1; shares that round to the same
+width for a small `d_sae` are one level), `aux_loss_coefficient` and `topk_threshold_lr` (those of BatchTopK).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing_extensions import override
 
 from husai_lib.saes.architectures import batchtopk
 from husai_lib.saes.architectures.base import Loss, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.latents import LargestOfBatch
+from husai_lib.saes.architectures.selection import LargestOfBatch
 
 
 class Sae(batchtopk.Sae):
-    """As SAELens' `MatryoshkaBatchTopKTrainingSAE`: at inference a JumpReLU SAE with the threshold learnt here.
+    """As SAELens' `MatryoshkaBatchTopKTrainingSAE`: at inference a JumpReLU SAE with the threshold estimated here.
 
-    As with its default, dead latents are revived by the error of the whole SAE rather than of their own level.
+    As in its default, dead latents are revived by the error of the whole SAE rather than that of their own level.
     """
 
     @override

@@ -1,13 +1,13 @@
 """RouteSAE: a router over the residual streams of several layers, and one shared TopK SAE (arXiv 2503.08200).
 
-A row holds L layers side by side, `[n, L * d]`. Each is centred by its own mean over the training rows, lest the SAE
-spend latents on telling layers apart; their sum `[n, d]` gives L logits and, by a softmax, probabilities. The
-activation of the most probable layer, times its probability p, is what enters the shared SAE **and** what it
-reconstructs.
+A row holds L layers side by side, `[n, L * d]`. Each layer is centred by its own mean over the training rows, so that
+the SAE spends no latents on telling layers apart. The sum of the layers `[n, d]` gives L logits and, by a softmax,
+probabilities. The activation of the most probable layer, times its probability p, is both the input of the shared SAE
+**and** what it reconstructs.
 
 The gradient reaches the router through p. A row's squared error is divided by p^2, as the paper's error is relative to
-the activation: otherwise the router would lessen it by being undecided, since p multiplies the error too. Layers of
-small norm are still the cheaper ones to reconstruct; explained variance is that of the weighted activations.
+the activation. Otherwise, as p also multiplies the error, the router would lower it by being undecided. Layers of small
+norm are still cheaper to reconstruct. Explained variance is that of the weighted activations.
 
 Hyperparameters: `layers` (L: as many hooks as `activations.hook_name` joins), `aux_loss_coefficient` (weight of the
 loss that revives dead latents; it does not train the router).
@@ -15,20 +15,16 @@ loss that revives dead latents; it does not train the router).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
-from sae_lens.registry import register_sae_class
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
 from husai_lib.saes.architectures import topk
-from husai_lib.saes.architectures.base import Loss, TrainState, revival_loss
-from husai_lib.saes.architectures.latents import LargestOfEachRow
+from husai_lib.saes.architectures.base import Loss, TrainState, register, revival_loss
+from husai_lib.saes.architectures.selection import LargestOfEachRow
 
 
 def route(x: Tensor, centre: Tensor, W_router: Tensor, b_router: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,23 +38,14 @@ def route(x: Tensor, centre: Tensor, W_router: Tensor, b_router: Tensor) -> tupl
     return probability * chosen, probability
 
 
-@dataclass
-class RouteSAEConfig(TopKSAEConfig):  # type: ignore[misc]
-    """SAELens' TopK config with the number of layers; `d_in` is the width of one layer."""
-
-    layers: int = 2
-
-    @classmethod
-    def architecture(cls) -> str:
-        """The name in SAELens' registry and in `cfg.json`."""
-        return "route_sae"
-
-
 class RouteSAE(TopKSAE):  # type: ignore[misc]
-    """SAELens' TopK SAE behind a router: `encode` takes `[..., layers * d_in]`, `decode` gives `[..., d_in]`."""
+    """SAELens' TopK SAE behind a router: `encode` takes `[..., layers * d_in]` and `decode` returns `[..., d_in]`.
+
+    `d_in` of the config is the width of one layer.
+    """
 
     def initialize_weights(self) -> None:
-        """Those of TopK, the router's, and the mean of each layer."""
+        """The weights of TopK and of the router, and the mean of each layer."""
         super().initialize_weights()
         layers, d_in, on = self.cfg.layers, self.cfg.d_in, {"dtype": self.dtype, "device": self.device}
         self.W_router = nn.Parameter(torch.zeros(layers, d_in, **on))
@@ -66,7 +53,7 @@ class RouteSAE(TopKSAE):  # type: ignore[misc]
         self.centre = nn.Parameter(torch.zeros(layers * d_in, **on))
 
     def target_of(self, x: Tensor) -> Tensor:
-        """What is to be reconstructed of `x [..., layers * d_in]`: the routed, weighted activation `[..., d_in]`."""
+        """The part of `x [..., layers * d_in]` to reconstruct: the routed, weighted activation `[..., d_in]`."""
         return route(x.to(self.dtype), self.centre, self.W_router, self.b_router)[0]
 
     def encode(self, x: Tensor) -> Tensor:
@@ -75,12 +62,13 @@ class RouteSAE(TopKSAE):  # type: ignore[misc]
         return latents
 
 
-register_sae_class("route_sae", RouteSAE, RouteSAEConfig)
+register("route_sae", RouteSAE, TopKSAEConfig, layers=int)
 
 
 class Sae(topk.Sae):
-    """A TopK SAE as wide as one layer, behind a router of unit rows at the start."""
+    """A TopK SAE of the width of one layer, behind a router whose rows start as unit vectors."""
 
+    exported_as = "route_sae"
     centre: Tensor
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
@@ -95,31 +83,20 @@ class Sae(topk.Sae):
 
     @override
     def start_bias(self, mean: Tensor) -> Tensor:
-        """Zeros: `mean [L * d]` is subtracted from the layers, so what is routed has a mean near zero."""
+        """Zeros: `mean [L * d]` is subtracted from the layers, so routed activations have a mean near zero."""
         self.centre = mean
         return mean.new_zeros(self.d_in)
-
-    def routed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The routed, weighted activation `[n, d]`, and its probability `[n, 1]`."""
-        return route(x, self.centre, self.W_router, self.b_router)
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error of the routed activation over its squared probability, plus the revival loss."""
-        routed, probability = self.routed(x)
+        routed, probability = route(x, self.centre, self.W_router, self.b_router)
         latents = self.latents(routed, LargestOfEachRow(self.condition.k))
         error = routed - latents.decode(self.W_dec) - self.b_dec
         revival = revival_loss(self, routed.detach(), error, state.dead)
         return Loss((error / probability).square().sum(-1).mean() + revival, latents.firing(), {})
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        """The k largest pre-activations of each row's routed activation, if positive."""
-        return super().encode(self.routed(x)[0])
-
-    @override
-    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A `RouteSAE`, router included."""
-        router = {"W_router": self.W_router * scale_in, "b_router": self.b_router}
-        fields = {"k": self.condition.k, "layers": self.option("layers")}
-        return RouteSAE, fields, router | {"centre": self.centre / scale_in}
+    def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
+        """The router and the centre."""
+        return {"W_router": self.W_router * scale_in, "b_router": self.b_router, "centre": self.centre / scale_in}

@@ -1,66 +1,52 @@
-"""Routed TopK: a linear router gives each row to one of several equal blocks of latents.
+"""Routed TopK: a linear router assigns each row to one of several equal blocks of latents.
 
-The router reads the centred input; the block of its largest logit may be active. `route_mode: expert_topk` takes the k
-largest pre-activations within that block; `global_mask` takes the k largest of all and drops those of other blocks, so
-its L0 lies **below** k. An argmax has no gradient: the error trains the blocks, and only the losses below the router.
+The router reads the centred input, and the block with the largest logit may be active. `route_mode: expert_topk` takes
+the k largest pre-activations within that block. `global_mask` takes the k largest of all and drops those of other
+blocks, so its L0 lies **below** k. An argmax has no gradient: the error trains the blocks, and the losses below train
+the router.
 
 Hyperparameters: `num_experts` (blocks), `route_mode`, `aux_loss_coefficient` (weight of the loss that revives dead
-latents, on rows of every block), and with `p [n, num_experts]` the softmax of the logits the weights of
+latents, on rows of every block). With `p [n, num_experts]` the softmax of the logits, the weights of
 
-- `route_balance`: `|mean over rows of p - 1 / num_experts|^2`, so that no block is left out;
-- `route_entropy`: **minus** the mean entropy of a row's `p`: a loss is minimised, so this is a bonus for entropy,
-  against a router that is sure of itself. No loss here opposes it, so any weight ends near `p = 1 / num_experts` for
-  every row, where balance holds for `p` but not for the rows that each block gets; hence off unless asked for;
+- `route_balance`: `|mean over rows of p - 1 / num_experts|^2`, so that every block is used;
+- `route_entropy`: **minus** the mean entropy of a row's `p`. As a loss is minimised, this rewards entropy and opposes
+  an overconfident router. No loss here opposes it, so any weight ends near `p = 1 / num_experts` for every row, where
+  `p` is balanced but the rows of the blocks are not; hence it is off by default;
 - `route_consistency`: `|p(x) - p(x + noise)|^2`, averaged over rows, with Gaussian noise of standard deviation
   `robust_noise_std` (activations have a root mean square of about 1);
-- `decoder_diversity`: squared cosine between the mean decoder directions of two blocks, averaged over pairs of blocks:
-  one pass over the decoder, where comparing latents would need `[d_sae, d_sae]`.
+- `decoder_diversity`: squared cosine between the mean decoder directions of two blocks, averaged over pairs of blocks.
+  It takes one pass over the decoder, while comparing latents would need `[d_sae, d_sae]`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
-from sae_lens.registry import register_sae_class
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.latents import LargestOfEachRow, Latents, Selection, SparseLatents
-from husai_lib.saes.architectures.sparse import SCORED_TOGETHER, Active, largest_of_each_row, pre_activations_at
-
-
-@dataclass
-class RoutedTopKSAEConfig(TopKSAEConfig):  # type: ignore[misc]
-    """SAELens' TopK config with the number of blocks and how a block's latents are chosen."""
-
-    num_experts: int = 4
-    route_mode: str = "expert_topk"
-
-    @classmethod
-    def architecture(cls) -> str:
-        """The name in SAELens' registry and in `cfg.json`."""
-        return "routed_topk"
+from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, register, revival_loss, squared
+from husai_lib.saes.architectures.latents import Active, Latents, sparse_pre_activations
+from husai_lib.saes.architectures.selection import SCORED_TOGETHER, LargestOfEachRow, Selection
 
 
 class RoutedTopKSAE(TopKSAE):  # type: ignore[misc]
     """SAELens' TopK SAE with a router: `W_router [num_experts, d_in]`, `b_router [num_experts]`."""
 
     def initialize_weights(self) -> None:
-        """Those of TopK, and the router's."""
+        """The weights of TopK and of the router."""
         super().initialize_weights()
         on = {"dtype": self.dtype, "device": self.device}
         self.W_router = nn.Parameter(torch.zeros(self.cfg.num_experts, self.cfg.d_in, **on))
         self.b_router = nn.Parameter(torch.zeros(self.cfg.num_experts, **on))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents `[..., d_sae]`, all of one block a row."""
+        """Latents `[..., d_sae]`; those of a row are all in one block."""
         inputs = self.process_sae_in(x)
         pre = self.hook_sae_acts_pre(inputs @ self.W_enc + self.b_enc)
         expert = (inputs @ self.W_router.T + self.b_router).argmax(-1)
@@ -72,12 +58,12 @@ class RoutedTopKSAE(TopKSAE):  # type: ignore[misc]
         return latents
 
 
-register_sae_class("routed_topk", RoutedTopKSAE, RoutedTopKSAEConfig)
+register("routed_topk", RoutedTopKSAE, TopKSAEConfig, num_experts=int, route_mode=str)
 
 
 @dataclass(frozen=True)
 class LargestOfBlock(Selection):
-    """The k largest scores of each row within its block, or those of the k largest of all that lie in it."""
+    """The k largest scores of each row within its block, or those among the k largest of all that lie in it."""
 
     k: int
     expert: Tensor
@@ -89,7 +75,7 @@ class LargestOfBlock(Selection):
     @override
     def sparse(self, parts: Iterable[Tensor]) -> Active:
         assert not self.within, "on a CPU only the row's own block is scored"
-        active = largest_of_each_row(parts, self.k)
+        active = LargestOfEachRow(self.k).sparse(parts)
         return active.where(active.column // self.width == self.expert[active.row])
 
     @override
@@ -99,7 +85,9 @@ class LargestOfBlock(Selection):
 
 
 class Sae(TrainableSae):
-    """A TopK SAE in blocks, with a router of unit rows at the start."""
+    """A TopK SAE in blocks, with a router whose rows start as unit vectors."""
+
+    exported_as = "routed_topk"
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
         super().__init__(condition, d_in, d_out, generator)
@@ -121,17 +109,15 @@ class Sae(TrainableSae):
         return Loss(total + self.routing_loss(x, logits, state.noise) + self.diversity_loss(), latents.firing(), {})
 
     def logits(self, x: Tensor) -> Tensor:
-        """`[n, num_experts]`; the router's losses do not move `b_dec`, which is the reconstruction's."""
+        """`[n, num_experts]`; the losses of the router have no gradient to `b_dec`."""
         return self.centred(x) @ self.W_router.T + self.b_router
 
     def routing_loss(self, x: Tensor, logits: Tensor, noise: Tensor | None) -> Tensor:
-        """`[]`: balance, entropy and consistency, weighted; those of weight zero cost nothing."""
-        own, logs = self.condition.hyperparameters, logits.log_softmax(-1)
-        p, total = logs.exp(), logits.new_zeros(())
-        if own["route_balance"]:
-            total = total + self.option("route_balance") * (p.mean(0) - 1 / self.num_experts).square().sum()
-        if own["route_entropy"]:
-            total = total + self.option("route_entropy") * (p * logs).sum(-1).mean()
+        """`[]`: weighted balance, entropy and consistency."""
+        logs = logits.log_softmax(-1)
+        p = logs.exp()
+        balance, entropy = (p.mean(0) - 1 / self.num_experts).square().sum(), -(p * logs).sum(-1).mean()
+        total: Tensor = self.option("route_balance") * balance - self.option("route_entropy") * entropy
         if self.wants_noise:
             assert noise is not None
             moved = self.logits(x + self.option("robust_noise_std") * noise).softmax(-1)
@@ -153,46 +139,32 @@ class Sae(TrainableSae):
     def routed(self, x: Tensor, expert: Tensor) -> Latents:
         """The active latents of each row's block, `expert [n]`."""
         if not (self.sparse and self.within):
-            return self.latents(x, self._selection(expert))
-        inputs = self.centred(x)
+            return self.latents(x, LargestOfBlock(self.condition.k, expert, self.width, self.within))
+        inputs, norms = self.centred(x), self.W_dec.detach().norm(dim=1)
         with torch.no_grad():
-            norms = self.W_dec.norm(dim=1)
             active = self._largest_of_own_block(inputs, norms, expert)
-            values = active.scores / norms[active.column]
-        pre = pre_activations_at(active, values, inputs, self.b_dec, self.W_enc, self.b_enc)
-        return SparseLatents(active, relu(pre), len(self.W_enc))
+        pre = sparse_pre_activations(active, norms, inputs, self.b_dec, self.W_enc, self.b_enc)
+        return pre.with_values(relu(pre.values))
 
     def _largest_of_own_block(self, inputs: Tensor, norms: Tensor, expert: Tensor) -> Active:
-        """The k largest of each row, found by scoring its block only."""
+        """The k largest of each row, found by scoring its own block only."""
         n, k = len(inputs), self.condition.k
         columns, scores = torch.empty(n, k, dtype=torch.int32), torch.empty(n, k)
         W_enc, b_enc = self.W_enc * norms[:, None], self.b_enc * norms
         for block, (W, b) in enumerate(zip(W_enc.chunk(self.num_experts), b_enc.chunk(self.num_experts), strict=True)):
             if len(rows := (expert == block).nonzero()[:, 0]):
-                some = (rows[i : i + SCORED_TOGETHER] for i in range(0, len(rows), SCORED_TOGETHER))
-                parts = ((inputs[those] @ W.T).float().add_(b) for those in some)
-                found = largest_of_each_row(parts, k)
+                parts = ((inputs[some] @ W.T).float().add_(b) for some in torch.split(rows, SCORED_TOGETHER))
+                found = LargestOfEachRow(k).sparse(parts)
                 columns[rows] = found.column.view(-1, k) + block * self.width
                 scores[rows] = found.scores.view(-1, k)
         row = torch.arange(n, dtype=torch.int32).repeat_interleave(k)
         offsets = torch.arange(0, n * k, k, dtype=torch.int32)
-        return Active(row, columns.view(-1), offsets, scores.view(-1))
-
-    def _selection(self, expert: Tensor) -> LargestOfBlock:
-        return LargestOfBlock(self.condition.k, expert, self.width, self.within)
+        return Active(row, columns.view(-1), offsets, scores.view(-1), len(W_enc))
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        """The active latents of each row's block, if positive."""
-        pre = self.pre_activations(x)
-        return relu(pre) * self._selection(self.logits(x).argmax(-1)).dense(pre * self.W_dec.norm(dim=1))
-
-    @override
-    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A `RoutedTopKSAE`, router included."""
-        own = self.condition.hyperparameters
-        fields = {"k": self.condition.k} | {key: own[key] for key in ("num_experts", "route_mode")}
-        return RoutedTopKSAE, fields, {"W_router": self.W_router * scale_in, "b_router": self.b_router}
+    def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
+        """The router."""
+        return {"W_router": self.W_router * scale_in, "b_router": self.b_router}
 
 
 def _own(expert: Tensor, width: int, scores: Tensor) -> Tensor:

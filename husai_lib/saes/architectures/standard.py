@@ -6,20 +6,17 @@ size), `aux_loss_coefficient` (weight of the loss that revives dead latents; SAE
 
 from __future__ import annotations
 
-from typing import Any
-
-from sae_lens import StandardSAE
 from torch import Tensor
-from torch.nn.functional import relu
 from typing_extensions import override
 
 from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.latents import Above
+from husai_lib.saes.architectures.selection import Above
 
 
 class Sae(TrainableSae):
-    """As SAELens' `StandardTrainingSAE`: latents are weighted by their decoder row's norm in the penalty."""
+    """As SAELens' `StandardTrainingSAE`: in the penalty, a latent is weighted by the norm of its decoder row."""
 
+    exported_as = "standard"
     sparsity_coefficient = "l1_coefficient"
 
     @override
@@ -34,20 +31,10 @@ class Sae(TrainableSae):
 
     @override
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
-        """Biases such that k pre-activations a row of `x` are positive; the penalty is slow to push down the rest."""
+        """Biases that leave k pre-activations a row of `x` positive: the penalty alone would take too long."""
         return {"b_enc": self.b_enc - self.threshold_of_k(x)}
 
     @override
     def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
-        """All biases: what the penalty does takes many steps to show."""
+        """All biases, as the penalty takes effect only after many steps."""
         return {"b_enc": self.b_enc - error}
-
-    @override
-    def encode(self, x: Tensor) -> Tensor:
-        """Positive pre-activations."""
-        return relu(self.pre_activations(x))
-
-    @override
-    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A SAELens `standard` SAE."""
-        return StandardSAE, {}, {}

@@ -7,31 +7,16 @@ the input is added to the output).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from sae_lens import SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig
-from sae_lens.registry import register_sae_class
 from sae_lens.saes.topk_sae import TopK
 from torch import Tensor, nn
 from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
 from husai_lib.saes.architectures import topk
-from husai_lib.saes.architectures.base import Loss, TrainState
-
-
-@dataclass
-class TopKTranscoderConfig(TranscoderConfig):  # type: ignore[misc]
-    """SAELens' transcoder config with the number of active latents."""
-
-    k: int = 32
-
-    @classmethod
-    def architecture(cls) -> str:
-        """The name in SAELens' registry and in `cfg.json`."""
-        return "topk_transcoder"
+from husai_lib.saes.architectures.base import Loss, TrainState, register
 
 
 class TopKTranscoder(Transcoder):  # type: ignore[misc]
@@ -43,47 +28,34 @@ class TopKTranscoder(Transcoder):  # type: ignore[misc]
         return top
 
 
-@dataclass
-class TopKSkipTranscoderConfig(SkipTranscoderConfig):  # type: ignore[misc]
-    """SAELens' skip transcoder config with the number of active latents."""
-
-    k: int = 32
-
-    @classmethod
-    def architecture(cls) -> str:
-        """The name in SAELens' registry and in `cfg.json`."""
-        return "topk_skip_transcoder"
-
-
 class TopKSkipTranscoder(SkipTranscoder):  # type: ignore[misc]
     """SAELens' skip transcoder with a TopK activation function."""
 
     get_activation_fn = TopKTranscoder.get_activation_fn
 
 
-register_sae_class("topk_transcoder", TopKTranscoder, TopKTranscoderConfig)
-register_sae_class("topk_skip_transcoder", TopKSkipTranscoder, TopKSkipTranscoderConfig)
+register("topk_transcoder", TopKTranscoder, TranscoderConfig, k=int)
+register("topk_skip_transcoder", TopKSkipTranscoder, SkipTranscoderConfig, k=int)
 
 
 class Sae(topk.Sae):
-    """Trained as TopK is; its input has no decoder bias to subtract."""
+    """Trained like TopK, but without a decoder bias to subtract from its input."""
 
     same_space = False
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
         super().__init__(condition, d_in, d_out, generator)
+        self.exported_as = "topk_transcoder"
         if condition.hyperparameters["skip"]:
+            self.exported_as = "topk_skip_transcoder"
             self.W_skip = nn.Parameter(torch.zeros(d_out, d_in))
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """That of TopK; the skip connection takes its share of the target first."""
+        """The loss of TopK, on the part of the target that the skip connection leaves."""
         return super().loss(x, target - x @ self.W_skip.T if self.option("skip") else target, state)
 
     @override
-    def to_saelens(self, scale_in: float, scale_out: float) -> tuple[type[Any], dict[str, Any], dict[str, Tensor]]:
-        """A SAELens `topk_transcoder`, or `topk_skip_transcoder`."""
-        fields = {"k": self.condition.k, "d_out": self.d_out, "apply_b_dec_to_input": False}
-        if not self.option("skip"):
-            return TopKTranscoder, fields, {}
-        return TopKSkipTranscoder, fields, {"W_skip": self.W_skip * (scale_in / scale_out)}
+    def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
+        """The skip connection, if there is one."""
+        return {"W_skip": self.W_skip * (scale_in / scale_out)} if self.option("skip") else {}

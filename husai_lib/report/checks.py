@@ -1,0 +1,92 @@
+"""What a check is, and what came of many of them: problems, and what could not be checked here."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from husai_lib.errors import HusaiError
+
+Check = tuple[str, Any, Any]
+"""What is checked, what is stated, what it must be."""
+UNCHECKED: Any = object()
+"""In place of a stated value: it cannot be checked here, and the name of the check says why."""
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, StopIteration, SyntaxError, TypeError, ValueError)
+"""What records that do not fit together bring about: where all hashes are forged, anything can stand in them."""
+
+
+@dataclass
+class Audit:
+    """What came of checking a run, an import, the front page or a site."""
+
+    checked: int = 0
+    """Values that were checked."""
+    unchecked: Counter[str] = field(default_factory=Counter)
+    """What could not be checked here, and how many values it concerns."""
+    problems: list[str] = field(default_factory=list)
+    """One sentence each."""
+
+    def __str__(self) -> str:
+        """The counts, in words."""
+        counts = [f"{self.checked:,} values checked", *(f"{n} {what}" for what, n in sorted(self.unchecked.items()))]
+        return ", ".join([*counts, f"{len(self.problems)} problems" if self.problems else "no problem"])
+
+    def take(self, checks: Callable[[], Iterable[Check]], what: str) -> None:
+        """Count the checks that `checks` yields; a value that must be another one, or a failure, is a problem."""
+        found = list(self.problems)
+        try:
+            for name, stated, must in checks():
+                if stated is UNCHECKED:
+                    self.unchecked[name] += 1
+                    continue
+                self.checked += 1
+                if not same(stated, must):
+                    found.append(f"{name} is {_short(stated)} but must be {_short(must)}")
+        except HusaiError as error:
+            found.append(str(error))
+        except UNREADABLE as error:
+            found.append(f"{what} cannot be checked ({type(error).__name__}: {error})")
+        self.problems = list(dict.fromkeys(found))
+
+
+def same(stated: Any, must: Any) -> bool:
+    """Whether two values are equal; numbers to 1e-9."""
+    if isinstance(stated, float) and isinstance(must, float):
+        return math.isclose(stated, must, rel_tol=1e-9, abs_tol=1e-9)
+    return bool(stated == must)
+
+
+def follow(what: str, stated: Mapping[str, Any], must: Mapping[str, Any]) -> Iterator[Check]:
+    """A check for every key that either mapping has."""
+    for name in sorted(stated.keys() | must.keys()):
+        yield f"{what} {name}", stated.get(name, "absent"), must.get(name, "absent")
+
+
+def follow_values(what: str, stated: Any, must: Any) -> Iterator[Check]:
+    """A check for every single value of two nested JSON values."""
+    if isinstance(stated, dict) and isinstance(must, dict):
+        for key in sorted(stated.keys() | must.keys()):
+            yield from follow_values(f"{what}.{key}", stated.get(key, "absent"), must.get(key, "absent"))
+    elif isinstance(stated, list) and isinstance(must, list) and len(stated) == len(must):
+        for n, (own, other) in enumerate(zip(stated, must, strict=True)):
+            yield from follow_values(f"{what}.{n}", own, other)
+    else:
+        yield what, stated, must
+
+
+def first_difference(text: str, must: str) -> tuple[str, str]:
+    """The first lines in which two texts differ, `(nothing)` where one has no such line; twice the same if equal."""
+    ours, theirs = text.split("\n"), must.split("\n")
+    for n in range(max(len(ours), len(theirs))):
+        stated, line = (lines[n] if n < len(lines) else "(nothing)" for lines in (ours, theirs))
+        if stated != line:
+            return stated, line
+    return "", ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -1,0 +1,215 @@
+"""A careful forger: copies of the committed smoke run, in which everything shown follows from records that are changed.
+
+Every hash, the journal, step keys and the manifest always agree with the files, so that only an audit can object.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from collections.abc import Callable, Collection
+from functools import cache, partial
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+from unittest import mock
+
+import nbformat
+import pytest
+from nbformat.v4 import new_output
+
+from husai_lib.cycle.run import STEPS, notebook_code
+from husai_lib.evidence.code import CHANGED, git_commit, library_hash, library_hash_at
+from husai_lib.evidence.runs import Record, Run, find_run
+from husai_lib.evidence.steps import environment, step_key
+from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file, sha256_text, write_bytes, write_json
+from husai_lib.report import figures, notebook_audit
+from husai_lib.report.audit import NOTEBOOKS, Audited
+from husai_lib.report.figures import ReportFigure
+from husai_lib.report.reexecution import Execution, Reexecuted, expected_notebook, reexecute
+
+COMMITTED = REPOSITORY / "evidence"
+Change = Callable[[dict[str, Any]], object]
+"""Changes a record, or other JSON values, in place."""
+EXECUTED: dict[str, Execution] = {}
+"""Executions by all that they follow from."""
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Let every figure be a hash of what it would be drawn from: drawing takes most of the time of an audit."""
+
+    def drawn(name: str, *rows: Any) -> ReportFigure:
+        figure = ReportFigure()
+        figure.__dict__["_image"] = sha256_text(f"{name} {rows!r}").encode()
+        return figure
+
+    for name, make in list(vars(figures).items()):
+        if isinstance(make, FunctionType) and make.__module__ == figures.__name__ and not name.startswith("_"):
+            patch.setattr(figures, name, partial(drawn, name))
+
+
+def execute_once(patch: pytest.MonkeyPatch) -> None:
+    """Let audits execute a notebook on the same records once."""
+    patch.setattr(notebook_audit, "reexecute", executed_once)
+
+
+def executed_once(notebook: Any, run: Run, step: str, parameters: dict[str, Any]) -> Execution:
+    """What `reexecute` gives, remembered by the notebook, all records up to that of the step, and all imported ones."""
+    names = [one.name for one in STEPS]
+    records = [run.path / "records" / f"{name}.json" for name in names[: names.index(step) + 1]]
+    records += sorted(run.path.parent.parent.glob("imported/*/records/*.json"))
+    cells = [[cell.source, cell.metadata.tags] for cell in notebook.cells]
+    hashes = [sha256_file(path) for path in records if path.is_file()]
+    key = canonical_json([step, parameters, cells, hashes])
+    if key not in EXECUTED:
+        EXECUTED[key] = reexecute(notebook, run, step, parameters)
+    return EXECUTED[key]
+
+
+def smoke_copy(folder: Path) -> Run:
+    """The newest committed smoke run in `folder/evidence`, as the checkout's notebooks and code would have made it.
+
+    Of the committed run only the measurements are kept; imports that it reads are copied beside it.
+    """
+    committed = find_run(COMMITTED, "smoke")
+    run = Run(folder / "evidence" / committed.name)
+    shutil.copytree(committed.path / "records", run.path / "records")
+    parameters = read_json(committed.path / "parameters.json")
+    write_json(run.path / "parameters.json", parameters)
+    for name in parameters["earlier"]:
+        shutil.copytree(COMMITTED / name, folder / "evidence" / name)
+    place = place_of_checkout()
+    run.note_attempt(place)
+    for step in STEPS:
+        path = run.path / "records" / f"{step.name}.json"
+        write_json(path, read_json(path) | {"environment": place | {"device": "cpu"}})
+    about = {"cycle": "smoke", "summary": parameters["summary"], "steps": [step.name for step in STEPS]}
+    run.write_manifest(**about, parameters_file="params/smoke.yaml", overrides=[], verdict="", pass_all=False)
+    show_again(run)
+    return run
+
+
+@cache
+def place_of_checkout() -> dict[str, Any]:
+    """The environment here, at the checked-out commit, as an attempt has it."""
+    commit = (git_commit() or "").removesuffix(CHANGED)
+    code = {"library_sha256": library_hash_at(commit) or library_hash(), "git_commit": commit or None}
+    return {name: value for name, value in environment("").items() if name != "device"} | {"code": code}
+
+
+def copied(run: Run, folder: Path) -> Run:
+    """A copy of a run with all that lies beside it, in `folder/evidence`."""
+    shutil.copytree(run.path.parent.parent, folder / "evidence")
+    return Run(folder / "evidence" / run.name)
+
+
+def rewrite(run: Run, step: str, change: Change) -> None:
+    """Change a record and write everything again that follows from it, as `show_again` does."""
+    path = run.path / "records" / f"{step}.json"
+    record = read_json(path)
+    change(record)
+    write_json(path, record)
+    show_again(run, {step})
+
+
+def derive_again(run: Run) -> None:
+    """Recompute every derived column of the measuring steps, and write everything again that follows."""
+    for step in ("baselines", "frontier", "stress"):
+        forge_hashes(run)
+        path, tables = run.path / "records" / f"{step}.json", Audited(run).tables
+        record = read_json(path)
+        for name in record["tables"]:
+            rows = tables.rows(step, name)
+            record["tables"][name] = [row.model_copy(update=row.derived(step, tables)).model_dump() for row in rows]
+        write_json(path, record)
+    show_again(run)
+
+
+def show_again(run: Run, forged: Collection[str] = ()) -> None:
+    """Write everything that follows from the records: decisions, published files, figures, notebooks, every hash.
+
+    The records of the steps `forged` stay as they are, and their notebooks show them, also where they are decisions.
+    """
+    for step in STEPS:
+        path = run.path / "records" / f"{step.name}.json"
+        record = _with_inputs(run, read_json(path))
+        given = {"run": f"evidence/{run.name}"} | record["parameters"]
+        notebook = expected_notebook((NOTEBOOKS / step.notebook).read_text(encoding="utf-8"), given)
+        _note(run, step.name, record, [])
+        if step.name in forged:
+            with mock.patch.object(Reexecuted, "write", _write(record)):
+                execution = reexecute(notebook, run, step.name, record["parameters"])
+        else:
+            execution = executed_once(notebook, run, step.name, record["parameters"])
+        files = execution.step.files
+        for name, content in files.items():
+            write_bytes(run.path / name, content)
+        if execution.step.made and step.name not in forged:
+            kept = {name: record[name] for name in ("environment", "finished_utc", "wall_seconds")}
+            record = execution.step.made | kept
+        before = [name for name in files if not name.startswith("figures/")]
+        record["published"] = {name: sha256_file(run.path / name) for name in before}
+        for number, shown in execution.outputs.items():
+            notebook.cells[number].outputs = [_output(**one) for one in shown]
+        del notebook.metadata["papermill"]  # as `husai run` leaves it
+        write_notebook(run.path / "notebooks" / step.notebook, notebook)
+        _note(run, step.name, record, [*files, f"notebooks/{step.notebook}"])
+    forge_hashes(run)
+
+
+def forge_hashes(run: Run, **about: Any) -> None:
+    """Make every hash agree with the files; new files are said to be of the gate, `about` goes into the manifest."""
+    known = {name for entry in run.journal.values() for name in entry["files"]}
+    added = run.files().keys() - known - {"journal.json", "parameters.json"}
+    for step in [step.name for step in STEPS if step.name in run.journal]:
+        names = [name for name in run.journal[step]["files"] if (run.path / name).is_file()]
+        path = run.path / "records" / f"{step}.json"
+        if path.is_file():
+            record = _with_inputs(run, read_json(path))
+            record["published"] = {name: sha256_file(run.path / name) for name in record["published"] if name in names}
+            _note(run, step, record, [*names, *(added if step == "gate" else ())])
+    if (run.path / "records" / "gate.json").is_file():
+        gate = read_json(run.path / "records" / "gate.json")["summary"]
+        about = {name: gate[name] for name in ("verdict", "pass_all")} | about
+    run.write_manifest(**{name: value for name, value in (run.manifest() | about).items() if name != "sha256"})
+
+
+def write_notebook(path: Path, notebook: Any) -> None:
+    """Write an executed notebook, whether or not it is a valid one."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(nbformat.writes(notebook), encoding="utf-8")
+
+
+def _with_inputs(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the hashes of the records that it read as they are now."""
+    paths = {step: run.path / "records" / f"{step}.json" for step in record["inputs"]}
+    return record | {"inputs": {step: sha256_file(path) for step, path in paths.items() if path.is_file()}}
+
+
+def _note(run: Run, step: str, record: dict[str, Any], files: list[str]) -> None:
+    """Write a record, and its step into the journal with these files."""
+    name = f"records/{step}.json"
+    write_json(run.path / name, record)
+    hashes = {file: sha256_file(run.path / file) for file in {name, *files}}
+    key = step_key(step, record["parameters"], record["environment"]["code"]["library_sha256"])
+    code = notebook_code(NOTEBOOKS / next(one.notebook for one in STEPS if one.name == step))
+    run.note_step(step, {"files": hashes, "key": key, "notebook_code": code})
+
+
+def _write(forged: dict[str, Any]) -> Callable[..., Record]:
+    """A `Step.write` after which the notebook shows the forged record."""
+    actual = Reexecuted.write
+
+    def write(step: Reexecuted, *rows: Any, **summary: Any) -> Record:
+        actual(step, *rows, **summary)
+        return Record(step.name, forged, "")
+
+    return write
+
+
+def _output(data: dict[str, Any] | None = None, stream: str = "", text: str = "") -> Any:
+    """What a cell showed, as a notebook has it."""
+    if data is None:
+        return new_output("stream", name=stream, text=text)
+    shown = {kind: base64.b64encode(one).decode() if isinstance(one, bytes) else one for kind, one in data.items()}
+    return new_output("execute_result", shown)
