@@ -54,6 +54,18 @@ Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """The selected group as stress controls need it."""
+
+    members: Sequence[Any] = ()
+    """Its `MemberRow`s, of this run or of an earlier one."""
+    pairs: Sequence[Any] = ()
+    """The `PairRow`s of the record that it is from."""
+    why_none: str = "no candidate was selected"
+    """Why it has no members that can be stressed in this run; empty if it has."""
+
+
+@dataclass(frozen=True)
 class RunTables:
     """The typed tables of a run and its parameters: what derived columns follow from."""
 
@@ -61,12 +73,7 @@ class RunTables:
     """Rows by step and table."""
     parameters: Mapping[str, Any]
     """The sections of the cycle."""
-    candidate: Sequence[Any] = ()
-    """The members of the selected group, of this run or of an earlier one."""
-    candidate_pairs: Sequence[Any] = ()
-    """The pairs of seeds in the record that the selected group is from."""
-    why_none: str = "no candidate was selected"
-    """Why there is no candidate to stress, where there is none."""
+    candidate: Candidate = Candidate()
 
     def rows(self, step: str, table: str, **columns: Any) -> list[Any]:
         """The rows of a table that have these values; none where there is no such table."""
@@ -428,31 +435,31 @@ class ControlRow(MeasuredRow):
         transcoder the reverse; its interval leaves the same seed out of both. For ood it is the probing delta in domain
         minus that out of domain, over the same tasks; a second interval is over tasks, each averaged over the seeds.
         """
-        sha256 = group_sha256((member.seed, member.weights_sha256) for member in run.candidate)
+        sha256 = group_sha256((member.seed, member.weights_sha256) for member in run.candidate.members)
         about = {"metric": "saebench_delta" if self.control == "ood" else "pwmcc", "candidate_sha256": sha256}
         if self.control == "ood" and run.rows(step, "ood"):
             return about | self._of_shift(run.rows(step, "ood"), run)
-        if run.candidate and run.rows(step, "pairs", of=self.control):
+        if run.candidate.members and run.rows(step, "pairs", of=self.control):
             return about | self._of_pairs(step, run)
         switch = "random_model" if self.control == "random_decoder" else self.control
         off = (
             "the control was not run" if run.parameters["stress"][switch] else f"switched off by stress.{switch}: false"
         )
         values = dict.fromkeys(("candidate", "control_value", "delta", "delta_low", "delta_high"))
-        return about | values | {"note": off if run.candidate else run.why_none}
+        return about | values | {"note": off if run.candidate.members else run.candidate.why_none}
 
     def _of_pairs(self, step: str, run: RunTables) -> dict[str, Any]:
         from husai_lib.intervals import mean_over_pairs, pwmcc_difference  # noqa: PLC0415 - as above
 
-        seeds, hook_name = [member.seed for member in run.candidate], run.parameters["activations"]["hook_name"]
-        own = pairs_of(run.candidate[0].condition, seeds, run.candidate_pairs)
+        seeds, hook_name = [member.seed for member in run.candidate.members], run.parameters["activations"]["hook_name"]
+        own = pairs_of(run.candidate.members[0].condition, seeds, run.candidate.pairs)
         other, transcoder = pairs_of(self.control, seeds, run.rows(step, "pairs")), self.control == "transcoder"
         delta = pwmcc_difference(other, own) if transcoder else pwmcc_difference(own, other)
         saes = run.rows(step, "control_saes", control=self.control)
         off = [f"{row.l0:.1f} at seed {row.seed}" for row in saes if not row.l0_matched]
         notes = {
             "too few seeds for an interval": delta.low is None,
-            f"the control's L0 is more than 10 % off k = {run.candidate[0].k}: {', '.join(off)}": bool(off),
+            f"the control's L0 is more than 10 % off k = {run.candidate.members[0].k}: {', '.join(off)}": bool(off),
             "the transcoder is at the last of the joined layers only": transcoder and "+" in hook_name,
         }
         return _estimate(mean_over_pairs(own), mean_over_pairs(other), delta, notes)
@@ -498,9 +505,9 @@ class ControlSaeRow(MeasuredRow):
 
     def derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- of the step stress alone
         """Width, k and, but for a transcoder, architecture are those of the candidate's member of its seed."""
-        own = next(member for member in run.candidate if member.seed == self.seed)
+        own = next(member for member in run.candidate.members if member.seed == self.seed)
         architecture = "topk_transcoder" if self.control == "transcoder" else own.architecture
-        matched = is_matched(self.l0, self.k)
+        matched = is_matched(self.l0, own.k)
         return {"note": "", "architecture": architecture, "d_sae": own.d_sae, "k": own.k, "l0_matched": matched}
 
 
@@ -524,7 +531,7 @@ class OodRow(MeasuredRow):
         first = next(iter(run.rows(step, "ood", task=self.task)), self)
         raw = {name: getattr(first, name) for name in ("in_domain_llm_auc", "shifted_llm_auc")}
         inside, shifted = (self.in_domain_auc - self.in_domain_llm_auc, self.shifted_auc - self.shifted_llm_auc)
-        own = next(member for member in run.candidate if member.seed == self.seed)
+        own = next(member for member in run.candidate.members if member.seed == self.seed)
         return raw | {"note": "", "drop": inside - shifted, "weights_sha256": own.weights_sha256}
 
 

@@ -168,8 +168,10 @@ class Run:
 
     def files(self) -> dict[str, str]:
         """SHA-256 of every file of the run that a manifest lists, hidden ones included, by path."""
-        found = (path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in TRANSIENT)
-        return {path.relative_to(self.path).as_posix(): sha256_file(path) for path in found}
+        found = {
+            path.relative_to(self.path).as_posix(): path for path in sorted(self.path.rglob("*")) if path.is_file()
+        }
+        return {name: sha256_file(path) for name, path in found.items() if name not in TRANSIENT}
 
     def write_manifest(self, **about: Any) -> None:
         """Hash every file of the run and declare it complete."""

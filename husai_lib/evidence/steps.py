@@ -14,7 +14,7 @@ from typing import Any
 
 from husai_lib.evidence.cache import cache_folder, versions
 from husai_lib.evidence.code import git_commit, library_hash
-from husai_lib.evidence.rows import TABLES, Row
+from husai_lib.evidence.rows import TABLES, Candidate, Row
 from husai_lib.evidence.runs import Record, Run, utc_now
 from husai_lib.files import canonical_json, sha256_text, write_bytes, write_json, write_text
 from husai_lib.params.cycle import check_sections
@@ -114,24 +114,25 @@ class Step:
         }
 
 
-def why_not_stressed(selected: Mapping[str, Any] | None, read: Callable[[str], Record]) -> str:
-    """Why the selected candidate has no SAEs that can be stressed in this run; empty if it has.
+def candidate_of(selected: Mapping[str, Any] | None, read: Callable[[str], Record]) -> Candidate:
+    """The selected candidate as stress controls need it; `read` gives a record by its name.
 
-    `read` gives a record by its name. Controls need the rows that the candidate was trained on, so it must come from a
-    run of the same model, activations and training texts.
+    Controls need the rows that it was trained on, so it must come from a run of the same model, activations and
+    training texts, and not from an import.
     """
     if not selected:
-        return "no candidate was selected"
-    source = selected["source"]
-    if "conditions" not in read(source).data["parameters"]:
-        return f"the candidate is of {source}, an import without weights"
-    run = source.rpartition("/")[0]
-    theirs, ours = (
-        read(name).data["parameters"] for name in (f"{run}/activations" if run else "activations", "activations")
-    )
+        return Candidate()
+    source, run = selected["source"], selected["source"].rpartition("/")[0]
+    record = read(source)
+    if "conditions" not in record.data["parameters"]:
+        return Candidate(why_none=f"the candidate is of {source}, an import without weights")
+    theirs, ours = (read(f"{place}activations").data["parameters"] for place in (f"{run}/" if run else "", ""))
     differing = [what for what in ("model", "activations") if theirs[what] != ours[what]]
     differing += ["training texts"] if theirs["texts"]["training"] != ours["texts"]["training"] else []
-    return f"the candidate of {source} was trained on other {differing[0]} than this run's" if differing else ""
+    if differing:
+        return Candidate(why_none=f"the candidate of {source} was trained on other {differing[0]} than this run's")
+    members = [row for row in record.table("members") if row.condition == selected["condition"]]
+    return Candidate(members, record.table("pairs"), "")
 
 
 OPENER: ContextVar[Callable[[str, Any, dict[str, Any]], Step] | None] = ContextVar("OPENER", default=None)

@@ -15,6 +15,8 @@ from husai_lib.files import REPOSITORY, sha256_file
 
 PASSING = {".lock", "progress.json"}
 """Files that come and go beside and in a run; git ignores them."""
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, StopIteration, SyntaxError, TypeError, ValueError)
+"""What files that do not fit together bring about: where all hashes are forged, anything can stand in them."""
 
 
 def problems_of(run: Run) -> list[str]:
@@ -26,6 +28,8 @@ def problems_of(run: Run) -> list[str]:
         return [*_problems(run)]
     except HusaiError as error:
         return [str(error)]
+    except UNREADABLE as error:
+        return [f"{run.name} cannot be verified ({type(error).__name__}: {error})"]
 
 
 def problems_beside(evidence: Path) -> list[str]:
@@ -40,7 +44,7 @@ def problems_beside(evidence: Path) -> list[str]:
 
 
 def _problems(run: Run) -> Iterator[str]:
-    links = [path for path in sorted(run.path.rglob("*")) if path.is_symlink()]
+    links = [path for path in [run.path, *sorted(run.path.rglob("*"))] if path.is_symlink()]
     yield from (f"{path} is a link, not a file of the run; replace it by the file" for path in links)
     if not run.is_complete:
         front = REPOSITORY / "index.md"
@@ -49,7 +53,13 @@ def _problems(run: Run) -> Iterator[str]:
             yield f"{run.name} has no manifest, so it is unfinished, but it is committed or on the front page"
         return
     manifest = run.manifest()
-    found = {name: sha256 for name, sha256 in run.files().items() if Path(name).name not in PASSING}
+    files = [*_files(run, manifest)]
+    yield from files or _chain(run, manifest)
+
+
+def _files(run: Run, manifest: dict[str, Any]) -> Iterator[str]:
+    """Which files are not those that the manifest lists."""
+    found = {name: sha256 for name, sha256 in run.files().items() if name not in PASSING}
     if manifest["run"] != run.name:
         yield f"{run.path} holds the manifest of {manifest['run']}"
     for name in sorted(found.keys() | manifest["files"].keys()):
@@ -59,7 +69,6 @@ def _problems(run: Run) -> Iterator[str]:
             yield f"{run.path / name} is not listed in the manifest; remove it"
         elif found[name] != manifest["files"][name]:
             yield f"{run.path / name} was changed after it was written{_change(run.path / name)}; restore it"
-    yield from _chain(run, manifest)
 
 
 def _chain(run: Run, manifest: dict[str, Any]) -> Iterator[str]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from husai_lib.activations.banks import Bank
-from husai_lib.evidence.rows import GroupRow, MemberRow, PairRow, ProbeRow, ceiling, is_matched
-from husai_lib.intervals import Pairs, mean_interval, mean_over_pairs, means_by, pwmcc_interval
+from husai_lib.evidence.rows import GroupRow, MemberRow, PairRow, ProbeRow, RunTables, noted
+from husai_lib.intervals import Pairs, mean_over_pairs
 from husai_lib.measures.contrastive import ContrastiveScore, contrastive_scores
-from husai_lib.measures.matching import Stability, group_stability, pair_rows, pairwise_pwmcc, random_decoders
+from husai_lib.measures.matching import group_stability, pair_rows, pairwise_pwmcc, random_decoders
 from husai_lib.measures.probing import ProbeTask, llm_scores, probe_rows, sae_scores
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
 from husai_lib.saes.trained import TrainedSae
@@ -74,104 +73,68 @@ def member_rows(
     llm = llm_scores(benches.tasks, benches.probing, progress)
     probed = sae_scores(saes, benches.tasks, benches.probing, progress)
     contrastive = contrastive_scores(saes, benches.stories, benches.contrastive, progress)
-    rows, probes = [], []
-    for trained, scores, story in zip(saes, probed, contrastive, strict=True):
-        condition, seed = trained.member.condition, trained.member.seed
-        own = probe_rows(condition.name, seed, benches.tasks, scores, llm)
-        shape = condition.d_sae, condition.k, seed
-        reference = next((row.cebench_interpretability for row in baseline if row.is_baseline_of(*shape)), None)
-        notes = {
-            trained.note: True,
-            "no CE-Bench delta: no baseline has this width, k and seed": reference is None and bool(baseline),
-            "CE-Bench deltas are measured against this baseline": not baseline and not trained.note,
-            "no calibrated CE-Bench score: its null does not vary": story.calibrated_interpretability is None,
-            "each best k was chosen on the test set": benches.probing.choose_k == "test",
-        }
-        note = "; ".join(note for note, applies in notes.items() if note and applies)
-        rows.append(_member_row(trained, own, story, measure(trained.sae, benches.held_out), reference, note=note))
-        probes += own
-    return rows, probes
+    probes = [
+        row
+        for trained, own in zip(saes, probed, strict=True)
+        for row in probe_rows(trained.member.condition.name, trained.member.seed, benches.tasks, own, llm)
+    ]
+    step = "frontier" if baseline else "baselines"
+    parameters = {"probing": benches.probing.model_dump()}
+    run = RunTables({(step, "probes"): probes, ("baselines", "members"): baseline}, parameters)
+    quality = [measure(trained.sae, benches.held_out) for trained in saes]
+    return [_member_row(step, run, *of) for of in zip(saes, contrastive, quality, strict=True)], probes
 
 
 def _member_row(
-    trained: TrainedSae,
-    probes: Sequence[ProbeRow],
-    story: ContrastiveScore,
-    quality: Reconstruction,
-    reference: float | None,
-    *,
-    note: str,
+    step: str, run: RunTables, trained: TrainedSae, story: ContrastiveScore, quality: Reconstruction
 ) -> MemberRow:
-    """`reference` is the CE-Bench interpretability that the delta is taken over."""
-    condition = trained.member.condition
-    return MemberRow(
+    condition, unknown = trained.member.condition, story.calibrated_interpretability is None
+    remarks = {trained.note: True, "no calibrated CE-Bench score: its null does not vary": unknown,
+               "each best k was chosen on the test set": run.parameters["probing"]["choose_k"] == "test"}  # fmt: skip
+    return MemberRow.derive(
+        step,
+        run,
         condition=condition.name,
         architecture=condition.architecture,
         seed=trained.member.seed,
         d_sae=condition.d_sae,
         k=condition.k,
-        explained_variance=quality.explained_variance,
-        l0=quality.l0,
-        l0_matched=is_matched(quality.l0, condition.k),
-        dead_fraction=quality.dead_fraction,
-        saebench_auc=fmean(means_by((row.data_set, row.test_auc) for row in probes).values()),
-        saebench_delta=fmean(means_by((row.data_set, row.delta) for row in probes).values()),
+        **asdict(quality),
         cebench_contrastive=story.contrastive,
         cebench_independence=story.independence,
         cebench_interpretability=story.interpretability,
         cebench_calibrated_contrastive=story.calibrated_contrastive,
         cebench_calibrated=story.calibrated_interpretability,
-        cebench_delta=None if reference is None else story.interpretability - reference,
-        cebench_ceiling=ceiling(condition.d_sae),
         key=trained.entry.key,
         weights_sha256=trained.weights_sha256,
-        note=note,
+        note=noted(remarks),
     )
 
 
 def group_rows(
-    saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], probes: Sequence[ProbeRow]
+    saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], members: Sequence[MemberRow], probes: Sequence[ProbeRow]
 ) -> tuple[list[GroupRow], list[PairRow]]:
     """The stability of each condition across seeds beside two nulls, and its SAEBench delta over data sets.
 
     The nulls are random decoders of the same shape, and `gaussian`: the same recipes trained on Gaussian activations.
     The pairs of seeds, from whose PW-MCC that of a group follows, are rows of their own.
     """
-    groups, pairs = [], []
+    groups: list[GroupRow] = []
+    pairs: list[PairRow] = []
+    tables = {("frontier", "members"): members, ("frontier", "probes"): probes, ("frontier", "pairs"): pairs}
     for own, null in zip(by_condition(saes), by_condition(gaussian), strict=True):
+        name, seeds = own[0].member.condition.name, [trained.member.seed for trained in own]
         found = group_stability([trained.sae.W_dec for trained in own], [trained.sae.W_enc for trained in own])
-        groups.append(_group_row(own, null, found, probes))
-        pairs += pair_rows({groups[-1].condition: found.pwmcc}, [trained.member.seed for trained in own])
+        pairs += pair_rows({name: found.pwmcc}, seeds)
+        others = {
+            "pwmcc_max": found.pwmcc_max, "encoder_mcc": found.encoder_mcc,
+            "reappearing_fraction": found.reappearing, "subspace_overlap": found.subspace_overlap,
+            "null_random": pairwise_pwmcc(random_decoders(tuple(own[0].sae.W_dec.shape), seeds)),
+            "null_gaussian": decoder_pairs(null),
+        }  # fmt: skip
+        means = {column: mean_over_pairs(values) for column, values in others.items()}
+        groups.append(GroupRow.derive("frontier", RunTables(tables, {}), condition=name, **means))
     return groups, pairs
-
-
-def _group_row(
-    saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], found: Stability, probes: Sequence[ProbeRow]
-) -> GroupRow:
-    condition, shape = saes[0].member.condition, tuple(saes[0].sae.W_dec.shape)
-    random = random_decoders(shape, [trained.member.seed for trained in saes])
-    null, pwmcc = mean_over_pairs(decoder_pairs(gaussian)), pwmcc_interval(found.pwmcc)
-    by_set = means_by((row.data_set, row.delta) for row in probes if row.condition == condition.name)
-    saebench = mean_interval(list(by_set.values()))
-    return GroupRow(
-        condition=condition.name,
-        architecture=condition.architecture,
-        n_seeds=len(saes),
-        pwmcc=pwmcc.mean,
-        pwmcc_low=pwmcc.low,
-        pwmcc_high=pwmcc.high,
-        pwmcc_max=mean_over_pairs(found.pwmcc_max),
-        null_random=mean_over_pairs(pairwise_pwmcc(random)),
-        null_gaussian=null,
-        pwmcc_corrected=(pwmcc.mean - null) / (1 - null),
-        encoder_mcc=mean_over_pairs(found.encoder_mcc),
-        reappearing_fraction=mean_over_pairs(found.reappearing),
-        subspace_overlap=mean_over_pairs(found.subspace_overlap),
-        saebench_delta=saebench.mean,
-        sets_low=saebench.low,
-        sets_high=saebench.high,
-        note="" if pwmcc.low is not None else "too few seeds for an interval",
-    )
 
 
 def decoder_pairs(saes: Sequence[TrainedSae]) -> Pairs:

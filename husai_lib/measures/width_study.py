@@ -10,7 +10,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor
 
 from husai_lib.activations.banks import Bank
-from husai_lib.evidence.rows import ContrastiveRow, ceiling
+from husai_lib.evidence.rows import ContrastiveRow, RunTables
 from husai_lib.measures.contrastive import ContrastiveScore, cached_score, contrastive_scores
 from husai_lib.measures.matching import random_decoders
 from husai_lib.params.benchmarks import ContrastiveParams
@@ -67,7 +67,9 @@ def _rows(
     origin: str, shapes: Sequence[tuple[int, int]], scores: Sequence[ContrastiveScore], seed: int
 ) -> list[ContrastiveRow]:
     return [
-        ContrastiveRow(
+        ContrastiveRow.derive(
+            "baselines",
+            RunTables({}, {}),
             origin=origin,
             seed=seed,
             d_sae=d_sae,
@@ -80,8 +82,6 @@ def _rows(
             interpretability_as_released=found.interpretability_as_released,
             calibrated_contrastive=found.calibrated_contrastive,
             calibrated=found.calibrated_interpretability,
-            ceiling=ceiling(d_sae),
-            note="" if found.calibrated_interpretability is not None else "no calibrated score: its null does not vary",
         )
         for (d_sae, k), found in zip(shapes, scores, strict=True)
     ]

@@ -15,13 +15,13 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from husai_lib.decisions.of_run import selected_group
 from husai_lib.earlier.imports import audit_import
 from husai_lib.errors import EvidenceError
+from husai_lib.evidence.cache import CACHED
 from husai_lib.evidence.code import CHANGED, file_at, library_hash_at
-from husai_lib.evidence.rows import GIVEN, IMPORTED, RunTables
+from husai_lib.evidence.rows import CONTROLS, GIVEN, IMPORTED, RunTables
 from husai_lib.evidence.runs import Record, Run
-from husai_lib.evidence.steps import step_key, why_not_stressed
+from husai_lib.evidence.steps import candidate_of, step_key
 from husai_lib.evidence.verification import problems_of
 from husai_lib.files import REPOSITORY, read_json
 from husai_lib.params.conditions import Condition, baseline_shapes
@@ -71,13 +71,8 @@ class Audited:
     def tables(self) -> RunTables:
         """The typed tables, with the selected group beside them."""
         tables = {(s, table): r.table(table) for s, r in self.records.items() for table in r.data["tables"]}
-        if "selection" not in self.records:
-            return RunTables(tables, self.parameters)
-        chosen, read = self.records["selection"].summary["selected"], self.run.find_record
-        source = read(chosen["source"]) if chosen else None
-        pairs = source.table("pairs") if source and "pairs" in source.data["tables"] else []
-        why, group = why_not_stressed(chosen, read), selected_group(chosen, read)[0]
-        return RunTables(tables, self.parameters, [] if why else group, pairs, why)
+        chosen = self.records["selection"].summary["selected"]
+        return RunTables(tables, self.parameters, candidate_of(chosen, self.run.find_record))
 
 
 def audit_run(run: Run, notebooks: Path = NOTEBOOKS) -> Audit:
@@ -153,8 +148,9 @@ def _environment(one: Audited) -> Iterator[Check]:
         place = {name: value for name, value in record.data["environment"].items() if name != "device"}
         nearest = place if place in places else (places or [{}])[-1]
         yield from follow(f"environment of record {step}:", place, nearest)
-    computing = {data["device"] for data in (r.data["environment"] for r in one.records.values())} - {"cpu"}
-    yield "more devices than attempts", sorted(computing)[len(places) :], []
+    computed = [record.data for record in one.records.values() if record.data["tables"].keys() & CACHED.keys()]
+    devices = sorted({data["environment"]["device"] for data in computed})
+    yield "devices beyond one an attempt", devices[len(places) :], []
     for commit, stated in {(place["code"]["git_commit"], place["code"]["library_sha256"]) for place in places}:
         must = library_hash_at(commit) if commit and not commit.endswith(CHANGED) else None
         if must is None:
@@ -206,7 +202,7 @@ def _completeness(one: Audited) -> Iterator[Check]:
         probed = sorted((p.condition, p.seed, p.data_set, str(p.at)) for p in rows(step, "probes"))
         yield f"probes of {step}", probed, sorted((sae[0], sae[2], *at) for sae, at in product(saes, ats))
     yield "conditions of groups", [g.condition for g in rows("frontier", "groups")], [c.name for c in conditions]
-    own = [member.seed for member in one.tables.candidate]
+    own = [member.seed for member in one.tables.candidate.members]
     run = [row.control for row in rows("stress", "controls") if row.metric == "pwmcc" and row.delta is not None]
     pairs = {"frontier": {c.name: seeds for c in conditions}, "stress": dict.fromkeys(run, own)}
     for step, of in pairs.items():
@@ -217,8 +213,30 @@ def _completeness(one: Audited) -> Iterator[Check]:
     yield "SAEs of controls", of_controls, sorted(product(trained, own))
     tasks = sorted((row.task, row.seed) for row in rows("stress", "ood"))
     yield "tasks of the OOD control", tasks, sorted(product(asked["texts"]["ood"], own)) if tasks else []
-    pairs_read = one.records["activations"].summary["story_pairs"]
-    yield "story pairs are at most max_rows", pairs_read <= asked["contrastive"]["max_rows"], True
+    yield "controls", [row.control for row in rows("stress", "controls")], [*CONTROLS]
+    study = asked["contrastive"]["study"]
+    grids = {"random": study["widths"] + study["random_widths"], "trained": study["widths"]}
+    shapes = sorted((origin, seeds[0], d_sae, k) for origin in grids for d_sae in grids[origin] for k in study["ks"])
+    scored = [(row.origin, row.seed, row.d_sae, row.k) for row in rows("baselines", "contrastive")]
+    yield "SAEs of the width study", scored, shapes
+    yield from _inputs(one)
+
+
+def _inputs(one: Audited) -> Iterator[Check]:
+    """Which data sets were read, for which banks, and how many story pairs."""
+    texts, stress, rows = one.parameters["texts"], one.parameters["stress"], one.tables.rows
+    tasks = {"probing": texts["probing"]} | ({"ood": texts["ood"], "shifted": texts["ood"]} if stress["ood"] else {})
+    read = [(row.role, row.data_set) for row in rows("activations", "sources")]
+    drawn = {(role, name) for role in ("training", "held_out") for name in texts[role]}
+    of_tasks = [(role, name) for role in tasks for name in tasks[role]]
+    yield "data sets of tasks", sorted({*read} - drawn), sorted(of_tasks)
+    yield "data sets that are listed twice", [source for source, n in Counter(read).items() if n > 1], []
+    yield "roles of data sets", sorted({role for role, _ in read}), sorted({"training", "held_out", *tasks})
+    banks = ["training", "held_out", "stories", *(("mlp_in", "mlp_out") if stress["transcoder"] else ())]
+    made = [row.bank for row in rows("activations", "banks")]
+    yield "banks of activations", sorted(made), sorted([*banks, *("/".join(task) for task in of_tasks)])
+    pairs = one.records["activations"].summary["story_pairs"]
+    yield "story pairs are at most max_rows", pairs <= one.parameters["contrastive"]["max_rows"], True
 
 
 def _baselines(one: Audited, conditions: list[Condition]) -> list[tuple[Any, ...]]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from husai_lib.errors import HusaiError
+from husai_lib.evidence.verification import UNREADABLE
 
 Check = tuple[str, Any, Any]
 """What is checked, what is stated, what it must be."""
 UNCHECKED: Any = object()
 """In place of a stated value: it cannot be checked here, and the name of the check says why."""
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, StopIteration, SyntaxError, TypeError, ValueError)
-"""What records that do not fit together bring about: where all hashes are forged, anything can stand in them."""
 
 
 @dataclass

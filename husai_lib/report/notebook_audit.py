@@ -152,16 +152,21 @@ def _draws_as_here(record: Record) -> bool:
 
 
 def _record(step: str, record: Record, execution: Execution, notebook: Any) -> Iterator[Check]:
-    """The whole record where its notebook was executed whole; else that its single values are those it is given."""
+    """The whole record where its notebook was executed whole; else that it has the single values and tables it is given."""
     if execution.step.made is not None:
         made = {name: value for name, value in execution.step.made.items() if name not in NOT_DERIVED}
         stated = {name: value for name, value in record.data.items() if name not in NOT_DERIVED}
         yield from follow_values(f"record {step}", stated, made)
+        devices = [data["environment"]["device"] for data in (record.data, execution.step.made)]
+        yield f"device of record {step}", *devices
         return
     compute = [cell.source for cell in notebook.cells if COMPUTE in cell.metadata.get("tags", [])]
-    calls = (node for source in compute for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
-    names = [word.arg for call in calls if ast.unparse(call.func) == "step.write" for word in call.keywords]
-    yield f"single values of record {step}", sorted(record.summary), sorted({*map(str, names)} - {"device"})
+    nodes = [node for source in compute for node in ast.walk(ast.parse(source))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "step.write"]
+    names = {str(word.arg) for call in calls for word in call.keywords} - {"device"}
+    yield f"single values of record {step}", sorted(record.summary), sorted(names)
+    strings = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    yield f"tables of record {step} that its notebook does not name", sorted(record.data["tables"].keys() - strings), []
 
 
 def _files(run: Run, files: Mapping[str, str], execution: Execution, same_here: bool) -> Iterator[Check]:

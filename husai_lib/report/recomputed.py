@@ -43,9 +43,9 @@ def check_seeded(run: RunTables) -> Iterator[Check]:
         pairs = random_pairs((members[0].d_sae, d_in), tuple(member.seed for member in members))
         null = mean_over_pairs(pair_table(len(members), pairs))
         yield from _close(f"null_random of {group.condition}", group.null_random, null)
-    seeds = [member.seed for member in run.candidate]
+    seeds = [member.seed for member in run.candidate.members]
     for row in run.rows("stress", "pairs", of="random_decoder"):
-        pairs = random_pairs((run.candidate[0].d_sae, d_in), tuple(seeds))
+        pairs = random_pairs((run.candidate.members[0].d_sae, d_in), tuple(seeds))
         must = pairs[seeds.index(row.seed_a), seeds.index(row.seed_b)]
         yield from _close(f"PW-MCC of the random decoders of seeds {row.seed_a} and {row.seed_b}", row.pwmcc, must)
 

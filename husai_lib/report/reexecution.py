@@ -109,8 +109,8 @@ def _shell(names: dict[str, Any]) -> InteractiveShell:
 
 def _run_cell(shell: InteractiveShell, source: str, where: str) -> list[dict[str, Any]]:
     """The outputs of a cell, streams first."""
-    shell.display_pub = CapturingDisplayPublisher()
-    shell.display_trap.hook = CapturingDisplayHook(shell, shell.display_pub.outputs)
+    shell.display_pub = CapturingDisplayPublisher()  # type: ignore[no-untyped-call]
+    shell.display_trap.hook = CapturingDisplayHook(shell, shell.display_pub.outputs)  # type: ignore[no-untyped-call]
     streams = {"stdout": io.StringIO(), "stderr": io.StringIO()}
     with redirect_stdout(streams["stdout"]), redirect_stderr(streams["stderr"]):
         result = shell.run_cell(source, store_history=False)  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from husai_lib.decisions import gates
-from husai_lib.evidence.rows import GIVEN, CandidateRow, GroupRow, MemberRow, OodRow, ProbeRow, Row
+from husai_lib.evidence.rows import GIVEN, GroupRow, MemberRow, OodRow, ProbeRow, Row
 from husai_lib.intervals import mean_interval, means_by
 
 Template = str | Callable[[dict[str, Any]], str]
@@ -33,9 +33,17 @@ def escape(text: str) -> str:
 
 
 class _Cell(string.Formatter):
-    """Formats a cell template: null as `n/a`, booleans as words, all text escaped."""
+    """Formats a cell template: null as `n/a`, booleans as words, a list as mean and range, all text escaped."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, list):
+            known = [one for one in value if one is not None]
+            if len(set(known)) > 1:
+                if isinstance(known[0], bool):
+                    return f"{sum(known)} of {len(known)} seeds"
+                mean, low, high = (f"{one:{format_spec}}" for one in (fmean(known), min(known), max(known)))
+                return f"{mean} ({low} to {high})"
+            value = known[0] if known else None
         if value is None:
             return "n/a"
         return escape(("no", "yes")[value] if isinstance(value, bool) else format(value, format_spec))
@@ -86,13 +94,21 @@ def _standing(row: dict[str, Any]) -> str:
     return f"{standing}: {escape(row['note'])}" if row["note"] else standing
 
 
+def _over_seeds(rows: Iterable[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """One row for each value of `key`, in order, whose fields list the values of all its rows."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return [{"seeds": len(g)} | {field: [row[field] for row in g] for field in g[0]} for g in groups.values()]
+
+
 def _width(rows: Sequence[MemberRow]) -> Columns:
     """A column for the width, where it differs between rows."""
     return {"Latents": "{d_sae:,d}"} if len({row.d_sae for row in rows}) > 1 else {}
 
 
 _QUALITY: Columns = {
-    "Seed": "{seed:d}",
+    "Seed": lambda row: "every" if row["condition"] == GIVEN else str(row["seed"]),
     "Explained variance": "{explained_variance:.3f}",
     "L0 (target k)": lambda row: cell(row, "{l0:.1f} ({k})" + ("" if row["l0_matched"] else ", not matched")),
     "Dead latents": "{dead_fraction:.1%}",
@@ -102,57 +118,34 @@ _QUALITY: Columns = {
 }
 
 
-def baseline_table(rows: Sequence[MemberRow]) -> str:
-    """One line per SAE of the baseline, which has no delta to itself; widths and ceilings where there are several.
-
-    A given SAE serves every seed.
-    """
-    several = len({row.condition for row in rows}) > 1
-    first = {"Baseline": "{condition}", "Latents": "{d_sae:,d}"} if several else {}
-    last = {"CE-Bench ceiling (SD)": "{cebench_ceiling:.1f}"} if several else {}
-    quality: Columns = {**_QUALITY, "Seed": lambda row: "every" if row["condition"] == GIVEN else str(row["seed"])}
-    return markdown_table(rows, {**first, "Recipe": "{architecture}", **quality, **last, "Note": "{note}"})
-
-
 def members_table(rows: Sequence[MemberRow]) -> str:
-    """One line per trained SAE, with the width where it differs."""
-    last = {"CE-Bench delta (SD)": "{cebench_delta:+.3f}", "Note": "{note}"}
-    return markdown_table(rows, {"Condition": "{condition}", **_width(rows), **_QUALITY, **last})
+    """One line per SAE: what its condition does not say, its quality, and its delta or, of a baseline, its ceiling.
+
+    A given SAE serves every seed. A baseline has no delta to itself.
+    """
+    first: Columns = {"Condition": "{condition}", **_width(rows)}
+    if any(row.architecture != row.condition for row in rows):
+        first = {**first, "Architecture": "{architecture}"}
+    delta: Columns = {"CE-Bench delta (SD)": "{cebench_delta:+.3f}"}
+    if all(row.cebench_delta is None for row in rows):
+        delta = {"CE-Bench ceiling (SD)": "{cebench_ceiling:.1f}"}
+    return markdown_table(rows, {**first, **_QUALITY, **delta, "Note": "{note}"})
 
 
 _FRONTIER: Columns = {
     "Seeds": "{seeds:d}",
-    "Explained variance (range over seeds)": "{explained_variance}",
-    "L0 (range)": "{l0}",
+    "Explained variance (range over seeds)": "{explained_variance:.3f}",
+    "L0 (range)": "{l0:.1f}",
     "Target k": "{k:d}",
-    "L0 within 10 % of k": "{matched}",
-    "Dead latents (range)": "{dead}",
+    "L0 within 10 % of k": "{l0_matched}",
+    "Dead latents (range)": "{dead_fraction:.1%}",
 }
 
 
 def frontier_table(rows: Sequence[MemberRow]) -> str:
     """One line per condition, in the order of the rows: means over its seeds with their range."""
-    names = dict.fromkeys(row.condition for row in rows)
-    lines = [_over_seeds([row for row in rows if row.condition == name]) for name in names]
+    lines = _over_seeds(map(dict, rows), "condition")
     return markdown_table(lines, {"Condition": "{condition}", **_width(rows), **_FRONTIER})
-
-
-def _over_seeds(rows: Sequence[MemberRow]) -> dict[str, Any]:
-    matched = sum(row.l0_matched for row in rows)
-    return dict(rows[0]) | {
-        "seeds": len(rows),
-        "explained_variance": _mean_and_range((row.explained_variance for row in rows), ".3f"),
-        "l0": _mean_and_range((row.l0 for row in rows), ".1f"),
-        "dead": _mean_and_range((row.dead_fraction for row in rows), ".1%"),
-        "matched": {len(rows): "yes", 0: "no"}.get(matched, f"{matched} of {len(rows)} seeds"),
-    }
-
-
-def _mean_and_range(values: Iterable[float], spec: str) -> str:
-    """The mean, with the range where there are several values."""
-    smallest, *others = sorted(values)
-    mean = format(fmean([smallest, *others]), spec)
-    return f"{mean} ({smallest:{spec}} to {others[-1]:{spec}})" if others else mean
 
 
 _GROUPS: Columns = {
@@ -171,30 +164,30 @@ _GROUPS: Columns = {
 groups_table = partial(markdown_table, columns=_GROUPS)
 """One line per condition: the agreement of its seeds, and both nulls."""
 
+_INTERVAL = "{0.mean:+.3f} [{0.low:+.3f}, {0.high:+.3f}]"
 _EXTERNAL: Columns = {
     "Condition": "{condition}",
-    "SAEBench delta": "{saebench.mean:+.3f}",
-    "95 % over seeds": "[{saebench.low:+.3f}, {saebench.high:+.3f}]",
+    "SAEBench delta [95 % over seeds]": "{saebench}",
     "95 % over data sets": "[{sets_low:+.3f}, {sets_high:+.3f}]",
     "CE-Bench delta, SD [95 % over seeds]": "{cebench}",
-    "CE-Bench calibrated (range)": "{calibrated}",
+    "CE-Bench calibrated (range)": "{calibrated:.2f}",
 }
 
 
 def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> str:
     """One line per condition: both external deltas with their intervals, and the calibrated CE-Bench score."""
-    return markdown_table([_external(g, [m for m in members if m.condition == g.condition]) for g in groups], _EXTERNAL)
 
+    def interval(deltas: list[float | None]) -> str | None:
+        known = [delta for delta in deltas if delta is not None]
+        return _Cell().format(_INTERVAL, mean_interval(known)) if len(known) == len(deltas) else None
 
-def _external(group: GroupRow, members: Sequence[MemberRow]) -> dict[str, Any]:
-    deltas = [row.cebench_delta for row in members if row.cebench_delta is not None]
-    cebench = mean_interval(deltas) if len(deltas) == len(members) else None
-    calibrated = [row.cebench_calibrated for row in members if row.cebench_calibrated is not None]
-    return dict(group) | {
-        "saebench": mean_interval([row.saebench_delta for row in members]),
-        "cebench": cebench and _Cell().format("{0.mean:+.3f} [{0.low:+.3f}, {0.high:+.3f}]", cebench),
-        "calibrated": _mean_and_range(calibrated, ".2f") if calibrated else None,
-    }
+    over_seeds = {line["condition"][0]: line for line in _over_seeds(map(dict, members), "condition")}
+    lines = []
+    for group in groups:
+        own = over_seeds[group.condition]
+        deltas = {"saebench": interval(own["saebench_delta"]), "cebench": interval(own["cebench_delta"])}
+        lines.append(dict(group) | deltas | {"calibrated": own["cebench_calibrated"]})
+    return markdown_table(lines, _EXTERNAL)
 
 
 def data_sets_table(rows: Sequence[ProbeRow]) -> str:
@@ -207,33 +200,25 @@ def data_sets_table(rows: Sequence[ProbeRow]) -> str:
     return markdown_table(lines, {"Data set": "{data_set}", "Raw AUC": "{raw:.3f}", **deltas})
 
 
+def _scored(field: str, spec: str) -> Template:
+    """A metric of a group, its lower bound and, where the group was ranked, the score of the bound."""
+    bound, score = f"{{{field}:{spec}}} ({{{field}_low:{spec}}}", f"{{{field.removesuffix('_delta')}_score:.2f}}"
+    return lambda row: cell(row, f"{bound})" if row["joint_score"] is None else f"{bound} → {score})")
+
+
 _CANDIDATES: Columns = {
     "Condition": "{condition}",
     "Standing": _standing,
     "Seeds": "{n_seeds:d}",
-    "SAEBench delta (lower bound)": "{saebench_delta:+.3f} ({saebench_delta_low:+.3f})",
-    "CE-Bench delta, SD (lower bound)": "{cebench_delta:+.3f} ({cebench_delta_low:+.3f})",
-    "Explained variance (lower bound)": "{explained_variance:.3f} ({explained_variance_low:.3f})",
+    "SAEBench delta (lower bound → score)": _scored("saebench_delta", "+.3f"),
+    "CE-Bench delta, SD (lower bound → score)": _scored("cebench_delta", "+.3f"),
+    "Explained variance (lower bound → score)": _scored("explained_variance", ".3f"),
     "Joint score": "{joint_score:.3f}",
     "Selection probability": "{selection_probability:.0%}",
-}
-candidates_table = partial(markdown_table, columns=_CANDIDATES)
-"""One line per group that selection ranked or dropped, with lower 95 % bounds."""
-
-_SCORES: Columns = {
-    "Condition": "{condition}",
-    "SAEBench bound → score": "{saebench_delta_low:+.4f} → {saebench_score:.3f}",
-    "CE-Bench bound → score": "{cebench_delta_low:+.3f} → {cebench_score:.3f}",
-    "Explained variance bound → score": "{explained_variance_low:.3f} → {explained_variance_score:.3f}",
-    "Joint score": "{joint_score:.3f}",
-    "On the Pareto front": "{on_front}",
     "Representative seed": "{representative_seed}",
 }
-
-
-def scores_table(rows: Sequence[CandidateRow]) -> str:
-    """One line per eligible group: its lower bounds, the scaled scores, and their weighted sum."""
-    return markdown_table([row for row in rows if row.joint_score is not None], _SCORES)
+candidates_table = partial(markdown_table, columns=_CANDIDATES)
+"""One line per group that selection ranked or dropped: lower 95 % bounds, their scores and the weighted sum."""
 
 
 def sensitivity_table(winners: Mapping[str, str | None]) -> str:
@@ -316,30 +301,23 @@ controls_table = partial(markdown_table, columns=_CONTROLS)
 
 _OOD: Columns = {
     "Task": "{task}",
-    "SAE AUC in domain": "{in_domain_auc}",
+    "SAE AUC in domain": "{in_domain_auc:.3f}",
     "Raw AUC in domain": "{in_domain_llm_auc:.3f}",
-    "SAE AUC shifted": "{shifted_auc}",
+    "SAE AUC shifted": "{shifted_auc:.3f}",
     "Raw AUC shifted": "{shifted_llm_auc:.3f}",
-    "Delta in domain": "{inside}",
-    "Delta shifted": "{outside}",
-    "Drop": "{drop}",
+    "Delta in domain": "{inside:+.3f}",
+    "Delta shifted": "{outside:+.3f}",
+    "Drop": "{drop:+.3f}",
 }
 
 
 def ood_table(rows: Sequence[OodRow]) -> str:
     """One line per task: AUCs and deltas in and out of domain, as means over the seeds with their range."""
-    names = dict.fromkeys(row.task for row in rows)
-    return markdown_table([_task_over_seeds([row for row in rows if row.task == name]) for name in names], _OOD)
-
-
-def _task_over_seeds(rows: Sequence[OodRow]) -> dict[str, Any]:
-    return dict(rows[0]) | {
-        "in_domain_auc": _mean_and_range((row.in_domain_auc for row in rows), ".3f"),
-        "shifted_auc": _mean_and_range((row.shifted_auc for row in rows), ".3f"),
-        "inside": _mean_and_range((row.in_domain_auc - row.in_domain_llm_auc for row in rows), "+.3f"),
-        "outside": _mean_and_range((row.shifted_auc - row.shifted_llm_auc for row in rows), "+.3f"),
-        "drop": _mean_and_range((row.drop for row in rows), "+.3f"),
-    }
+    lines = []
+    for row in rows:
+        inside, outside = row.in_domain_auc - row.in_domain_llm_auc, row.shifted_auc - row.shifted_llm_auc
+        lines.append(dict(row) | {"inside": inside, "outside": outside})
+    return markdown_table(_over_seeds(lines, "task"), _OOD)
 
 
 _PROBES: Columns = {

@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from measures.test_evaluation import baseline_row, benches
+from measures.test_evaluation import baseline_row, benches, probe
 from sae_lens import SAE, Transcoder, TranscoderConfig
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 from small_saes import D_IN, HOOK, bank, cache, condition, random_sae, random_saes, trained
@@ -24,13 +24,13 @@ from husai_lib.decisions import gates
 from husai_lib.decisions.candidates import baseline_of
 from husai_lib.errors import DataError, HusaiError, ModelError
 from husai_lib.evidence.cache import cache_folder, open_entry
-from husai_lib.evidence.rows import MemberRow
+from husai_lib.evidence.rows import MemberRow, RunTables
 from husai_lib.measures import baselines
 from husai_lib.measures.baselines import PICKLED, baseline_saes
 from husai_lib.measures.evaluation import measure, member_rows
 from husai_lib.params.conditions import BaselineParams, Condition
 from husai_lib.params.inputs import ModelParams
-from husai_lib.report import recomputed, sentences, tables
+from husai_lib.report import sentences, tables
 from husai_lib.saes.trained import TrainedSae, load_sae
 
 assert cache  # the fixture that every test of this module uses
@@ -164,20 +164,19 @@ def test_a_given_sae_is_matched_within_ten_per_cent_of_width_and_k(d_sae: int, l
 
 def test_the_gate_compares_with_the_baseline_of_the_candidates_own_shape() -> None:
     own = [baseline_row(seed, 5.0).model_copy(update={"cebench_delta": 0.5}) for seed in range(3)]
-    others = [baseline_row(seed, 50.0, d_sae=128) for seed in range(3)]
-    found = gates.external_results(own, [given_row(90.0, 256, 8.0), *others, *(baseline_row(s, 4.5) for s in range(3))])
+    others = [baseline_row(seed, 7.0, d_sae=128) for seed in range(3)]
+    found = gates.external_results(own, [given_row(7.5, 256, 8.0), *others, *(baseline_row(s, 4.5) for s in range(3))])
     assert (found.cebench_baseline, found.note) == (4.5, "")
-    assert gates.external_results(own, [given_row(90.0, 256, 8.0), given_row(4.0, 64, 8.4)]).cebench_baseline == 4.0
+    assert gates.external_results(own, [given_row(7.5, 256, 8.0), given_row(4.0, 64, 8.4)]).cebench_baseline == 4.0
     assert "not matched" in gates.external_results(own, others).note
 
 
-def test_the_audit_takes_the_delta_over_the_given_sae_where_it_is_matched() -> None:
-    row = baseline_row(2, 5.0)
+def test_the_delta_is_taken_over_the_given_sae_where_it_is_matched() -> None:
+    row, own = baseline_row(2, 5.0), [probe("baseline", 2, "a", 0.0)]
     for base, delta in ((given_row(4.0, 70, 8.0), 1.0), (given_row(4.0, 128, 8.0), None)):
-        found = recomputed.recomputed(
-            "frontier", "members", row, {("frontier", "probes"): [], ("baselines", "members"): [base]}
-        )
-        assert found["cebench_delta"] == delta
+        tables_of_run = {("frontier", "probes"): own, ("baselines", "members"): [base]}
+        run = RunTables(tables_of_run, {"probing": {"choose_k": "validation"}})
+        assert row.derived("frontier", run)["cebench_delta"] == delta
 
 
 def test_what_is_only_reported_beside_does_not_decide_who_may_be_ranked_together() -> None:
