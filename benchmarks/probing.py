@@ -137,16 +137,14 @@ def race_fits(
 
     def theirs() -> None:
         found["theirs"] = [
-            find_best_reg(
-                train, split.labels[0], test, split.labels[1], penalty="l1", seed=params.seed
-            ).metrics.test_auc
+            find_best_reg(train, split[0][1], test, split[1][1], penalty="l1", seed=params.seed).metrics.test_auc
             for split, of_split in zip(splits, read, strict=True)
             for train, test in ([part.astype(float) for part in parts] for parts in of_split)
         ]
 
     def fit(which: int) -> list[probing.ProbeScore]:
         parts = [np.stack(rows) for rows in zip(*read[which], strict=True)]
-        return probing._fits(parts, splits[which], params)
+        return probing._fits(parts, [labels for _, labels in splits[which]], params)
 
     def ours() -> None:
         found["ours"] = [score.test_auc for scores in run_tasks(fit, range(len(tasks)), "") for score in scores]
@@ -162,7 +160,7 @@ def race_baseline(tasks: Sequence[probing.ProbeTask], rounds: int) -> Race:
 
     def theirs() -> None:
         for task in tasks:
-            probing._fit(probing._split(task, None, params.seed), "l2", params.seed)
+            probing._fit(probing._split(task, None, params.seed), params.seed)
 
     race = Race(f"raw activation: {len(tasks)} data sets")
     race.run(rounds, theirs, partial(probing.llm_scores, tasks, params))

@@ -15,7 +15,6 @@ from rich.markdown import Markdown
 
 from husai_lib.cycle.run import (
     NOTEBOOKS,
-    Origin,
     cached_already,
     check_earlier,
     check_ready,
@@ -60,7 +59,7 @@ Evidence = Annotated[
 Assign = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter, as sae.k=16; repeatable.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the cycle's newest run; finished steps are kept.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the cycle's newest run; finished steps are kept.")]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Show each step, what it makes, what is cached and why it runs; write nothing."),
@@ -99,7 +98,7 @@ Out = Annotated[Path, typer.Option(help="Folder the pages are written to.", meta
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with its code; a user's mistake is told in one line on stderr."""
+    """Run the command line and exit with its code; a user's mistake is reported in one line on stderr."""
     code, message = 0, ""
     try:
         code = app(arguments, standalone_mode=False) or 0
@@ -109,8 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     except HusaiError as error:
         code, message = error.exit_code, str(error)
     except typer.TyperException as error:
-        told = error.format_message()  # empty where the help was shown instead
-        code, message = 2, f"{told} ('husai --help' tells how to use it)" if told else ""
+        what = error.format_message()  # empty where the help was shown instead
+        code, message = 2, f"{what} ('husai --help' shows the usage)" if what else ""
     except OSError as error:
         code, message = 1, f"{error.filename or 'input or output'}: {error.strerror or error}"
     if message:
@@ -140,7 +139,7 @@ def run(
     _compute_on(device, jobs)
     within = params.resolve().is_relative_to(REPOSITORY)
     file = params.resolve().relative_to(REPOSITORY).as_posix() if within else None
-    finished = run_cycle(cycle, evidence, NOTEBOOKS, resume=resume, origin=Origin(file, assignments or []))
+    finished = run_cycle(cycle, evidence, NOTEBOOKS, resume=resume, parameters_file=file, overrides=assignments or [])
     manifest = finished.manifest()
     typer.echo(f"verdict: {manifest['verdict']}")
     typer.echo(f"evidence: {finished.path}")
@@ -180,12 +179,12 @@ def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
     for table, step in SHOWN.items():
         if step in chosen.journal and table in chosen.record(step).data["tables"]:
             rows = chosen.record(step).table(table)
-            out.print(Markdown(f"**{table} of step {step}**\n\n{getattr(tables, f'{table}_table')(rows)}"))
+            out.print(Markdown(f"**{table} of step {step}**\n\n{tables.table_of(rows)}"))
 
 
 @app.command()
 def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Evidence = EVIDENCE) -> None:
-    """Judge a run's candidate again from its records: every gate, and the verdict. For CI, with --fail-on-gate-fail."""
+    """Evaluate a run's gates from its records, and give the verdict. For CI, with --fail-on-gate-fail."""
     from husai_lib.decisions import of_run  # noqa: PLC0415 - takes a second to import
     from husai_lib.report import sentences, tables  # noqa: PLC0415 - takes a second to import
 
@@ -194,10 +193,11 @@ def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Ev
     if problems := problems_of(chosen):
         raise IntegrityError(f"{chosen.name} does not verify: {problems[0]}")
     policy = of_run.policy_of(chosen.find_record)
-    out.print(Markdown(tables.gates_table(policy.gates)))
+    out.print(Markdown(tables.table_of(policy.gates)))
     record = chosen.record("gate")
     if "criteria" in record.data["tables"]:
-        out.print(Markdown(sentences.outcome_sentence(record.table("criteria"))))
+        criteria = record.table("criteria")
+        out.print(Markdown(f"{sentences.outcome_sentence(criteria)}\n\n{tables.table_of(criteria)}"))
     typer.echo(f"{chosen.name}: {policy.verdict}")
     if policy.gates != tuple(record.table("gates")):
         raise IntegrityError(
@@ -322,9 +322,8 @@ def reproduce(
     if as_json:
         typer.echo(json.dumps(compared.as_json(), indent=1))
     else:
-        Console(width=None if sys.stdout.isatty() else 240).print(
-            Markdown(reproduction_table(compared.as_json()["differing"][:20]))
-        )
+        if differing := compared.as_json()["differing"][:20]:
+            Console(width=None if sys.stdout.isatty() else 240).print(Markdown(reproduction_table(differing)))
         typer.echo(f"{chosen.name}: {', '.join(f'{n:,} {outcome}' for outcome, n in compared.counts.items())}")
     if not compared.is_reproduced:
         raise IntegrityError(f"{chosen.name} is not reproduced: {compared.counts['different']} values are different")

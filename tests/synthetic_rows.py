@@ -144,9 +144,9 @@ def probes() -> list[ProbeRow]:
 
 def width_row(origin: str, d_sae: int, k: int, **changes: Any) -> ContrastiveRow:
     values: dict[str, Any] = {
-        "origin": origin, "seed": 0, "d_sae": d_sae, "k": k, "l0": float(k), "contrastive": d_sae / k,
-        "independence": 2.0, "interpretability": d_sae / k, "independence_as_released": 3.0,
-        "interpretability_as_released": 1.25 * d_sae / k, "calibrated_contrastive": 1.0,
+        "origin": origin, "seed": 0, "d_sae": d_sae, "k": k, "l0": float(min(k, d_sae)), "contrastive": d_sae / k / 2,
+        "independence": 2.0, "interpretability": d_sae / k / 2, "independence_as_released": 3.0,
+        "interpretability_as_released": 1.25 * d_sae / k / 2, "calibrated_contrastive": 1.0,
         "calibrated": k / 10 + (2.0 if origin == "trained" else 0.0), "ceiling": (d_sae - 1) / d_sae**0.5,
     }  # fmt: skip
     return ContrastiveRow(**values | changes)

@@ -7,12 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import forging
 import pytest
 from stand_ins import SMOKE, complete, husai, short_cycle, synthetic_run
 
+from husai_lib.cycle import reproduce
 from husai_lib.cycle import run as cycle
 from husai_lib.evidence.runs import Run
 from husai_lib.files import read_json, write_json
@@ -24,6 +28,7 @@ COMMANDS = {
     "verify": ("RUN", "--evidence"),
     "gate": ("RUN", "--fail-on-gate-fail", "--evidence"),
     "audit": ("RUN", "--site", "--evidence"),
+    "reproduce": ("RUN", "--with-cache", "--tolerance", "--json", "--device", "--jobs", "--evidence"),
     "export": ("RUN", "DIR", "--even-if-failed", "--push", "--evidence"),
     "import": ("FILE", "--as", "--evidence"),
     "render": ("RUN", "--out", "--evidence"),
@@ -111,7 +116,7 @@ def test_a_dry_run_says_what_of_the_newest_run_is_still_in_the_cache(
 ) -> None:
     given = made.record("frontier").data["parameters"]
     step = next(step for step in cycle.STEPS if step.name == "frontier")
-    planned = cycle.PlannedStep(step, given, "", 1, "new run")
+    planned = cycle.PlannedStep(step, given, "", "new run")
     assert cycle.cached_already(planned, made.path.parent.name, evidence) == "6 of 6 cached"
     assert cycle.cached_already(planned, "another", evidence) == ""
     changed = replace(planned, parameters=given | {"seeds": [7]})
@@ -159,25 +164,126 @@ def test_show_prints_gates_candidates_and_groups(evidence: Path, made: Run) -> N
     assert "pass" in line
 
 
-@pytest.mark.parametrize("form", ["cycle/run", "run", "cycle", "path", "newest"])
+@pytest.mark.parametrize("form", ["cycle/run", "run", "cycle", "path"])
 def test_a_run_may_be_named_in_several_ways(evidence: Path, made: Run, form: str) -> None:
-    path = made.path
-    name = {"cycle/run": made.name, "run": path.name, "cycle": "smoke", "path": str(path)}.get(form)
-    said = husai("verify", *([name] if name else []), "--evidence", evidence)
-    assert said.code == 0, said.err
-    assert said.out.startswith(f"{made.name} verifies: ")
+    names = {"cycle/run": made.name, "run": made.path.name, "cycle": "smoke", "path": str(made.path)}
+    said = husai("verify", names[form], "--evidence", evidence)
+    assert (said.code, said.err) == (0, "")
+    assert said.out == f"{made.name}: {len(made.files())} files\n"
 
 
-def test_verify_says_what_it_checked_and_what_is_wrong(evidence: Path, made: Run) -> None:
-    path = made.path / "records" / "frontier.json"
-    original = path.read_text()
-    path.write_text(original.replace("0.05", "0.06", 1))
+# The three levels of trust
+
+
+@pytest.fixture(scope="module")
+def forged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with pytest.MonkeyPatch.context() as patch:
+        forging.fast_audits(patch)
+        yield forging.smoke_copy(tmp_path_factory.mktemp("trust"))
+
+
+@pytest.fixture
+def smoke(forged: Run, tmp_path: Path) -> Run:
+    """A copy of the committed smoke run, with the import that it reads, to be changed."""
+    return forging.copied(forged, tmp_path)
+
+
+def test_verify_checks_every_run_and_import_and_what_lies_beside_them(smoke: Run) -> None:
+    evidence = smoke.path.parent.parent
     said = husai("verify", "--evidence", evidence)
-    path.write_text(original)
+    assert (said.code, said.err) == (0, "")
+    assert [line.partition(":")[0] for line in said.out.splitlines()] == [smoke.name, "imported/cycle3"]
+    (evidence / "smoke" / "README.md").touch()
+    (smoke.path / "results.json").unlink()
+    said = husai("verify", "--evidence", evidence)
     assert said.code == 4
-    assert "problem: SHA-256 of records/frontier.json" in said.out
-    assert said.err.startswith(f"husai: {made.name} does not verify, 1 problems: SHA-256 of records/frontier.json")
-    assert len(said.err.splitlines()) == 1
+    problems = [line for line in said.out.splitlines() if line.startswith("problem: ")]
+    assert len(problems) == 2
+    assert said.err == f"husai: verification found 2 problems: {problems[0].removeprefix('problem: ')}\n"
+    assert husai("verify", smoke.name, "--evidence", evidence).err.startswith("husai: verification found 1 problems")
+
+
+def test_an_audit_says_of_each_run_what_was_checked_and_what_is_wrong(smoke: Run) -> None:
+    evidence = smoke.path.parent.parent
+    said = husai("audit", "--evidence", evidence)
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        smoke.name,
+        "imported/cycle3",
+        "beside the runs",
+        "front page",
+    ]
+    assert all(line.endswith("no problem") for line in lines)
+    forging.rewrite(smoke, "gate", lambda record: record["summary"].update(pass_all=True))
+    said = husai("audit", smoke.name, "--evidence", evidence)
+    assert said.code == 4
+    assert f"problem: {smoke.name}: record gate.summary.pass_all is True but must be False" in said.out.splitlines()
+    assert said.err.startswith("husai: the audit found ")
+
+
+def test_a_damaged_run_hides_no_problem_of_another(smoke: Run) -> None:
+    evidence = smoke.path.parent.parent
+    for name, change in (("run_20200101T000000Z", "manifest.json"), ("run_20200102T000000Z", "records/gate.json")):
+        shutil.copytree(smoke.path, smoke.path.with_name(name))
+        (smoke.path.with_name(name) / change).write_text("no JSON", encoding="utf-8")
+    forging.rewrite(smoke, "gate", lambda record: record["summary"].update(pass_all=True))
+    for command in ("verify", "audit"):
+        said = husai(command, "--evidence", evidence)
+        assert (said.code, said.err.count("\n")) == (4, 1)
+        assert "run_20200101T000000Z/manifest.json is damaged" in said.out
+        assert "run_20200102T000000Z/records/gate.json was changed" in said.out
+    assert f"problem: {smoke.name}: record gate.summary.pass_all is True" in said.out
+
+
+def test_an_unfinished_run_that_nothing_shows_is_named_and_no_problem(smoke: Run) -> None:
+    evidence = smoke.path.parent.parent
+    unfinished = smoke.path.with_name("run_20200101T000000Z")
+    shutil.copytree(smoke.path, unfinished)
+    (unfinished / "manifest.json").unlink()
+    name = f"smoke/{unfinished.name}"
+    assert f"{name}: unfinished" in husai("verify", "--evidence", evidence).out.splitlines()
+    said = husai("audit", "--evidence", evidence)
+    assert (said.code, said.out.splitlines()[0]) == (0, f"{name}: unfinished, not audited")
+    said = husai("audit", name, "--evidence", evidence)
+    assert (said.code, "is unfinished: it has no manifest" in said.err) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["verify", "audit"])
+def test_nothing_to_check_is_an_error(tmp_path: Path, command: str) -> None:
+    said = husai(command, "--evidence", tmp_path)
+    assert said.code == 1
+    assert f"{tmp_path} holds nothing to {command}" in said.err
+
+
+def test_a_damaged_run_is_not_reproduced(smoke: Run) -> None:
+    (smoke.path / "results.json").unlink()
+    said = husai("reproduce", smoke.name, "--evidence", smoke.path.parent.parent)
+    assert (said.code, said.out) == (4, "")
+    assert said.err.startswith(f"husai: {smoke.name} does not verify: ")
+
+
+@pytest.mark.parametrize("as_json", [True, False], ids=["json", "table"])
+def test_a_reproduction_says_how_many_values_are_equal_and_which_are_not(
+    smoke: Run, forged: Run, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    again = forged
+    monkeypatch.setattr(reproduce, "run_cycle", lambda *_, **__: again)
+    arguments = ("reproduce", smoke.name, *(["--json"] if as_json else []), "--evidence", smoke.path.parent.parent)
+    said = husai(*arguments)
+    assert (said.code, said.err) == (0, "")
+    equal = json.loads(said.out)["counts"]["equal"] if as_json else int(said.out.split()[-2].replace(",", ""))
+    assert equal > 1000
+    again = forging.copied(forged, smoke.path / "again")
+
+    def change(record: dict[str, Any]) -> None:
+        record["tables"]["members"][0]["explained_variance"] += 0.25
+
+    forging.change_record(again, "frontier", change)
+    said = husai(*arguments)
+    assert said.code == 4
+    assert said.err == f"husai: {smoke.name} is not reproduced: 1 values are different\n"
+    assert "frontier.members.0.explained_variance" in said.out
 
 
 def test_the_command_line_starts_without_the_heavy_packages() -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forging import derive_again, rewrite
 from refresh_notebooks import REPOSITORY, cpu_kind
 from stand_ins import husai
 
@@ -42,6 +43,33 @@ def finished(tmp_path_factory):
 def test_the_cycle_ends_with_a_verdict_that_verifies(finished):
     assert finished.manifest()["pass_all"] is False
     assert audit_run(finished).problems == []
+
+
+@pytest.mark.timeout(600)
+def test_every_pair_and_weight_of_the_finished_run_is_checked_against_the_cache(finished):
+    assert "cached files not here" not in audit_run(finished).unchecked
+
+
+@pytest.mark.timeout(900)
+def test_the_finished_run_is_reproduced_and_a_falsified_measurement_is_not(finished, tmp_path):
+    evidence = finished.path.parent.parent
+    said = husai("reproduce", finished.name, "--with-cache", "--json", "--evidence", evidence)
+    assert (said.code, set(json.loads(said.out)["counts"])) == (0, {"equal"})
+    shutil.copytree(finished.path, tmp_path / finished.name)
+    forged = find_run(tmp_path, finished.name)
+
+    def raised(record):
+        for probe in record["tables"]["probes"]:
+            probe["test_auc"] += 0.001
+
+    rewrite(forged, "frontier", raised)
+    derive_again(forged)
+    assert audit_run(forged).problems == []
+    said = husai("reproduce", forged.name, "--with-cache", "--json", "--evidence", tmp_path)
+    assert said.code == 4
+    places = {value["place"] for value in json.loads(said.out)["differing"]}
+    assert {f"frontier.probes.{n}.test_auc" for n in range(24)} <= places
+    assert not any(place.startswith(("activations.", "baselines.")) for place in places)
 
 
 def without_keys(results):
@@ -96,7 +124,8 @@ def test_committed_evidence_passes_the_audit_and_so_does_a_site_made_of_it(tmp_p
     said = husai("audit", "--evidence", committed)
     assert (said.code, said.err) == (0, ""), said.out
     audited = [line.partition(":")[0] for line in said.out.splitlines()]
-    assert audited == [*(run.name for run in runs), *(found.name for found in find_imports(committed)), "index.md"]
+    imports = [found.name for found in find_imports(committed)]
+    assert audited == [*(run.name for run in runs), *imports, "beside the runs", "front page"]
     shutil.copytree(committed, tmp_path / "evidence")
     assert husai("render", "--evidence", tmp_path / "evidence", "--out", tmp_path / "site").code == 0
     said = husai("audit", "--evidence", tmp_path / "evidence", "--site", tmp_path / "site")
@@ -109,12 +138,10 @@ def test_committed_evidence_carries_no_weights():
 
 
 def test_front_page_is_that_of_the_committed_evidence():
-    from husai_lib.report.site import index_markdown
-    from husai_lib.report.webpages import notebook_page
+    from husai_lib.report.site import front_page
 
     newest = [run for run in find_runs(REPOSITORY / "evidence") if run.is_complete][-1]
-    pages = [notebook_page(path, newest.name) for path in sorted(newest.path.glob("notebooks/*.ipynb"))]
-    assert index_markdown(newest, pages) == (REPOSITORY / "index.md").read_text(encoding="utf-8")
+    assert front_page(newest) == (REPOSITORY / "index.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "evidence").glob("*/*/notebooks/*.ipynb")), ids=lambda p: p.stem)

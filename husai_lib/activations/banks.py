@@ -35,7 +35,8 @@ class Bank:
     @cached_property
     def rows(self) -> np.memmap:
         """`[n, d_in]` float32, memory-mapped, read-only."""
-        return mapped(self.entry.path, self.hook_name)
+        rows: np.memmap = np.load(self._file, mmap_mode="r")
+        return rows
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -115,9 +116,3 @@ def banks_of(record: Record) -> dict[str, Bank]:
         if banks[row.bank].sha256 != row.sha256:
             raise IntegrityError(f"the activations of bank {row.bank} are not those of its record; run the cycle again")
     return banks
-
-
-def mapped(folder: Path, hook_name: str) -> np.memmap:
-    """The rows of a bank at one hook, `[n, d_in]`, memory-mapped and read-only."""
-    rows: np.memmap = np.load(folder / f"{hook_name}.npy", mmap_mode="r")
-    return rows

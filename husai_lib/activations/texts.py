@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,30 +118,24 @@ def check_disjoint(params: TextParams) -> int:
 def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
     """The first `max_rows` pairs of a set of contrastive stories (`texts.stories` in the parameters).
 
-    Raises DataError if the source cannot be read or a row lacks a column.
+    Raises DataError if the source cannot be read, a row lacks a column, or a story is empty.
     """
-    if source == "offline" or source.endswith(".jsonl"):
-        path = OFFLINE_STORIES if source == "offline" else REPOSITORY / Path(source).expanduser()
-        try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            remedy = "each line is a JSON object with subject, story1, story2"
-            raise DataError(f"stories {path} cannot be read ({error}); {remedy}") from error
-    else:
-        rows = _hub_rows(source)
     try:
-        pairs = [StoryPair(str(row["subject"]), str(row["story1"]), str(row["story2"])) for row in rows[:max_rows]]
-    except (KeyError, TypeError):
-        raise DataError(f"stories {source!r} lack one of the columns subject, story1, story2") from None
+        rows = list(_story_rows(source))[:max_rows]
+        pairs = [StoryPair(*(str(row[column]) for column in ("subject", "story1", "story2"))) for row in rows]
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        remedy = "name 'offline', or a hub data set or .jsonl file with the columns subject, story1, story2"
+        raise DataError(f"stories {source!r} cannot be read ({error}); {remedy}") from error
     if not pairs or not all(pair.story1.strip() and pair.story2.strip() for pair in pairs):
         raise DataError(f"stories {source!r} have no pair or an empty story; give each row two texts")
     return pairs
 
 
-def _hub_rows(source: str) -> list[dict[str, str]]:
+def _story_rows(source: str) -> Iterable[dict[str, str]]:
+    if source == "offline" or source.endswith(".jsonl"):
+        path = OFFLINE_STORIES if source == "offline" else REPOSITORY / Path(source).expanduser()
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     import datasets  # noqa: PLC0415 - takes seconds to import, and the offline stories do without it
 
-    try:
-        return list(datasets.load_dataset(source, split="train"))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"stories {source!r} cannot be loaded from the hub; use 'offline' or a .jsonl file") from error
+    rows: Iterable[dict[str, str]] = datasets.load_dataset(source, split="train")
+    return rows

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillException, PapermillExecutionError
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from husai_lib import errors
 from husai_lib.files import REPOSITORY, read_json, write_text
@@ -66,67 +66,39 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
         raise errors.StepError(f"the notebook could not be executed: {error}") from error
 
 
-@dataclass
-class Watch:
-    """Tells how far a cycle is, from the `progress.json` that its steps write.
+@contextmanager
+def watched(console: Console, step: str, run: Path) -> Iterator[None]:
+    """Show how far a step is while the block runs it: bars on a terminal, elsewhere a line every 15 seconds."""
+    file, ended, began = run / "progress.json", threading.Event(), time.monotonic()
+    file.unlink(missing_ok=True)
+    thread = threading.Thread(target=_follow, args=(console, step, file, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        file.unlink(missing_ok=True)
+    console.print(f"step {step}: done in {time.monotonic() - began:.0f} s")
 
-    A terminal gets one line that changes, anything else a line every 15 seconds.
-    """
 
-    console: Console
-    run: Path
-    work: dict[str, int]
-    """Every step of the cycle with a rough share of its work; 0 where the step is kept."""
-    done: float = 0.0
-    """The work of the steps that are done."""
-    taken: float = 0.0
-    """Seconds they took."""
-    began: float = 0.0
-    """When the present step began."""
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Watch one step while the block runs it."""
-        self.began, ended = time.monotonic(), threading.Event()
-        thread = threading.Thread(target=self._follow, args=(name, ended), daemon=True)
-        (self.run / "progress.json").unlink(missing_ok=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            (self.run / "progress.json").unlink(missing_ok=True)
-        seconds = time.monotonic() - self.began
-        self.done, self.taken = self.done + self.work[name], self.taken + seconds
-        self.console.print(f"step {name}: done in {seconds:.0f} s")
-
-    def _follow(self, name: str, ended: threading.Event) -> None:
-        told = time.monotonic()
-        with self.console.status(self.state(name)) as status:  # shows nothing where there is no terminal
-            while not ended.wait(POLL_SECONDS):
-                status.update(self.state(name))
-                if not self.console.is_terminal and time.monotonic() - told > LINE_SECONDS:
-                    told = time.monotonic()
-                    self.console.print(self.state(name))
-
-    def state(self, name: str) -> str:
-        """Which step of how many, how far it is and, after the first step, how long the cycle will still take.
-
-        The time follows from what the finished steps took: a step has several phases, so its own count says little.
-        """
-        text = f"step {list(self.work).index(name) + 1}/{len(self.work)} {name}"
-        try:
-            told = read_json(self.run / "progress.json")
-        except errors.EvidenceError:  # not there yet, or gone
-            told = {}
-        if told.get("step") == name and told["total"]:
-            text += f": {told['done']}/{told['total']} {told['what']}"
-        if not self.done:
-            return text
-        expected = self.taken / self.done * (sum(self.work.values()) - self.done)
-        left = max(0.0, expected - (time.monotonic() - self.began))
-        return f"{text}, about {left / 60:.1f} min left in the cycle"
+def _follow(console: Console, step: str, file: Path, ended: threading.Event) -> None:
+    """Follow the `progress.json` that a step writes: what it does, with one bar each, and how much of it is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    printed, bars = time.monotonic(), dict[str, TaskID]()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        while not ended.wait(POLL_SECONDS):
+            try:
+                state = read_json(file)
+            except errors.EvidenceError:  # not there yet, or gone
+                continue
+            done, total, what = state["done"], state["total"], state["what"]
+            if what not in bars:
+                bars[what] = progress.add_task(f"step {step}: {what}")
+            progress.update(bars[what], completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - printed > LINE_SECONDS:
+                printed = time.monotonic()
+                console.print(f"step {step}: {done}/{total} {what}")
 
 
 def strip_notebook(path: Path) -> list[str]:

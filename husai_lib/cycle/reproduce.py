@@ -1,4 +1,4 @@
-"""Reproduce: a run executed again from its manifest, and its results compared number by number."""
+"""Reproduce: a run executed again from its parameters, and its records compared number by number."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from typing import Any
 from rich.console import Console
 
 from husai_lib.cycle.run import NOTEBOOKS, run_cycle
-from husai_lib.errors import EvidenceError
 from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, earlier_run
+from husai_lib.evidence.steps import results
 from husai_lib.files import read_json
 from husai_lib.params.cycle import CycleParams
 from husai_lib.params.sections import check
 
-RESULTS = "results.json"
 NOT_COMPARED = {"key"}
 """Cache keys name the code that computed an entry, which may have changed since."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """One value of the results, as stated and as reproduced."""
+    """One value of a record, as stated and as reproduced."""
 
     place: str
     """Step, table, row and column."""
@@ -46,7 +45,7 @@ class Comparison:
     tolerance: float
     """Absolute difference up to which numbers count as reproduced."""
     values: tuple[Value, ...]
-    """Every value of the results, and the device of every step."""
+    """Every parameter, single value and table cell of the records, and the device of every step."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -71,14 +70,12 @@ class Comparison:
 def reproduce(
     run: Run, *, tolerance: float = 0.0, with_cache: bool = False, console: Console | None = None
 ) -> Comparison:
-    """Execute a complete run again into a scratch folder and compare its results with the stated ones.
+    """Execute a complete run again into a scratch folder and compare its records with the stated ones.
 
     The cache is empty unless `with_cache`. Numbers are equal or differ by at most `tolerance`, which another processor
-    needs; on the processor that made the run everything must be equal. Raises EvidenceError for a run without results.
+    needs; on the processor that made the run everything must be equal. Raises EvidenceError for an unfinished run.
     """
     run.manifest()
-    if not (run.path / RESULTS).is_file():
-        raise EvidenceError(f"{run.path / RESULTS} is missing, so there is nothing to compare; restore it")
     parameters = check(CycleParams, read_json(run.path / "parameters.json"), f"{run.path}/parameters.json")
     with tempfile.TemporaryDirectory(prefix="husai-reproduce-", dir=_scratch()) as scratch:
         evidence, before = Path(scratch) / "evidence", os.environ.get("HUSAI_CACHE")
@@ -93,9 +90,8 @@ def reproduce(
 
 
 def compare(run: Run, again: Run, tolerance: float = 0.0) -> Comparison:
-    """The results of two runs of the same parameters, value by value."""
-    stated, reproduced = (dict(_values(read_json(one.path / RESULTS))) for one in (run, again))
-    stated, reproduced = stated | _devices(run), reproduced | _devices(again)
+    """The records of two runs of the same parameters, value by value."""
+    stated, reproduced = (_values_of(one) for one in (run, again))
     values = []
     for place in dict.fromkeys([*stated, *reproduced]):
         pair = stated.get(place, "absent"), reproduced.get(place, "absent")
@@ -114,6 +110,13 @@ def _earlier(parameters: CycleParams) -> set[str]:
     return {*parameters.earlier, *(s.rpartition("/")[0] for s in parameters.selection.sources if "/" in s)}
 
 
+def _values_of(run: Run) -> dict[str, Any]:
+    """What is compared, by its place; the records are read rather than `results.json`, which follows from them."""
+    records = [run.record(step) for step in run.journal]
+    devices = {f"{record.step}.device": record.data["environment"]["device"] for record in records}
+    return dict(_values(results(records))) | devices
+
+
 def _values(data: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """Every single value of nested JSON values, with its place."""
     items: Iterator[tuple[Any, Any]] | None = None
@@ -126,10 +129,6 @@ def _values(data: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, value in items:
         yield from _values(value, f"{place}.{name}".removeprefix("."))
-
-
-def _devices(run: Run) -> dict[str, str]:
-    return {f"{step}.device": run.record(step).data["environment"]["device"] for step in run.journal}
 
 
 def _outcome(stated: Any, reproduced: Any, tolerance: float) -> str:

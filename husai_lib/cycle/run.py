@@ -6,9 +6,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +50,6 @@ STEPS = (
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where the parameters of a run come from, as its manifest states it."""
-
-    parameters_file: str | None = None
-    """The parameter file within the repository; None for one elsewhere."""
-    overrides: list[str] = field(default_factory=list)
-    """The values set on the command line, as `sae.k=16`."""
-
-
-MODEL_WORK = {"activations": 9, "stress": 4}
-"""Reading the language model takes about as long as training so many SAEs; the frontier trains each twice."""
-
-
-@dataclass(frozen=True)
 class PlannedStep:
     """A step with the parameters of one cycle."""
 
@@ -72,8 +58,6 @@ class PlannedStep:
     """Its sections as JSON values."""
     makes: str
     """Which SAEs or controls it makes, in words."""
-    work: int
-    """A rough share of the cycle's work; only their ratios mean anything."""
     reason: str
     """Why it runs; empty where its result of an earlier attempt is kept."""
 
@@ -87,10 +71,9 @@ def check_earlier(params: CycleParams, evidence: Path) -> None:
         for name in params.earlier:
             of_run.earlier_standing(name, later.read_run)
         key = "selection.sources"
+        here = candidates.settings_of(params.model_dump(mode="json")) if params.selection.rules == "current" else None
         for source in (source for source in params.selection.sources if "/" in source):
-            found, here = candidates.candidates_of(source, later.find_record), params.model_dump(mode="json")
-            if found and params.selection.rules == "current":
-                candidates.check_measured_here(source, found[0].comparability, candidates.settings_of(here))
+            candidates.candidates_of(source, later.find_record, here)
     except (DataError, EvidenceError) as error:
         raise ParameterError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from error
 
@@ -115,8 +98,7 @@ def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOK
         makes = f"{len(names) * seeds} {what}: {', '.join(names)} at {seeds} seeds" if names else ""
         if step.name == "baselines" and params.baseline.given:
             makes = f"{params.baseline.given}; where it is not matched {makes}"
-        work = MODEL_WORK.get(step.name, 1) + len(names) * seeds * (2 if step.name == "frontier" else 1)
-        planned.append(PlannedStep(step, given, makes, work, reason))
+        planned.append(PlannedStep(step, given, makes, reason))
     return planned
 
 
@@ -224,14 +206,14 @@ def run_cycle(
     *,
     resume: bool = False,
     console: Console | None = None,
-    origin: Origin | None = None,
+    parameters_file: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Run:
     """Run a cycle, or what is left of its newest run, to a complete run under `evidence`.
 
-    `origin` is where the parameters come from, for the manifest.
-
-    Progress goes to `console` (stderr by default). Raises ParameterError or EvidenceError before
-    anything is written, and StepError (or the error of this library a notebook raised) when a step fails.
+    The manifest names `parameters_file`, if it lies within the repository, and the `overrides` of the command line.
+    Progress goes to `console` (stderr by default). Raises ParameterError or EvidenceError before anything is written,
+    and StepError (or the error of this library a notebook raised) when a step fails.
     """
     evidence = evidence.absolute()
     check_ready(evidence, notebooks)
@@ -239,12 +221,11 @@ def run_cycle(
     with only_run_of(params.cycle, evidence):
         run = resumable_run(params, evidence) if resume else None
         planned = plan(params, run, notebooks)
-        from husai_lib.cycle.execution import Watch  # noqa: PLC0415 - takes seconds to import; mistakes are told without it
+        from husai_lib.cycle.execution import watched  # noqa: PLC0415 - takes seconds to import; mistakes are told without it
 
         console = console or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         began = "resuming" if run else "nothing to resume: new run" if resume else "new run"
         run = run or new_run(evidence, params.cycle)
-        watch = Watch(console, run.path, {p.step.name: p.work if p.reason else 0 for p in planned})
         if run.is_complete:
             console.print(f"{run.name} is complete; nothing to resume")
             return run
@@ -255,13 +236,13 @@ def run_cycle(
             state = f"starts, {step.reason}" if step.reason else "kept"
             console.print(f"step {number}/{len(planned)} {step.step.name}: {state}")
             if step.reason:
-                with watch.step(step.step.name):
+                with watched(console, step.step.name, run.path):
                     for line in _run_step(step, run, notebooks):
                         console.print(f"step {step.step.name} printed: {line}")
         gate = run.record("gate").summary
         about = {"cycle": params.cycle, "summary": params.summary, "steps": [step.name for step in STEPS]}
-        about |= asdict(origin or Origin())
-        run.write_manifest(**about, verdict=gate["verdict"], pass_all=gate["pass_all"])
+        origin = {"parameters_file": parameters_file, "overrides": list(overrides)}
+        run.write_manifest(**about, **origin, verdict=gate["verdict"], pass_all=gate["pass_all"])
         return run
 
 

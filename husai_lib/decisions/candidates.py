@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
 from husai_lib.errors import DataError
-from husai_lib.evidence.rows import EarlierMemberRow, MemberRow, ceiling, is_matched
+from husai_lib.evidence.rows import IMPORTED, EarlierMemberRow, MemberRow, ceiling, is_matched
 from husai_lib.evidence.runs import Record
 from husai_lib.files import canonical_json
 
 Read = Callable[[str], Record]
 """Gives the record of a step of this run, or of an earlier run as `<cycle>/<run>/<step>`."""
+Members = Sequence[MemberRow]
 METRICS = ("saebench_delta", "cebench_delta", "explained_variance")
+ENDS = {"": "mean", "_low": "low", "_high": "high", "_std": "std"}
+"""The columns that a row has of each metric, by the end of their names, and the part of an Interval that each holds."""
 TOKENS = ("probe_tokens", "skip_positions", "max_norm_ratio")
 """Parameters of the activations that decide which tokens the benchmarks see."""
 PAIRS = ("max_rows", "independence")
 """Parameters of CE-Bench that decide its plain scores."""
 BASELINE = "baseline"
-NOT_KNOWN = '"not known"'
+UNKNOWN = '"not known"'
 
 
 @dataclass(frozen=True)
@@ -62,56 +65,66 @@ class Candidate:
         return (self.source, self.condition, self.seed is None, self.seed or 0, self.position)
 
 
-def candidates_of(source: str, read: Read) -> list[Candidate]:
-    """The candidates of a source as parameters name it."""
+def candidates_of(source: str, read: Read, here: Mapping[str, str] | None = None) -> list[Candidate]:
+    """The candidates of a source as parameters name it.
+
+    Raises DataError for a source without SAEs, and for one that was measured on other things than `here`.
+    """
     record = read(source)
     if "earlier_members" in record.data["tables"]:
-        return candidates_from_earlier(source, record.table("earlier_members"))
-    if "members" not in record.data["tables"]:
+        found = candidates_from_earlier(source, record.table("earlier_members"))
+    elif "members" in record.data["tables"]:
+        baselines = read(beside(source, "baselines")).table("members")
+        found = candidates_from(source, record.table("members"), measured_on(source, read), baselines)
+    else:
         raise DataError(f"selection.sources: {source} holds no SAEs; name a step such as frontier")
-    baselines = read(beside(source, "baselines")).table("members")
-    return candidates_from(source, record.table("members"), measured_on(source, read), baselines)
+    if here and found:
+        there = found[0].comparability
+        differing = differences([there, here])
+        for what in sorted((what for what in here if what in differing), key=lambda what: what not in there)[:1]:
+            theirs, ours = map(describe_setting, differing[what])
+            raise DataError(
+                f"selection.sources: {source} was measured on other things than this cycle: {what} is {theirs} there "
+                f"and {ours} here; leave it out or use the same"
+            )
+    return found
 
 
 def beside(source: str, step: str) -> str:
-    """Another step of the run that a source belongs to."""
-    run = source.rpartition("/")[0]
+    """Another step of the run that a source belongs to; for an import, which has no steps, that of this run."""
+    run = "" if source.startswith(f"{IMPORTED}/") else source.rpartition("/")[0]
     return f"{run}/{step}" if run else step
 
 
 def candidates_from(
-    source: str, members: Sequence[MemberRow], measured: Mapping[str, str], baselines: Sequence[MemberRow] = ()
+    source: str, members: Members, measured: dict[str, str], baselines: Members = ()
 ) -> list[Candidate]:
     """The members of the record `source` as candidates.
 
     Beside what all were `measured` on, each names its own baseline, so that widths may differ within a run.
     """
-    shared = {"condition", "architecture", "seed", *METRICS, "l0_matched", "key", "weights_sha256"}
-    return [
-        Candidate(
-            source,
-            comparability=dict(measured)
-            | {f"{BASELINE} of {row.d_sae:,} latents, k = {row.k}, seed {row.seed}": baseline_of([row], baselines)},
-            **row.model_dump(include=shared),
-        )
-        for row in members
-    ]
+    found = []
+    for row in members:
+        own = {f"{BASELINE} of {row.d_sae:,} latents, k = {row.k}, seed {row.seed}": baseline_of([row], baselines)}
+        found.append(_candidate(source, row, measured | own))
+    return found
 
 
 def candidates_from_earlier(source: str, members: Sequence[EarlierMemberRow]) -> list[Candidate]:
     """The members of an imported record as candidates, with what the record states of what they were measured on."""
-    shared = {"condition", "architecture", "seed", *METRICS, "weights_sha256", "failed", "position"}
-    return [
-        Candidate(
-            source,
-            **row.model_dump(include=shared),
-            l0_matched=row.l0 is not None and bool(row.k) and is_matched(row.l0, row.k or 1),
-            unmatched_baseline=_why_unmatched(row),
-            comparability=earlier_settings(row),
-        )
-        for row in members
-        if row.checkpoint  # a record without one was no candidate
-    ]
+    found = []
+    for row in members:
+        if row.checkpoint:  # a record without one was no candidate
+            matched = row.l0 is not None and row.k is not None and is_matched(row.l0, row.k)
+            about = {"l0_matched": matched, "unmatched_baseline": _why_unmatched(row)}
+            found.append(_candidate(source, row, earlier_settings(row), **about))
+    return found
+
+
+def _candidate(source: str, row: MemberRow | EarlierMemberRow, measured: dict[str, str], **more: Any) -> Candidate:
+    """The columns that a row and a candidate have in common, and `more`."""
+    shared = row.model_dump(include={column.name for column in fields(Candidate)})
+    return Candidate(source, comparability=measured, **shared | more)
 
 
 def _why_unmatched(row: EarlierMemberRow) -> str:
@@ -166,12 +179,12 @@ def earlier_settings(row: EarlierMemberRow) -> dict[str, str]:
     return {what: _canonical(value) for what, value in found.items() if value not in ("", [])}
 
 
-def baseline_of(members: Sequence[MemberRow], baselines: Sequence[MemberRow]) -> str:
+def baseline_of(members: Members, baselines: Members) -> str:
     """The weights of the baselines that the CE-Bench deltas of these members are taken against, as canonical JSON."""
     return _canonical([row.weights_sha256 for row in matched_baselines(members, baselines)])
 
 
-def matched_baselines(members: Sequence[MemberRow], baselines: Sequence[MemberRow]) -> list[MemberRow]:
+def matched_baselines(members: Members, baselines: Members) -> list[MemberRow]:
     """The baselines that the CE-Bench deltas of these members are taken against."""
     return [row for row in baselines if any(row.is_baseline_of(m.d_sae, m.k, m.seed) for m in members)]
 
@@ -189,17 +202,16 @@ def describe_setting(value: str) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def differences(members: Sequence[Candidate]) -> dict[str, list[str]]:
-    """The settings in which the members differ, with their values in the order of the members.
+def differences(settings: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """The settings that differ, with their values in the order in which they are given.
 
-    A setting that a member does not name is not known of it, except for the baseline of a width, k and seed: that is
-    compared only among the members that name it.
+    A setting that is not named is not known, except for the baseline of a width, k and seed: that is compared only
+    among those that name it.
     """
     found: dict[str, list[str]] = {}
-    for what in dict.fromkeys(what for member in members for what in member.comparability):
-        naming = [member for member in members if what in member.comparability]
-        compared = naming if what.startswith(f"{BASELINE} of ") else members
-        values = list(dict.fromkeys(member.comparability.get(what, NOT_KNOWN) for member in compared))
+    for what in dict.fromkeys(what for each in settings for what in each):
+        compared = [each for each in settings if what in each or not what.startswith(f"{BASELINE} of ")]
+        values = list(dict.fromkeys(each.get(what, UNKNOWN) for each in compared))
         found |= {what: values} if len(values) > 1 else {}
     return found
 
@@ -207,28 +219,17 @@ def differences(members: Sequence[Candidate]) -> dict[str, list[str]]:
 def check_comparable(members: Sequence[Candidate], pooled: Mapping[str, list[str]]) -> None:
     """Raise DataError where members were measured on different things, or one is given twice; names both."""
     for what, values in pooled.items():
-        one, other = (next(m for m in members if m.comparability.get(what, NOT_KNOWN) == value) for value in values[:2])
+        one, other = (next(m for m in members if m.comparability.get(what, UNKNOWN) == value) for value in values[:2])
         more = f" (also different: {', '.join(name for name in pooled if name != what)})" if len(pooled) > 1 else ""
         raise DataError(
             f"{one.name} and {other.name} cannot be ranked together: {what} is {describe_setting(values[0])} and "
             f"{describe_setting(values[1])}{more}; measure both on the same"
         )
     for a, b in pairwise(members):
-        if (a.source, a.condition, a.seed) == (b.source, b.condition, b.seed):
+        if a.name == b.name:
             raise DataError(f"{a.name} is given twice; name each record once")
     by_weights: dict[str, Candidate] = {}
     for member in members:
         twin = by_weights.setdefault(member.weights_sha256 or member.name, member)
         if twin.source != member.source:
             raise DataError(f"{twin.name} and {member.name} are the same weights; name one of the two sources")
-
-
-def check_measured_here(source: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Raise DataError for a source that was measured on other things than this run."""
-    differing = [what for what in here if there.get(what, NOT_KNOWN) != here[what]]
-    for what in sorted(differing, key=lambda what: what not in there)[:1]:
-        raise DataError(
-            f"selection.sources: {source} was measured on other things than this cycle: {what} is "
-            f"{describe_setting(there.get(what, NOT_KNOWN))} there and {describe_setting(here[what])} here; "
-            "leave it out or use the same"
-        )

@@ -7,37 +7,60 @@ What is missing, has no bound or cannot be reached does not pass.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from husai_lib.decisions.candidates import matched_baselines
+from husai_lib.decisions.candidates import Members, matched_baselines
 from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evidence.rows import CONTROLS, IMPORTED, ControlRow, GateRow, MemberRow, group_sha256, is_matched
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.params.rules import GateParams
 
-RULES = {
-    "random_model": ("min_random_model_delta", "require_random_model", ">"),
-    "random_decoder": ("min_random_model_delta", "require_random_model", ">"),
-    "transcoder": ("min_transcoder_delta", "require_transcoder", "≥"),
-    "ood": ("max_ood_drop", "require_ood", "≤"),
-    "external_saebench": ("min_saebench_delta", "require_external", "≥"),
-    "external_cebench": ("min_cebench_delta", "require_external", "≥"),
-}
-"""Of each gate: its threshold and its requirement in GateParams, and how its number must compare with the threshold."""
 COMPARE = {">": operator.gt, "≥": operator.ge, "≤": operator.le}
-DISPLAY_NAMES = {
-    "pwmcc": "PW-MCC",
-    "saebench_delta": "SAEBench delta",
-    "cebench_delta": "CE-Bench delta",
-    "ood": "OOD",
-    "external": "external (both)",
-    "external_saebench": "external SAEBench",
-    "external_cebench": "external CE-Bench",
-}
-"""Names in prose of gates, controls and metrics whose identifier does not read well without its underscores."""
+WORDS = {"pwmcc": "PW-MCC", "saebench": "SAEBench", "cebench": "CE-Bench", "ood": "OOD"}
+"""Words of identifiers that prose writes differently."""
+
+
+class Rule(NamedTuple):
+    """One gate of the release policy."""
+
+    question: str
+    """What it asks, in the report."""
+    threshold: str | float
+    """The threshold, or the field of GateParams that holds it."""
+    required: str | bool
+    """Whether release requires it, or the field of GateParams that says so."""
+    sign: str
+    """How its number must compare with the threshold: a key of COMPARE."""
+    measure: Callable[[MemberRow], float] | None = None
+    """The value of one SAE, for a gate on the mean over the selected group; None for controls and benchmarks."""
+
+
+RULES = {
+    "random_model": Rule(
+        "Do its seeds agree more than those of the same recipe on a model with random weights?",
+        "min_random_model_delta", "require_random_model", ">",
+    ),
+    "random_decoder": Rule(
+        "Do its seeds agree more than random decoders do?", "min_random_model_delta", "require_random_model", ">"
+    ),
+    "transcoder": Rule(
+        "Do the seeds of a matched transcoder agree at least as much as its own?",
+        "min_transcoder_delta", "require_transcoder", "≥",
+    ),
+    "ood": Rule("Does its probing delta survive a shift of domain?", "max_ood_drop", "require_ood", "≤"),
+    "external_saebench": Rule(
+        "Do a few of its latents probe as well as the whole activation?", "min_saebench_delta", "require_external", "≥"
+    ),
+    "external_cebench": Rule(
+        "Do its latents tell stories apart at least as well as a matched baseline's?",
+        "min_cebench_delta", "require_external", "≥",
+    ),
+    "external": Rule("Do both benchmarks pass?", 0.0, "require_external", "≥"),
+}  # fmt: skip
+"""Every gate, by name. A new gate on the members of the group is one row here."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +94,7 @@ class Policy:
 
 
 def evaluate_members(
-    members: Sequence[MemberRow],
-    baseline: Sequence[MemberRow],
-    controls: Sequence[ControlRow],
-    params: GateParams,
-    source: str = "frontier",
+    members: Members, baseline: Members, controls: Sequence[ControlRow], params: GateParams, source: str = "frontier"
 ) -> Policy:
     """The decision on the selected group from the rows of its members, the baselines and the controls.
 
@@ -89,10 +108,10 @@ def evaluate_members(
             f"the stress control {other[0]} was run on other weights than the candidate's ({candidate}); "
             "run the cycle again"
         )
-    return evaluate_gates(external_results(members, baseline, source), controls, params)
+    return evaluate_gates(external_results(members, baseline, source), controls, params, members)
 
 
-def external_results(members: Sequence[MemberRow], baseline: Sequence[MemberRow], source: str = "frontier") -> External:
+def external_results(members: Members, baseline: Members, source: str = "frontier") -> External:
     """The external deltas of a group with their t intervals; CE-Bench only against a matched baseline.
 
     Only those rows of `baseline` count that the deltas of these members are taken against.
@@ -103,17 +122,23 @@ def external_results(members: Sequence[MemberRow], baseline: Sequence[MemberRow]
         return External(None, None, note=why or "no group was selected", source=source)
     members = sorted(members, key=lambda row: row.seed)  # a mean of floats depends on their order
     own = matched_baselines(members, baseline)
-    saebench = mean_interval([member.saebench_delta for member in members])
     deltas = [member.cebench_delta for member in members if member.cebench_delta is not None]
-    note = _why_unmatched(members, own)
+    l0, other = (fmean(row.l0 for row in rows) if rows else 0.0 for rows in (members, own))
+    note = ""
     if len(deltas) < len(members):
         note = f"{len(members) - len(deltas)} of {len(members)} members have no cebench_delta"
-    cebench = None if note else mean_interval(deltas)
+    elif not own:
+        note = "the baseline is not matched: none has the candidate's width, target k and seeds"
+    elif not l0 or not is_matched(other, l0):
+        note = f"the baseline is not matched: its l0 is {other:.4g}, the candidate's {l0:.4g}"
+    saebench, cebench = mean_interval([row.saebench_delta for row in members]), None if note else mean_interval(deltas)
     score = fmean(row.cebench_interpretability for row in own) if own else None
-    return External(saebench, cebench, score, min(member.cebench_ceiling for member in members), note, source)
+    return External(saebench, cebench, score, min(row.cebench_ceiling for row in members), note, source)
 
 
-def evaluate_gates(external: External, controls: Sequence[ControlRow], params: GateParams) -> Policy:
+def evaluate_gates(
+    external: External, controls: Sequence[ControlRow], params: GateParams, members: Members = ()
+) -> Policy:
     """Every gate's verdict and what follows; pass_all needs all required gates to pass.
 
     A control is read from its one row by its `delta`: candidate minus control for random_model and random_decoder
@@ -123,10 +148,21 @@ def evaluate_gates(external: External, controls: Sequence[ControlRow], params: G
     rows = {row.control: row for row in controls}
     if len(rows) < len(controls):
         raise DataError(f"the stress record has {len(controls)} rows for {len(rows)} controls; keep one row a control")
-    gates = [*(_control(name, rows.get(name), params) for name in CONTROLS), *_external(external, params)]
-    required = [gate for gate in gates if gate.required]
-    pass_all = bool(required) and all(gate.verdict == "pass" for gate in required)
-    return Policy(tuple(gates), pass_all, verdict_sentence(gates), params.basis)
+    gates = []
+    for name in CONTROLS:
+        row = rows.get(name)
+        bound = row and (row.delta_high if name == "ood" else row.delta_low)
+        about = {"metric": row.metric, "note": row.note} if row else {"metric": "", "note": "the control was not run"}
+        gates.append(_gate(name, params, value=row and row.delta, bound=bound, source="stress", **about))
+    gates += _external(external, params)
+    for name, rule in RULES.items():
+        if rule.measure:
+            found = mean_interval([rule.measure(member) for member in members]) if members else None
+            end = found and (found.high if rule.sign == "≤" else found.low)
+            about = {"metric": name, "source": external.source, "note": "" if found else external.note}
+            gates.append(_gate(name, params, value=found and found.mean, bound=end, **about))
+    required = [gate.verdict for gate in gates if gate.required]
+    return Policy(tuple(gates), {*required} == {"pass"}, verdict_sentence(gates), params.basis)
 
 
 def verdict_sentence(gates: Sequence[GateRow]) -> str:
@@ -144,12 +180,13 @@ def verdict_sentence(gates: Sequence[GateRow]) -> str:
 
 def describe(name: str) -> str:
     """The name of a gate, control or metric in prose."""
-    return DISPLAY_NAMES.get(name, name.replace("_", " "))
+    words = " ".join(WORDS.get(word, word) for word in name.split("_"))
+    return "external (both)" if name == "external" else words
 
 
 def requirement(gate: str, threshold: float) -> str:
     """What a gate requires of its number, such as `> 0`."""
-    return f"{RULES[gate][2] if gate in RULES else '≥'} {threshold:g}"
+    return f"{RULES[gate].sign} {threshold:g}"
 
 
 def release_policy(policy: Policy) -> dict[str, Any]:
@@ -169,13 +206,6 @@ def release_policy(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _control(name: str, row: ControlRow | None, params: GateParams) -> GateRow:
-    if row is None:
-        return _gate(name, params, metric="", value=None, bound=None, source="stress", note="the control was not run")
-    bound = row.delta_high if name == "ood" else row.delta_low
-    return _gate(name, params, metric=row.metric, value=row.delta, bound=bound, source="stress", note=row.note)
-
-
 def _external(external: External, params: GateParams) -> list[GateRow]:
     """The gates of both benchmarks, and the joint one."""
     both = []
@@ -192,44 +222,23 @@ def _external(external: External, params: GateParams) -> list[GateRow]:
         both[1] = both[1].model_copy(update={"verdict": "unreachable", "note": note})
     verdicts = {gate.verdict for gate in both}
     worst = next((verdict for verdict in ("missing", "unreachable", "fail") if verdict in verdicts), "pass")
-    joint = {
-        "gate": "external",
-        "metric": "smaller margin over both thresholds",
-        "value": _margin([(gate.value, gate.threshold) for gate in both]),
-        "bound": _margin([(gate.bound, gate.threshold) for gate in both]),
-        "threshold": 0.0,
-        "verdict": worst,
-        "note": "" if worst == "pass" else "both benchmarks must pass",
-    }
-    return [*both, both[0].model_copy(update=joint)]
+    note = "" if worst == "pass" else "both benchmarks must pass"
+    joint = {"gate": "external", "metric": "smaller margin over both thresholds", "threshold": 0.0}
+    for end in ("value", "bound"):
+        margins = [getattr(gate, end) - gate.threshold for gate in both if getattr(gate, end) is not None]
+        joint[end] = min(margins) if len(margins) == len(both) else None
+    return [*both, both[0].model_copy(update=joint | {"verdict": worst, "note": note})]
 
 
 def _gate(name: str, params: GateParams, **columns: Any) -> GateRow:
     """A gate with its metric, value, bound, source and note, and its verdict."""
-    threshold_field, required_field, sign = RULES[name]
-    threshold, number = getattr(params, threshold_field), columns["bound" if params.basis == "bound" else "value"]
+    rule, number = RULES[name], columns["bound" if params.basis == "bound" else "value"]
+    threshold = getattr(params, rule.threshold) if isinstance(rule.threshold, str) else rule.threshold
+    required = getattr(params, rule.required) if isinstance(rule.required, str) else rule.required
+    verdict = "pass" if number is not None and COMPARE[rule.sign](number, threshold) else "fail"
     if columns["value"] is None:
         verdict, columns["note"] = "missing", columns["note"] or "no result"
     elif number is None:
-        verdict = "fail"
         columns["note"] = "; ".join(filter(None, ("too few seeds for a 95 % bound", columns["note"])))
-    else:
-        verdict = "pass" if COMPARE[sign](number, threshold) else "fail"
-    columns |= {"direction": "below" if sign == "≤" else "above", "required": getattr(params, required_field)}
+    columns |= {"direction": "below" if rule.sign == "≤" else "above", "required": required}
     return GateRow(gate=name, threshold=threshold, verdict=verdict, **columns)
-
-
-def _margin(numbers: Sequence[tuple[float | None, float]]) -> float | None:
-    margins = [number - threshold for number, threshold in numbers if number is not None]
-    return min(margins) if len(margins) == len(numbers) else None
-
-
-def _why_unmatched(members: Sequence[MemberRow], baseline: Sequence[MemberRow]) -> str:
-    """Why the members' baseline is not matched: its width or L0 is more than 10 % off; empty if it is matched."""
-    if not baseline:
-        return "the baseline is not matched: none has the candidate's width, target k and seeds"
-    for what in ("d_sae", "l0"):
-        own, other = (fmean(getattr(row, what) for row in rows) for rows in (members, baseline))
-        if not own or not is_matched(other, own):
-            return f"the baseline is not matched: its {what} is {other:.4g}, the candidate's {own:.4g}"
-    return ""

@@ -36,26 +36,19 @@ def rank(scores: Scores, rules: SelectionParams) -> Ranking:
     """
     front = _front(scores, rules)
     components = _ranks_on(front, scores) if rules.scaling == "rank" else minmax(scores, rules)
-    joint = weighted_sum(components, rules)
+    joint = components @ np.array([rules.weights[name] for name in WEIGHTED])
     return Ranking(components, joint, front, np.where(front, joint, -np.inf).argmax(axis=-1))
 
 
-def weighted_sum(components: NDArray[np.float64], rules: SelectionParams) -> NDArray[np.float64]:
-    """The joint score `[..., groups]` of components `[..., groups, 3]`."""
-    joint: NDArray[np.float64] = components @ np.array([rules.weights[name] for name in WEIGHTED])
-    return joint
-
-
 def _front(scores: Scores, rules: SelectionParams) -> NDArray[np.bool_]:
-    saebench, cebench = np.ascontiguousarray(scores[..., 0]), np.ascontiguousarray(scores[..., 1])
+    both = scores[..., :2]
+    if rules.rules == "2026-02":  # a group without one of the two was never dominated
+        both = np.where(np.isfinite(both).all(axis=-1, keepdims=True), both, np.nan)
+    saebench, cebench = np.ascontiguousarray(np.moveaxis(both, -1, 0))
     front = np.ones(saebench.shape, dtype=bool)
-    known = np.isfinite(saebench) & np.isfinite(cebench)
     for g in range(saebench.shape[-1]):
         s, c = saebench[..., g : g + 1], cebench[..., g : g + 1]
-        dominated = (s >= saebench) & (c >= cebench) & ((s > saebench) | (c > cebench))
-        if rules.rules == "2026-02":  # a group without one of the two was never dominated
-            dominated &= known & known[..., g : g + 1]
-        front &= ~dominated
+        front &= ~((s >= saebench) & (c >= cebench) & ((s > saebench) | (c > cebench)))
     return front
 
 
@@ -64,14 +57,11 @@ def minmax(scores: Scores, rules: SelectionParams) -> NDArray[np.float64]:
 
     A metric on which all groups agree, to rounding, is 0 for all; under the rules 2026-02 it is 0.5.
     """
-    present = np.isfinite(scores)
-    low = np.where(present, scores, np.inf).min(axis=-2, keepdims=True)
-    high = np.where(present, scores, -np.inf).max(axis=-2, keepdims=True)
-    span = np.where(high > low, high - low, 0.0)
-    then = rules.rules == "2026-02"
-    differs = span > (0.0 if then else 1e-12 * np.maximum(np.abs(high), np.abs(low)))
-    scaled = np.where(differs, (np.where(present, scores, 0.0) - low) / np.where(differs, span, 1.0), 0.5 * then)
-    return np.where(present, scaled, 0.0)
+    values, then = np.where(np.isfinite(scores), scores, np.nan), rules.rules == "2026-02"
+    low, high = (end.reduce(values, axis=-2, keepdims=True) for end in (np.fmin, np.fmax))  # both ignore NaN
+    differs = high - low > (0.0 if then else 1e-12 * np.maximum(np.abs(high), np.abs(low)))
+    scaled = np.where(differs, (values - low) / np.where(differs, high - low, 1.0), 0.5 * then)
+    return np.where(np.isnan(values), 0.0, scaled)
 
 
 def _ranks_on(front: NDArray[np.bool_], scores: Scores) -> NDArray[np.float64]:

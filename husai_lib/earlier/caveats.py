@@ -136,14 +136,9 @@ def _stale_results(probed: Probed) -> Found:
 def _shared_results_folders(probed: Probed) -> Found:
     for path in dict.fromkeys(row.results_path for _, row in probed if row.results_path):
         names = [name for name, row in probed if row.results_path == path]
-        what = f"The SAEBench means of {len(names)} SAEs come from the one folder {PurePosixPath(path).name}"
-        for name, n in Counter(names).items() if len(names) > 1 else ():
-            yield (
-                "shared_results_folder",
-                name,
-                n,
-                f"{what}, in which results of another SAE would enter the mean unseen.",
-            )
+        what = f"The SAEBench means of {len(names)} SAEs come from the one folder {PurePosixPath(path).name}, "
+        what += "in which results of another SAE would enter the mean unseen."
+        yield from (("shared_results_folder", name, n, what) for name, n in Counter(names).items() if len(names) > 1)
 
 
 def _unequal_data_sets(probed: Probed, records: Mapping[str, Record]) -> Found:

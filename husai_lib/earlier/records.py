@@ -143,9 +143,9 @@ def _objects(data: Json, key: str, source: str) -> list[Json]:
 def _row(model: type[R], source: str, data: Json, paths: Paths, **columns: Any) -> R:
     """A row of `columns` and, for the others, of the values in `data`; its note names the numbers that are missing."""
     texts = {column for column, field in model.model_fields.items() if field.annotation is str}
-    others = [column for column in model.model_fields if column not in {*columns, "note"}]
-    found = {column: _first(data, *paths.get(column, (column,))) for column in others}
-    lacking = ", ".join(column for column in others if found[column] is None and column not in texts)
+    read = [column for column in model.model_fields if column not in {"note", *columns}]
+    found = {column: _first(data, *paths.get(column, (column,))) for column in read}
+    lacking = ", ".join(column for column, value in found.items() if value is None and column not in texts)
     row = {"note": f"no {lacking}" if lacking else ""} | found | columns
     try:
         return check(model, row | {column: "" for column in texts if row[column] is None}, source)

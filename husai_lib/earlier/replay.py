@@ -65,7 +65,7 @@ def _replay(run: str, name: str, records: Mapping[str, Record]) -> ReplayRow:
     differing = [what for what, there, ours in compared if not _same(there, ours)]
     sizes = [abs(a - b) for _, a, b in compared if isinstance(a, float) and isinstance(b, float)]
     return row.model_copy(update={
-        "winner": selection.winner.condition if selection.winner else None, "values": len(compared),
+        "winner": selection.winner and selection.winner.row.condition, "values": len(compared),
         "differing": len(differing), "largest_difference": max(sizes, default=0.0),
         "note": f"differing: {'; '.join(differing[:3])}" if differing else "",
     })  # fmt: skip
@@ -127,20 +127,20 @@ def _changes(decision: str, candidates: Sequence[Candidate], then: SelectionPara
         "rules": "current", "interval": "t", "require_matched_l0": False, "require_matched_baseline": False,
         "min_seeds": max(2, then.min_seeds),  # one seed has no bound any more
     }  # fmt: skip
-    by_settings: dict[tuple[Any, ...], list[Candidate]] = {}
+    alike: dict[tuple[Any, ...], list[Candidate]] = {}
     for candidate in candidates:
-        by_settings.setdefault(tuple(sorted(candidate.comparability.items())), []).append(candidate)
-    sets = sorted(((_set_name(those), those) for _, those in sorted(by_settings.items())), key=lambda named: named[0])
+        alike.setdefault(tuple(sorted(candidate.comparability.items())), []).append(candidate)
+    sets = sorted((_set_name(those), settings) for settings, those in alike.items())
     decided = ("as decided: 1.96 standard errors, merged by name", "all records", select(candidates, then))
-    today = [
-        (rule, over, select(those, SelectionParams(**loose | change))) for rule, change in TODAY for over, those in sets
-    ]
+    today = [(rule, over, select(alike[settings], SelectionParams(**loose | change)))
+             for rule, change in TODAY for over, settings in sets]  # fmt: skip
     for rule, over, selection in (decided, *today):
-        winner, chosen = selection.winner, selection.representative
+        winner = selection.winner.row if selection.winner else None
         reasons = [group.dropped for group in selection.groups if group.dropped]
         yield RuleChangeRow(
             decision=decision, rule=rule, over=over, winner=winner.condition if winner else None,
-            representative_seed=chosen.seed if chosen else None, eligible_groups=len(selection.groups) - len(reasons),
+            representative_seed=winner.representative_seed if winner else None,
+            eligible_groups=len(selection.groups) - len(reasons),
             note="" if winner else "; ".join(dict.fromkeys(reasons)) or "no members",
         )  # fmt: skip
 

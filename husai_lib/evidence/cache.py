@@ -148,15 +148,11 @@ def library_imports(source: str) -> set[str]:
 
 @cache
 def _tree(source: str) -> ast.Module:
-    """The syntax tree of a source text without strings that are statements: docstrings and comments on fields."""
+    """The syntax tree of a source text without constants that are statements: docstrings and comments on fields."""
     with _PARSING:  # CPython 3.11 cannot build syntax trees in two threads at once
         tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [statement for statement in node.body if not _is_text(statement)]
+            is_constant = [isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) for s in node.body]
+            node.body = [s for s, constant in zip(node.body, is_constant, strict=True) if not constant]
     return tree
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    value = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)

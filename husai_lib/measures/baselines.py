@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ PICKLED = {"connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfir
 NORMALISED = {"none", "layer_norm", "constant_norm_rescale"}
 """The normalisations that SAELens applies in `encode`; with others it encodes rows without normalising them."""
 REMEDY = "give another SAE, or write baseline: train"
+HUB = "a release needs a hub: go online, write baseline: train, or name a local SAE by baseline: {folder: …}"
 
 
 def baseline_saes(
@@ -71,9 +72,15 @@ def _given_sae(
     params: BaselineParams, shapes: Mapping[str, SaeParams], held_out: Bank, model: ModelParams
 ) -> tuple[TrainedSae, list[str]]:
     """The given SAE and the names of the shapes that it matches."""
-    entry = _in_cache(params)
-    with _explained(f"SAELens cannot load {params.given}", REMEDY):
-        sae = load_sae(entry.path)
+    remedy = REMEDY if params.folder else HUB
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the causes of SAELens' warnings are refused below
+            entry = _in_cache(params)
+            sae = load_sae(entry.path)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise ModelError(f"baseline: {params.given} cannot be loaded: {reason}; {remedy}") from error
     note = _refusal_or_note(sae, params.given, held_out, model)
     d_sae, l0 = sae.cfg.d_sae, measure(sae, held_out).l0
     if l0 == 0:
@@ -91,7 +98,7 @@ def _in_cache(params: BaselineParams) -> Entry:
     with tempfile.TemporaryDirectory(prefix="husai-sae-") as temporary:
         folder = REPOSITORY / Path(params.folder).expanduser() if params.folder else Path(temporary)
         if not params.folder:
-            _download(str(params.release), str(params.sae_id), params.given, folder)
+            _download(str(params.release), str(params.sae_id), folder)
         content = {name: sha256_file(folder / name) for name in FILES}
 
         def copy(made: Path) -> None:
@@ -101,30 +108,16 @@ def _in_cache(params: BaselineParams) -> Entry:
         return cached("saes", __name__, {"release": params.release, "sae_id": params.sae_id, "files": content}, copy)
 
 
-def _download(release: str, sae_id: str, given: str, folder: Path) -> None:
-    """Save an SAE of a release as a SAELens folder; ModelError if there is none or the hub cannot be reached."""
-    remedy = "a release needs a hub: go online, write baseline: train, or name a local SAE by baseline: {folder: …}"
-    with _explained(f"{given} cannot be had", remedy):
-        listed = get_pretrained_saes_directory()
-        if "/" not in release:
-            one_of(release, listed, "release")
-        if release in listed:
-            one_of(sae_id, listed[release].saes_map, "sae_id")
-        if get_conversion_loader_name(release) in PICKLED:
-            raise ValueError("its weights are a pickle, and none is ever loaded")
-        SAE.from_pretrained(release, sae_id, device="cpu").save_model(folder)
-
-
-@contextlib.contextmanager
-def _explained(what: str, remedy: str) -> Iterator[None]:
-    """Turn an error of SAELens into a ModelError, and silence its warnings, whose causes are refused later."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-        raise ModelError(f"baseline: {what}: {reason}; {remedy}") from error
+def _download(release: str, sae_id: str, folder: Path) -> None:
+    """Save an SAE of a release as a SAELens folder; ValueError if there is none, OSError if the hub is out of reach."""
+    listed = get_pretrained_saes_directory()
+    if "/" not in release:
+        one_of(release, listed, "release")
+    if release in listed:
+        one_of(sae_id, listed[release].saes_map, "sae_id")
+    if get_conversion_loader_name(release) in PICKLED:
+        raise ValueError("its weights are a pickle, and none is ever loaded")
+    SAE.from_pretrained(release, sae_id, device="cpu").save_model(folder)
 
 
 def _refusal_or_note(sae: Any, given: str, rows: Bank, model: ModelParams) -> str:

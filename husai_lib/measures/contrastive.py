@@ -10,10 +10,10 @@ to the two stories.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,32 +31,22 @@ from husai_lib.tasks import Progress, run_tasks
 
 @dataclass(frozen=True)
 class ContrastiveScore:
-    """CE-Bench scores of one SAE in every form, averaged over the pairs."""
+    """CE-Bench scores of one SAE, averaged over the pairs, named as in a `ContrastiveRow`."""
 
-    form: Literal["as_published", "as_released"]
-    """The form of `independence`, `interpretability` and its calibration."""
     contrastive: float
-    """The same in both forms."""
-    independence_as_published: float
+    """The same as published and as released."""
+    independence: float
+    interpretability: float
+    """As published."""
     independence_as_released: float
-    interpretability_as_published: float
     interpretability_as_released: float
     calibrated_contrastive: float | None
     """(contrastive - null mean) / null std; None if the null does not vary."""
-    calibrated_interpretability: float | None
-    """The same for interpretability. Independence has none, as dealing tokens leaves `I` unchanged."""
+    calibrated: float | None
+    """The same for interpretability in the form that the parameters name. Independence has none, as dealing tokens
+    leaves `I` unchanged."""
     l0: float
     """Mean count of non-zero latents per token of the stories; the scores depend on it."""
-
-    @property
-    def independence(self) -> float:
-        """In the form `form`."""
-        return float(getattr(self, f"independence_{self.form}"))
-
-    @property
-    def interpretability(self) -> float:
-        """In the form `form`."""
-        return float(getattr(self, f"interpretability_{self.form}"))
 
 
 def contrastive_scores(
@@ -66,28 +56,20 @@ def contrastive_scores(
 
     `stories` holds two texts a pair, story1 then story2. Raises DataError if a story left no token.
     """
-
-    def score_of(trained: TrainedSae) -> ContrastiveScore:
-        return cached_score(trained.content, lambda: trained.sae, stories, params)
-
-    return run_tasks(score_of, saes, "SAEs scored on stories", progress)
-
-
-def cached_score(
-    content: dict[str, Any], sae: Callable[[], Any], stories: Bank, params: ContrastiveParams
-) -> ContrastiveScore:
-    """`score` of `sae()`, cached by all that determines it; `content` determines the SAE."""
-    inputs = {
-        "sae": content,
+    about = {
         "stories": stories.sha256,
         "offsets": stories.offsets.tolist(),
         "params": params.model_dump(exclude={"study"}),
     }
 
-    def make(folder: Path) -> None:
-        write_json(folder / "score.json", asdict(score(sae(), stories, params)))
+    def score_of(trained: TrainedSae) -> ContrastiveScore:
+        def make(folder: Path) -> None:
+            write_json(folder / "score.json", asdict(score(trained.sae, stories, params)))
 
-    return ContrastiveScore(**read_json(cached("contrastive", __name__, inputs, make).path / "score.json"))
+        entry = cached("contrastive", __name__, about | {"sae": trained.content}, make)
+        return ContrastiveScore(**read_json(entry.path / "score.json"))
+
+    return run_tasks(score_of, saes, "SAEs scored on stories", progress)
 
 
 @torch.inference_mode()
@@ -111,7 +93,33 @@ def score(sae: Any, stories: Bank, params: ContrastiveParams) -> ContrastiveScor
         if not of_pair.isfinite().all():
             raise DataError(f"a latent is NaN or infinite on the stories of pair {pair + 1}; check the SAE's weights")
         mean_I = mean_I + of_pair
-    return _scores(sae, stories, mean_I / pairs, active / int(offsets[-1]), params)
+    references = {"": mean_I / pairs, "_as_released": torch.zeros_like(mean_I)}
+    calibrated_form = "" if params.independence == "as_published" else "_as_released"
+    # every deal gives one average over the pairs, and the first deal is the stories as they are; sums are updated in
+    # place, as small tensors allocated between large ones would keep the memory of these from being reused
+    contrastive = torch.zeros(1 + params.permutations, dtype=torch.float64)
+    interpretability = {form: torch.zeros_like(contrastive) for form in references}
+    independence = {form: torch.zeros_like(contrastive[0]) for form in references}
+    for pair in range(pairs):
+        start, middle, end = offsets[2 * pair : 2 * pair + 3].tolist()
+        latents, firing = _encoded(sae, stories, pair)
+        generator = numpy_generator(params.seed, f"deal of the tokens of pair {pair}")
+        deals = first_story_weights(middle - start, end - start, params.permutations, generator)
+        difference = story_differences(latents, deals)  # of the latents that fire; those of the others are 0
+        contrastive += max_z(difference, mean_I.new_zeros(len(firing) - difference.shape[1])) / pairs
+        for form, reference in references.items():
+            deviation = (_mean_latents(latents, firing) - reference).abs()
+            dealt = difference if form == calibrated_form else difference[:1]
+            independence[form] += max_z(deviation) / pairs
+            interpretability[form] += max_z(dealt + deviation[firing], deviation[~firing]) / pairs
+    return ContrastiveScore(
+        contrastive=float(contrastive[0]),
+        **{f"independence{form}": float(value) for form, value in independence.items()},
+        **{f"interpretability{form}": float(values[0]) for form, values in interpretability.items()},
+        calibrated_contrastive=_calibrated(contrastive),
+        calibrated=_calibrated(interpretability[calibrated_form]),
+        l0=active / int(offsets[-1]),
+    )
 
 
 def _encoded(sae: Any, stories: Bank, pair: int) -> tuple[Tensor, Tensor]:
@@ -129,37 +137,6 @@ def _mean_latents(latents: Tensor, firing: Tensor) -> Tensor:
     mean_of_all = torch.zeros(len(firing), dtype=latents.dtype)
     mean_of_all[firing] = latents.mean(0)
     return mean_of_all
-
-
-def _scores(sae: Any, stories: Bank, mean_I: Tensor, l0: float, params: ContrastiveParams) -> ContrastiveScore:
-    references = {"as_published": mean_I, "as_released": torch.zeros_like(mean_I)}
-    # every deal gives one average over the pairs, and the first deal is the stories as they are; sums are updated in
-    # place, as small tensors allocated between large ones would keep the memory of these from being reused
-    contrastive = torch.zeros(1 + params.permutations, dtype=torch.float64)
-    interpretability = {form: torch.zeros_like(contrastive) for form in references}
-    independence = {form: torch.zeros_like(contrastive[0]) for form in references}
-    pairs = len(stories.offsets) // 2
-    for pair in range(pairs):
-        start, middle, end = stories.offsets[2 * pair : 2 * pair + 3].tolist()
-        latents, firing = _encoded(sae, stories, pair)
-        generator = numpy_generator(params.seed, f"deal of the tokens of pair {pair}")
-        deals = first_story_weights(middle - start, end - start, params.permutations, generator)
-        difference = story_differences(latents, deals)  # of the latents that fire; those of the others are 0
-        contrastive += max_z(difference, mean_I.new_zeros(len(firing) - difference.shape[1])) / pairs
-        for form, reference in references.items():
-            deviation = (_mean_latents(latents, firing) - reference).abs()
-            dealt = difference if form == params.independence else difference[:1]
-            independence[form] += max_z(deviation) / pairs
-            interpretability[form] += max_z(dealt + deviation[firing], deviation[~firing]) / pairs
-    return ContrastiveScore(
-        form=params.independence,
-        contrastive=float(contrastive[0]),
-        **{f"independence_{form}": float(value) for form, value in independence.items()},
-        **{f"interpretability_{form}": float(values[0]) for form, values in interpretability.items()},
-        calibrated_contrastive=_calibrated(contrastive),
-        calibrated_interpretability=_calibrated(interpretability[params.independence]),
-        l0=l0,
-    )
 
 
 def first_story_weights(first: int, total: int, permutations: int, generator: np.random.Generator) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows import GroupRow, MemberRow, PairRow, ProbeRow, RunTables, noted
 from husai_lib.intervals import Pairs, mean_over_pairs
-from husai_lib.measures.contrastive import ContrastiveScore, contrastive_scores
+from husai_lib.measures.contrastive import contrastive_scores
 from husai_lib.measures.matching import group_stability, pair_rows, pairwise_pwmcc, random_decoders
 from husai_lib.measures.probing import ProbeTask, llm_scores, probe_rows, sae_scores
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
@@ -72,43 +72,38 @@ def member_rows(
     """
     llm = llm_scores(benches.tasks, benches.probing, progress)
     probed = sae_scores(saes, benches.tasks, benches.probing, progress)
-    contrastive = contrastive_scores(saes, benches.stories, benches.contrastive, progress)
-    probes = [
-        row
-        for trained, own in zip(saes, probed, strict=True)
-        for row in probe_rows(trained.member.condition.name, trained.member.seed, benches.tasks, own, llm)
-    ]
+    stories = contrastive_scores(saes, benches.stories, benches.contrastive, progress)
+    probes = probe_rows(saes, benches.tasks, probed, llm)
     step = "frontier" if baseline else "baselines"
-    parameters = {"probing": benches.probing.model_dump()}
-    run = RunTables({(step, "probes"): probes, ("baselines", "members"): baseline}, parameters)
-    quality = [measure(trained.sae, benches.held_out) for trained in saes]
-    return [_member_row(step, run, *of) for of in zip(saes, contrastive, quality, strict=True)], probes
-
-
-def _member_row(
-    step: str, run: RunTables, trained: TrainedSae, story: ContrastiveScore, quality: Reconstruction
-) -> MemberRow:
-    condition, unknown = trained.member.condition, story.calibrated_interpretability is None
-    remarks = {trained.note: True, "no calibrated CE-Bench score: its null does not vary": unknown,
-               "each best k was chosen on the test set": run.parameters["probing"]["choose_k"] == "test"}  # fmt: skip
-    return MemberRow.derive(
-        step,
-        run,
-        condition=condition.name,
-        architecture=condition.architecture,
-        seed=trained.member.seed,
-        d_sae=condition.d_sae,
-        k=condition.k,
-        **asdict(quality),
-        cebench_contrastive=story.contrastive,
-        cebench_independence=story.independence,
-        cebench_interpretability=story.interpretability,
-        cebench_calibrated_contrastive=story.calibrated_contrastive,
-        cebench_calibrated=story.calibrated_interpretability,
-        key=trained.entry.key,
-        weights_sha256=trained.weights_sha256,
-        note=noted(remarks),
-    )
+    tables = {(step, "probes"): probes, ("baselines", "members"): baseline}
+    run = RunTables(tables, {"probing": benches.probing.model_dump()})
+    form = "" if benches.contrastive.independence == "as_published" else "_as_released"
+    rows = []
+    for trained, story in zip(saes, stories, strict=True):
+        condition = trained.member.condition
+        remarks = {  # they are the note of a given SAE; a trained one's is derived
+            trained.note: True,
+            "no calibrated CE-Bench score: its null does not vary": story.calibrated is None,
+            "each best k was chosen on the test set": benches.probing.choose_k == "test",
+        }
+        row = MemberRow.derive(
+            step,
+            run,
+            condition=condition.name,
+            seed=trained.member.seed,
+            **condition.model_dump(include={"architecture", "d_sae", "k"}),
+            **asdict(measure(trained.sae, benches.held_out)),
+            cebench_contrastive=story.contrastive,
+            cebench_independence=getattr(story, f"independence{form}"),
+            cebench_interpretability=getattr(story, f"interpretability{form}"),
+            cebench_calibrated_contrastive=story.calibrated_contrastive,
+            cebench_calibrated=story.calibrated,
+            key=trained.entry.key,
+            weights_sha256=trained.weights_sha256,
+            note=noted(remarks),
+        )
+        rows.append(row)
+    return rows, probes
 
 
 def group_rows(
@@ -122,17 +117,16 @@ def group_rows(
     groups: list[GroupRow] = []
     pairs: list[PairRow] = []
     tables = {("frontier", "members"): members, ("frontier", "probes"): probes, ("frontier", "pairs"): pairs}
-    for own, null in zip(by_condition(saes), by_condition(gaussian), strict=True):
-        name, seeds = own[0].member.condition.name, [trained.member.seed for trained in own]
+    for name in dict.fromkeys(trained.member.condition.name for trained in saes):
+        own, null = ([one for one in group if one.member.condition.name == name] for group in (saes, gaussian))
+        seeds = [trained.member.seed for trained in own]
         found = group_stability([trained.sae.W_dec for trained in own], [trained.sae.W_enc for trained in own])
         pairs += pair_rows({name: found.pwmcc}, seeds)
-        others = {
-            "pwmcc_max": found.pwmcc_max, "encoder_mcc": found.encoder_mcc,
-            "reappearing_fraction": found.reappearing, "subspace_overlap": found.subspace_overlap,
+        nulls = {
             "null_random": pairwise_pwmcc(random_decoders(tuple(own[0].sae.W_dec.shape), seeds)),
             "null_gaussian": decoder_pairs(null),
-        }  # fmt: skip
-        means = {column: mean_over_pairs(values) for column, values in others.items()}
+        }
+        means = {column: mean_over_pairs(values) for column, values in (vars(found) | nulls).items()}
         groups.append(GroupRow.derive("frontier", RunTables(tables, {}), condition=name, **means))
     return groups, pairs
 
@@ -140,9 +134,3 @@ def group_rows(
 def decoder_pairs(saes: Sequence[TrainedSae]) -> Pairs:
     """PW-MCC of every pair of the SAEs' decoders, `[S, S]`."""
     return pairwise_pwmcc([trained.sae.W_dec for trained in saes])
-
-
-def by_condition(saes: Sequence[TrainedSae]) -> list[list[TrainedSae]]:
-    """The SAEs of each condition together, in the order in which conditions first appear."""
-    names = dict.fromkeys(trained.member.condition.name for trained in saes)
-    return [[trained for trained in saes if trained.member.condition.name == name] for name in names]

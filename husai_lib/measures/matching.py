@@ -23,8 +23,6 @@ from husai_lib.intervals import Pairs, pair_table
 from husai_lib.randomness import numpy_generator
 
 Array = NDArray[np.float32] | Tensor
-_Seed = tuple[Array, Tensor, tuple[Tensor, int]]
-"""A decoder, the unit rows of the transposed encoder, and the leading directions of the decoder."""
 
 REAPPEARS_ABOVE = 0.7
 SUBSPACE_SHARE = 0.9
@@ -57,7 +55,7 @@ class Stability:
     """The older statistic: mean of all row maxima and column maxima of |cosine|."""
     encoder_mcc: Pairs
     """Mean |cosine| of the encoder columns of the pairs that the *decoders* matched (arXiv 2501.16615)."""
-    reappearing: Pairs
+    reappearing_fraction: Pairs
     """Share of latents whose *matched* partner has |cosine| > 0.7, averaged over both dictionaries. (With the nearest
     neighbour, one latent could stand for many.)"""
     subspace_overlap: Pairs
@@ -86,27 +84,19 @@ def group_stability(decoders: Sequence[Array], encoders: Sequence[Array]) -> Sta
     """Statistics of all pairs of at least two seeds, from decoders `[d_sae, d_in]` and encoders `[d_in, d_sae]`."""
     rows = [_unit_rows(_tensor(encoder).T) for encoder in encoders]
     if list(map(len, decoders)) != list(map(len, rows)):
-        raise ModelError(
-            "decoders and encoders have different widths; give W_dec [d_sae, d_in] and W_enc [d_in, d_sae]"
+        raise ModelError("decoders and encoders differ in width; give W_dec [d_sae, d_in] and W_enc [d_in, d_sae]")
+    leading, values = [_leading_directions(decoder) for decoder in decoders], {}
+    for i, j in _pairs(decoders):
+        found, r = match(decoders[i], decoders[j]), min(leading[i][1], leading[j][1])
+        again = float((found.cosines > REAPPEARS_ABOVE).sum())
+        values[i, j] = (
+            found.cosines.mean(),
+            np.concatenate([found.table.max(axis=1), found.table.max(axis=0)]).mean(dtype=np.float64),
+            float((rows[i][found.rows] * rows[j][found.cols]).sum(1).abs().clamp_max(1).double().mean()),
+            (again / len(rows[i]) + again / len(rows[j])) / 2,
+            float((leading[i][0][:, :r].T @ leading[j][0][:, :r]).square().sum() / r),
         )
-    seeds = list(zip(decoders, rows, map(_leading_directions, decoders), strict=True))
-    values = {(i, j): _statistics(seeds[i], seeds[j]) for i, j in _pairs(decoders)}
-    return Stability(*(pair_table(len(seeds), {pair: v[s] for pair, v in values.items()}) for s in range(5)))
-
-
-def _statistics(one: _Seed, other: _Seed) -> tuple[float, float, float, float, float]:
-    """The fields of `Stability` for two seeds."""
-    (a, encoder_a, (span_a, r_a)), (b, encoder_b, (span_b, r_b)) = one, other
-    found, r = match(a, b), min(r_a, r_b)
-    encoder_cosines = (encoder_a[found.rows] * encoder_b[found.cols]).sum(1).abs()
-    again = float((found.cosines > REAPPEARS_ABOVE).sum())
-    return (
-        float(found.cosines.mean()),
-        float(np.concatenate([found.table.max(axis=1), found.table.max(axis=0)]).mean(dtype=np.float64)),
-        float(encoder_cosines.clamp_max(1).double().mean()),
-        (again / len(a) + again / len(b)) / 2,
-        float((span_a[:, :r].T @ span_b[:, :r]).square().sum() / r),
-    )
+    return Stability(*(pair_table(len(rows), {pair: of[s] for pair, of in values.items()}) for s in range(5)))
 
 
 def pair_rows(tables: Mapping[str, Pairs], seeds: Sequence[int]) -> list[PairRow]:

@@ -9,7 +9,7 @@ this at many sizes of the training set and shares of class 1.
 from __future__ import annotations
 
 import functools
-import itertools
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -44,8 +44,8 @@ warnings.filterwarnings("ignore", module=r"sklearn\.linear_model")
 TRAIN_ROWS, TEST_ROWS_AT_LEAST, ROWS_AT_MOST = 1024, 100, 5000
 BATCH_ROWS = 128
 """Rows encoded at a time, as in sae-probes: products of other shapes can differ in their last bits."""
-SAES_AT_ONCE = 32
-"""SAEs whose probes of a data set are fitted side by side."""
+Parts = Sequence[tuple[np.ndarray, np.ndarray]]
+"""Rows and labels of a task: for training, for the test in domain, and the whole shifted set if there is one."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,8 @@ class ProbeScore:
     validation_auc: float
     test_auc: float
     shifted_auc: float | None = None
-    latents: list[int] = field(default_factory=list)
+    latents: list[int] = field(default_factory=list, kw_only=True)
     """Which latents it reads, best first; none for the raw activation."""
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Rows and labels of a task: training, test in domain, and the whole shifted set if there is one."""
-
-    rows: tuple[np.ndarray, ...]
-    labels: tuple[np.ndarray, ...]
 
 
 def probe_tasks(names: Sequence[str], banks: Mapping[str, Bank], params: ProbingParams) -> list[ProbeTask]:
@@ -85,14 +77,13 @@ def probe_tasks(names: Sequence[str], banks: Mapping[str, Bank], params: Probing
 
     A data set is one task in the setting `normal`, otherwise one for each size or share in the protocol.
     """
-    sets = [_with_bank(probing_set(name), "probing", banks) for name in names]
-    return [ProbeTask(data, bank, at=at) for data, bank in sets for at in _points(params.setting, len(data.labels))]
-
-
-def _points(setting: str, size: int) -> list[Any]:
-    if setting == "scarcity":
-        return [rows for rows in get_training_sizes() if rows <= size - TEST_ROWS_AT_LEAST]
-    return get_class_imbalance() if setting == "imbalance" else [None]
+    points = {"normal": [None], "scarcity": get_training_sizes(), "imbalance": get_class_imbalance()}[params.setting]
+    return [
+        ProbeTask(data, bank, at=at)
+        for data, bank in (_with_bank(probing_set(name), "probing", banks) for name in names)
+        for at in points
+        if at is None or at <= len(data.labels) - TEST_ROWS_AT_LEAST
+    ]
 
 
 def shifted_tasks(names: Sequence[str], banks: Mapping[str, Bank], max_rows: int) -> list[ProbeTask]:
@@ -127,20 +118,22 @@ def sae_scores(
     saes: Sequence[TrainedSae], tasks: Sequence[ProbeTask], params: ProbingParams, progress: Progress | None = None
 ) -> list[list[ProbeScore]]:
     """The score at the best k for each SAE and task, `[saes][tasks]`, each cached by content."""
-    groups = [(task, saes[i : i + SAES_AT_ONCE]) for task in tasks for i in range(0, len(saes), SAES_AT_ONCE)]
-    function = functools.partial(_best_scores, params=params)
-    scores = list(itertools.chain(*run_tasks(function, groups, "data sets probed", progress)))
-    return [scores[i :: len(saes)] for i in range(len(saes))]
+    function = functools.partial(_best_scores, saes=saes, params=params)
+    by_task = run_tasks(function, tasks, "data sets probed", progress)
+    return [[scores[i] for scores in by_task] for i in range(len(saes))]
 
 
 def probe_rows(
-    condition: str, seed: int, tasks: Sequence[ProbeTask], scores: Sequence[ProbeScore], llm: Sequence[ProbeScore]
+    saes: Sequence[TrainedSae],
+    tasks: Sequence[ProbeTask],
+    scores: Sequence[Sequence[ProbeScore]],
+    llm: Sequence[ProbeScore],
 ) -> list[ProbeRow]:
-    """One SAE's scores as rows of a record, one a task."""
+    """Scores `[saes][tasks]` as rows of a record, beside those of the raw activation `[tasks]`."""
     return [
         ProbeRow(
-            condition=condition,
-            seed=seed,
+            condition=trained.member.condition.name,
+            seed=trained.member.seed,
             data_set=task.data.name,
             at=task.at,
             best_k=score.k,
@@ -150,59 +143,61 @@ def probe_rows(
             delta=score.test_auc - base.test_auc,
             latents=" ".join(map(str, score.latents)),
         )
-        for task, score, base in zip(tasks, scores, llm, strict=True)
+        for trained, own in zip(saes, scores, strict=True)
+        for task, score, base in zip(tasks, own, llm, strict=True)
     ]
 
 
-def _best_scores(group: tuple[ProbeTask, Sequence[TrainedSae]], params: ProbingParams) -> list[ProbeScore]:
-    """Each SAE's score on a task at the best k; scores that are not in the cache are fitted together."""
-    task, saes = group
-    protocol = params.model_dump(exclude={"choose_k", "seed"})
-    inputs = [_inputs(task, params.seed, sae.content | protocol) for sae in saes]
-    missing = [i for i, given in enumerate(inputs) if not is_cached("probes", __name__, given)]
-    new = dict(zip(missing, _scores_by_k([saes[i] for i in missing], task, params), strict=True)) if missing else {}
-    scores = [_kept(given, functools.partial(new.__getitem__, i)) for i, given in enumerate(inputs)]
+def _best_scores(task: ProbeTask, saes: Sequence[TrainedSae], params: ProbingParams) -> list[ProbeScore]:
+    """Each SAE's score on a task at the best k."""
+    about = [sae.content | params.model_dump(exclude={"choose_k", "seed"}) for sae in saes]
+    scores = _cached_scores(
+        task, params.seed, about, lambda missing: _scores_by_k([saes[i] for i in missing], task, params)
+    )
     # max keeps the first of equal scores and ks ascend, so ties go to the smaller k
-    by = "validation_auc" if params.choose_k == "validation" else "test_auc"
-    return [max(by_k, key=lambda score: getattr(score, by)) for by_k in scores]
+    return [max(by_k, key=operator.attrgetter(f"{params.choose_k}_auc")) for by_k in scores]
 
 
 def _llm_score(task: ProbeTask, params: ProbingParams) -> ProbeScore:
     # sae-probes rounds the share of class 1 here but not for SAEs, so the two splits can differ by a row
     at = round(task.at * 20) / 20 if task.at and task.at < 1 else task.at
-    inputs = _inputs(task, params.seed, {"llm": True})
-    return _kept(inputs, lambda: [_fit(_split(task, at, params.seed), "l2", params.seed)])[0]
+    split = functools.partial(_split, task, at, params.seed)
+    return _cached_scores(task, params.seed, [{"llm": True}], lambda _: [[_fit(split(), params.seed)]])[0][0]
 
 
-def _inputs(task: ProbeTask, seed: int, about: dict[str, Any]) -> dict[str, Any]:
-    """All that determines the scores on a task: the content of its activations and labels, and `about`."""
+def _cached_scores(
+    task: ProbeTask, seed: int, about: Sequence[dict[str, Any]], fit: Callable[[list[int]], list[list[ProbeScore]]]
+) -> list[list[ProbeScore]]:
+    """The scores of whatever each of `about` determines; `fit` computes those that are not in the cache together."""
     sets = [(task.data, task.bank), *([task.shifted] if task.shifted else [])]
     content = [[bank.sha256, data.labels.tolist()] for data, bank in sets]
-    return about | {"sets": content, "at": task.at, "seed": seed}
+    inputs = [own | {"sets": content, "at": task.at, "seed": seed} for own in about]
+    missing = [i for i, given in enumerate(inputs) if not is_cached("probes", __name__, given)]
+    new = dict(zip(missing, fit(missing), strict=True)) if missing else {}
 
+    def write(folder: Path, i: int) -> None:
+        write_json(folder / "scores.json", [asdict(score) for score in new[i]])
 
-def _kept(inputs: dict[str, Any], scores: Callable[[], list[ProbeScore]]) -> list[ProbeScore]:
-    def make(folder: Path) -> None:
-        write_json(folder / "scores.json", [asdict(score) for score in scores()])
-
-    entry = cached("probes", __name__, inputs, make)
-    return [ProbeScore(**score) for score in read_json(entry.path / "scores.json")]
+    entries = [cached("probes", __name__, given, functools.partial(write, i=i)) for i, given in enumerate(inputs)]
+    return [[ProbeScore(**score) for score in read_json(entry.path / "scores.json")] for entry in entries]
 
 
 def _scores_by_k(saes: Sequence[TrainedSae], task: ProbeTask, params: ProbingParams) -> list[list[ProbeScore]]:
     """For each SAE, a probe for each k on the k latents that best separate the classes of the training rows."""
     split = _split(task, task.at, params.seed)
+    labels = [y for _, y in split]
     read = [_best_latents(sae, split, max(params.ks), task.data.name) for sae in saes]
     by_k = []
     for k in params.ks:
         parts = [np.stack([rows[:, :k] for rows in same]) for same in zip(*(parts for _, parts in read), strict=True)]
-        fits = _fits([(rows != 0).astype(np.float32) for rows in parts] if params.binarize else parts, split, params)
+        parts = [(rows != 0).astype(np.float32) for rows in parts] if params.binarize else parts
+        fits = _fits(parts, labels, params)
         by_k.append([replace(score, latents=best[:k]) for score, (best, _) in zip(fits, read, strict=True)])
     return [list(scores) for scores in zip(*by_k, strict=True)]
 
 
 @torch.inference_mode()
-def _best_latents(trained: TrainedSae, split: _Split, count: int, data_set: str) -> tuple[list[int], list[np.ndarray]]:
+def _best_latents(trained: TrainedSae, split: Parts, count: int, data_set: str) -> tuple[list[int], list[np.ndarray]]:
     """The latents that best separate the classes of the training rows, and `[n, count]` of each part of the split."""
 
     def batches(rows: np.ndarray) -> Iterator[torch.Tensor]:
@@ -213,27 +208,27 @@ def _best_latents(trained: TrainedSae, split: _Split, count: int, data_set: str)
                 raise DataError(f"{who} has a latent that is NaN or infinite on {data_set!r}; check its weights")
             yield latents
 
-    train = torch.cat(list(batches(split.rows[0])))
-    best = get_sorted_indices(train, torch.from_numpy(split.labels[0]), mean_act_normalization)[:count]
-    others = (torch.cat([latents[:, best] for latents in batches(rows)]) for rows in split.rows[1:])
+    (rows, labels), *tested = split
+    train = torch.cat(list(batches(rows)))
+    best = get_sorted_indices(train, torch.from_numpy(labels), mean_act_normalization)[:count]
+    others = (torch.cat([latents[:, best] for latents in batches(rows)]) for rows, _ in tested)
     return best.tolist(), [part.numpy() for part in (train[:, best], *others)]
 
 
-def _fits(parts: Sequence[np.ndarray], split: _Split, params: ProbingParams) -> list[ProbeScore]:
+def _fits(parts: Sequence[np.ndarray], labels: Sequence[np.ndarray], params: ProbingParams) -> list[ProbeScore]:
     """A score for each SAE from its latents `[saes, n, k]` of every part of the split."""
     if params.penalty == "l2":
-        return [_fit(_Split(rows, split.labels), "l2", params.seed) for rows in zip(*parts, strict=True)]
+        return [_fit(list(zip(rows, labels, strict=True)), params.seed) for rows in zip(*parts, strict=True)]
     train, *others = parts
-    coefficients, intercepts, validation = fit_best(train, split.labels[0], params.seed)
     scores = []
-    for i, fit in enumerate(zip(coefficients, intercepts, strict=True)):
-        tested = zip(others, split.labels[1:], strict=True)
-        test, *shifted = (float(auc(predict(rows[i], *fit)[None], y)[0]) for rows, y in tested)
-        scores.append(ProbeScore(train.shape[2], float(validation[i]), test, next(iter(shifted), None)))
+    for i, (*fit, validation) in enumerate(zip(*fit_best(train, labels[0], params.seed), strict=True)):
+        tested = zip(others, labels[1:], strict=True)
+        aucs = (float(auc(predict(rows[i], *fit)[None], y)[0]) for rows, y in tested)
+        scores.append(ProbeScore(train.shape[2], float(validation), *aucs))
     return scores
 
 
-def _split(task: ProbeTask, at: float | None, seed: int) -> _Split:
+def _split(task: ProbeTask, at: float | None, seed: int) -> Parts:
     """The protocol's split of a task; DataError if the data set is too small."""
     name, labels, share = task.data.name, task.data.labels[:ROWS_AT_MOST], 0.5
     if at is not None and at < 1:
@@ -249,18 +244,17 @@ def _split(task: ProbeTask, at: float | None, seed: int) -> _Split:
         train, test = get_train_test_indices(labels, n_train, n_test, share, seed)
     except ValueError as error:
         raise DataError(f"data set {name!r} cannot be split into its classes ({error}); choose another") from error
-    rows, labels_of = [task.bank.rows[train], task.bank.rows[test]], [labels[train], labels[test]]
+    parts = [(task.bank.rows[part], labels[part]) for part in (train, test)]
     if task.shifted:
         data, bank = task.shifted
-        rows, labels_of = [*rows, np.array(bank.rows)], [*labels_of, data.labels]
-    return _Split(tuple(rows), tuple(labels_of))
+        parts.append((np.array(bank.rows), data.labels))
+    return parts
 
 
-def _fit(split: _Split, penalty: str, seed: int) -> ProbeScore:
-    """sae-probes' own fit: the strength by validation AUC, then all training rows."""
+def _fit(split: Parts, seed: int) -> ProbeScore:
+    """sae-probes' own L2 fit: the strength by validation AUC, then all training rows."""
     # in double precision, to which scikit-learn converts the tensors of sae-probes
-    (train, test, *shifted), (y_train, y_test, *y_shifted) = (rows.astype(float) for rows in split.rows), split.labels
-    result = find_best_reg(train, y_train, test, y_test, penalty=penalty, seed=seed)
-    predicted = [result.classifier.predict_proba(x)[:, 1] for x in shifted]
-    aucs = [float(roc_auc_score(y, scores)) for scores, y in zip(predicted, y_shifted, strict=True)]
-    return ProbeScore(train.shape[1], result.metrics.val_auc, result.metrics.test_auc, next(iter(aucs), None))
+    (train, y_train), (test, y_test), *shifted = ((rows.astype(float), labels) for rows, labels in split)
+    result = find_best_reg(train, y_train, test, y_test, penalty="l2", seed=seed)
+    aucs = (float(roc_auc_score(y, result.classifier.predict_proba(x)[:, 1])) for x, y in shifted)
+    return ProbeScore(train.shape[1], result.metrics.val_auc, result.metrics.test_auc, *aucs)

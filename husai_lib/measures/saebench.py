@@ -13,20 +13,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from husai_lib.errors import DataError, IntegrityError, ModelError, ParameterError
 from husai_lib.evidence.cache import cache_folder, open_entry
 from husai_lib.evidence.runs import find_run
 from husai_lib.files import REPOSITORY, sha256_file
 from husai_lib.params.inputs import ModelParams
-from husai_lib.params.sections import check
+from husai_lib.params.sections import Section, check
 
-OPENWEBTEXT = "Skylion007/openwebtext"
+OPENWEBTEXT, RAVEL = "Skylion007/openwebtext", "adamkarvonen/ravel_prompts"
 BIOS, REVIEWS = "LabHC/bias_in_bios", "canrager/amazon_reviews_mcauley_1and5"
-EVALUATIONS = {
+EVALUATIONS: dict[str, tuple[str, ...]] = {
     "core": (OPENWEBTEXT,),
     "absorption": (),
     "sparse_probing_sae_probes": (),
@@ -34,27 +36,33 @@ EVALUATIONS = {
     "sparse_probing": (BIOS, REVIEWS, "codeparrot/github-code", "fancyzhx/ag_news", "Helsinki-NLP/europarl"),
     "scr": (BIOS, REVIEWS),
     "tpp": (BIOS, REVIEWS),
+    "ravel": (RAVEL,),
+    "unlearning": ("wikitext", "cais/wmdp", "cais/mmlu"),
+    "autointerp": ("monology/pile-uncopyrighted",),
+    "mdl": ("HuggingFaceFW/fineweb",),
 }
 """The data sets of the hub that each evaluation reads."""
-NOT_HERE = {
-    "ravel": "gemma-2-2b or pythia-160m-deduped and the artifacts in the data set adamkarvonen/ravel_prompts",
-    "unlearning": "gemma-2-2b-it or gemma-2-9b-it and a corpus that the authors of WMDP give on request",
-    "autointerp": "a key of OpenAI and the module openai",
-    "mdl": "the modules collectibles and loguru",
-}
-"""What the other evaluations need; sae-bench's own scripts run them on a SAELens folder."""
+MODELS = {"ravel": ("gemma-2-2b", "pythia-160m-deduped"), "unlearning": ("gemma-2-2b-it", "gemma-2-9b-it")}
+"""The only language models that these evaluations accept."""
+CORPUS = Path("sae_bench/evals/unlearning/data/bio-forget-corpus.jsonl")
+"""The text that `unlearning` reads below the current folder; the authors of WMDP give it on request."""
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(Section):
     """The SAELens folder that is evaluated, and the language model whose activations it explains."""
 
     folder: Path
     weights_sha256: str
     hook_name: str
     model: ModelParams
-    texts: Sequence[str] = ("100_news_fake", "48_cm_correct", "89_glue_mrpc")
+    texts: list[str] = ["100_news_fake", "48_cm_correct", "89_glue_mrpc"]  # noqa: RUF012 -- pydantic copies it
     """Data sets of sae-probes whose texts `core` reads where openwebtext is not in the local cache."""
+
+    @property
+    def label(self) -> str:
+        """The model's name for sae-bench, which names files after it: without folders, and random weights marked."""
+        name = self.model.name.removeprefix("random:")
+        return "random-" * (name != self.model.name) + Path(name).name.removesuffix(".gguf")
 
 
 def subject_of(given: str, evidence: Path, model: str | None = None, prepend_bos: bool | None = None) -> Subject:
@@ -68,12 +76,11 @@ def subject_of(given: str, evidence: Path, model: str | None = None, prepend_bos
     if not selected or selected["source"] != "frontier":
         raise DataError(f"{run.name} selected no candidate of its own; name another run or the folder of an SAE")
     params = run.record("activations").data["parameters"]
-    language_model = ModelParams(**params["model"])
-    folder = open_entry("saes", selected["key"]).path
-    subject = folder_subject(folder, language_model.name, language_model.prepend_bos)
+    own, folder = ModelParams(**params["model"]), open_entry("saes", selected["key"]).path
+    subject = folder_subject(folder, own.name, own.prepend_bos)
     if subject.weights_sha256 != selected["weights_sha256"]:
         raise IntegrityError(f"the weights in {folder} are not those of {run.name}; run the cycle again")
-    return replace(subject, model=language_model, texts=params["texts"]["held_out"])
+    return subject.model_copy(update={"model": own, "texts": params["texts"]["held_out"]})
 
 
 def folder_subject(folder: Path, model: str | None, prepend_bos: bool | None) -> Subject:
@@ -96,7 +103,8 @@ def folder_subject(folder: Path, model: str | None, prepend_bos: bool | None) ->
     own |= {key: value for key, value in {"name": model, "prepend_bos": prepend_bos}.items() if value is not None}
     if None in own.values():
         raise ParameterError(f"{config} does not name the language model and its BOS; add --model and --prepend-bos")
-    return Subject(folder.resolve(), weights_sha256, hook, check(ModelParams, own, "--model"))
+    params = check(ModelParams, own, "--model")
+    return Subject(folder=folder.resolve(), weights_sha256=weights_sha256, hook_name=hook, model=params)
 
 
 def planned(asked: Sequence[str], settings: dict[str, Any], subject: Subject, download: bool) -> dict[str, str]:
@@ -106,34 +114,46 @@ def planned(asked: Sequence[str], settings: dict[str, Any], subject: Subject, do
     """
     if any(importlib.util.find_spec(package) is None for package in ("sae_bench", "tabulate")):
         raise ModelError("sae-bench is not installed; run make saebench")
-    names = (*EVALUATIONS, *NOT_HERE)
-    if unknown := [name for name in (*asked, *settings) if name not in names]:
-        raise ParameterError(f"eval saebench: evaluation {unknown[0]!r} is unknown; choose among {', '.join(names)}")
-    return {name: _lacking(name, settings.get(name, {}), subject, download) for name in asked or names}
+    if unknown := [name for name in (*asked, *settings) if name not in EVALUATIONS]:
+        known = ", ".join(EVALUATIONS)
+        raise ParameterError(f"eval saebench: evaluation {unknown[0]!r} is unknown; choose among {known}")
+    return {name: _lacking(name, settings.get(name, {}), subject, download) for name in asked or EVALUATIONS}
 
 
 def _lacking(name: str, settings: dict[str, Any], subject: Subject, download: bool) -> str:
+    models, hook = MODELS.get(name, (subject.label,)), subject.hook_name
     missing = [data for data in hub_data(name, settings) if data != OPENWEBTEXT and not revisions(data)]
-    if missing and not download:
-        return f"the data sets {', '.join(missing)}, which are not in the local cache; --download fetches them"
-    if name == "absorption" and not subject.hook_name.endswith("hook_resid_post"):
-        return f"the hook hook_resid_post, but this SAE reads {subject.hook_name}"
-    return NOT_HERE.get(name, "")
+    lacking = {
+        f"the model {' or '.join(models)}, but this SAE is of {subject.label}": subject.label not in models,
+        f"the hook hook_resid_post, but this SAE reads {hook}":
+            name == "absorption" and not hook.endswith("hook_resid_post"),
+        "a key in $OPENAI_API_KEY": name == "autointerp" and not os.environ.get("OPENAI_API_KEY"),
+        f"the file {CORPUS}, which the authors of WMDP give on request": name == "unlearning" and not CORPUS.exists(),
+        f"the data sets {', '.join(missing)}, which are not in the local cache; --download fetches them":
+            missing and not download,
+    }  # fmt: skip
+    return "; ".join(what for what, applies in lacking.items() if applies)
 
 
 def hub_data(name: str, settings: dict[str, Any]) -> list[str]:
     """The hub data sets that an evaluation reads with these settings."""
-    named = [settings["dataset"]] if "dataset" in settings else settings.get("dataset_names")
-    names = EVALUATIONS.get(name, ()) if named is None or name == "sparse_probing_sae_probes" else named
+    named = settings.get("dataset") or settings.get("dataset_name") or settings.get("dataset_names")
+    names = EVALUATIONS[name] if named is None or name == "sparse_probing_sae_probes" else named
+    names = [names] if isinstance(names, str) else names
     return list(dict.fromkeys(data.split("_class_set")[0].removesuffix("_sentiment") for data in names))
 
 
 def revisions(data_set: str) -> list[str]:
-    """Fingerprints of a data set in the cache of the package `datasets`, the only place where it looks offline."""
+    """Fingerprints of a data set in the cache of the package `datasets`, the only place where it looks offline.
+
+    The prompts of RAVEL are plain files instead: their commits in the cache of the hub.
+    """
     import datasets  # noqa: PLC0415 - takes a second to import
 
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / data_set.replace("/", "___")
-    return sorted({arrow.parent.name for arrow in folder.rglob("*.arrow")})
+    folder, files = Path(datasets.config.HF_DATASETS_CACHE) / data_set.replace("/", "___"), "*.arrow"
+    if data_set == RAVEL:
+        folder, files = Path(HF_HUB_CACHE) / f"datasets--{data_set.replace('/', '--')}" / "snapshots", "*.json"
+    return sorted({path.parent.name for path in folder.rglob(files)})
 
 
 def log_of(name: str, subject: Subject) -> Path:
@@ -149,13 +169,17 @@ def evaluate(
     It is a folder of the cache, named by content, or its copy under `out`. Raises ModelError with the last line of the
     log if the process fails.
     """
-    log, data = log_of(name, subject), hub_data(name, settings)
+    log, data, links = log_of(name, subject), hub_data(name, settings), {}
+    if name == "ravel":  # sae-bench's own download fails with this version of the hub's client
+        links["artifacts/ravel/base"] = snapshot_download(RAVEL, repo_type="dataset", local_files_only=not download)
+    if name == "unlearning":
+        links[str(CORPUS)] = str(CORPUS.resolve())
     own_texts = data == [OPENWEBTEXT] and not download and not revisions(OPENWEBTEXT)
-    job = asdict(subject) | {
+    job = subject.model_dump(mode="json") | {
         "evaluation": name,
+        "label": subject.label,
         "settings": settings,
-        "folder": str(subject.folder),
-        "model": subject.model.model_dump(),
+        "links": links,
         "texts": subject.texts if own_texts else [],
         "data": {} if own_texts else {one: revisions(one) for one in data},
     }

@@ -6,12 +6,11 @@ and it always writes into a fresh folder, which the cache moves into place as a 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import importlib
 import importlib.metadata
 import inspect
 import json
+import os
 import random
 import shutil
 import sys
@@ -49,7 +48,8 @@ def result(job: dict[str, Any]) -> Entry:
     """The result of an evaluation, computed unless the cache holds that of the same weights, model and settings."""
     model, source = open_model(ModelParams(**job["model"]), device()), Path(job["folder"])
     job |= {"weights_sha256": sha256_file(source / "sae_weights.safetensors")}  # may be others than at the start
-    inputs = {key: value for key, value in job.items() if key != "folder"} | {
+    inputs = {key: value for key, value in job.items() if key not in {"folder", "links"}} | {
+        "linked": [sha256_file(Path(target)) for target in job["links"].values() if Path(target).is_file()],
         "cfg_sha256": sha256_file(source / "cfg.json"),
         "model": model.identity,
         "sae_bench": importlib.metadata.version("sae-bench"),
@@ -60,11 +60,9 @@ def result(job: dict[str, Any]) -> Entry:
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary, chdir(temporary):
             _run(job, model, load_sae(source).to(device()))
-            written = list(Path("results").rglob("*_eval_results.json"))
-            if not written:
+            if not list(Path("results").rglob("*_eval_results.json")):
                 raise SystemExit(1)  # sae-bench has given the reason in its last line
-            for path in written:
-                shutil.copy(path, folder)
+            shutil.copytree("results", folder, dirs_exist_ok=True)
 
     kind = f"saebench/{job['weights_sha256'][:12]}/{job['evaluation']}"
     return cached(kind, "husai_lib.measures.saebench_job", inputs, make)
@@ -72,21 +70,22 @@ def result(job: dict[str, Any]) -> Entry:
 
 def _run(job: dict[str, Any], model: LanguageModel, sae: Any) -> None:
     """Call the evaluation; it writes into the folder `results` of the current folder."""
-    name, dtype, bridge = job["evaluation"], model.params.dtype, model.bridge
-    source = model.params.name.removeprefix("random:")  # no path: sae-bench names files after the model
-    label = "random-" * (source != model.params.name) + Path(source).name.removesuffix(".gguf")
+    name, label, dtype, bridge = job["evaluation"], job["label"], model.params.dtype, model.bridge
     sae.cfg.metadata.model_name = bridge.cfg.model_name = label
     sae.cfg.metadata.prepend_bos = bridge.cfg.default_prepend_bos = model.params.prepend_bos
     HookedTransformer.from_pretrained_no_processing = lambda *_, **__: bridge
+    for path, target in job["links"].items():
+        Path(path).parent.mkdir(parents=True)
+        Path(path).symlink_to(target)
     torch.manual_seed(SEED)
     random.seed(SEED)
     selected = [(f"{label}_{job['weights_sha256'][:12]}", sae)]
     main: Any = importlib.import_module(f"sae_bench.evals.{'scr_and_tpp' if name in {'scr', 'tpp'} else name}.main")
     if name == "core":
-        known, usual = set(inspect.signature(main.multiple_evals).parameters), CORE | _texts(job["texts"], model)
+        known, usual = {*inspect.signature(main.multiple_evals).parameters}, CORE | _texts(job["texts"], model)
     else:
         config = typing.get_type_hints(main.run_eval)["config"]
-        known = {field.name for field in dataclasses.fields(config)}
+        known = {*config.__dataclass_fields__}
         usual = {"model_name": label, "llm_dtype": dtype, "llm_batch_size": 32, "perform_scr": name == "scr"}
     for key in job["settings"]:
         one_of(key, known, f"setting of {name}")
@@ -99,7 +98,8 @@ def _run(job: dict[str, Any], model: LanguageModel, sae: Any) -> None:
         main.run_k_sparse_probing_experiment = functools.partial(main.run_k_sparse_probing_experiment, **where)
         where |= {"experiment_dir": "absorbed", "sparse_probing_experiment_dir": "scores"}
         main.run_feature_absortion_experiment = functools.partial(main.run_feature_absortion_experiment, **where)
-    main.run_eval(config(**settings), selected, device=device(), output_path="results")
+    key = {"api_key": os.environ["OPENAI_API_KEY"]} if name == "autointerp" else {}
+    main.run_eval(config(**settings), selected, device=device(), output_path="results", **key)
 
 
 def _texts(names: list[str], model: LanguageModel) -> dict[str, Any]:

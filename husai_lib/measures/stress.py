@@ -50,15 +50,15 @@ def open_candidate(selected: dict[str, Any] | None, read: Callable[[str], Record
     candidate = candidate_of(selected, read)
     if not selected or candidate.why_none:
         return Stressed(candidate, [])
-    given = {one["name"]: one for one in read(selected["source"]).data["parameters"]["conditions"]}
-    condition = Condition(**given[selected["condition"]])
     if selected["weights_sha256"] not in [row.weights_sha256 for row in candidate.members]:
         raise DataError(
             f"the selected {selected['source']}/{selected['condition']} has no such weights in the record of frontier; "
             "stress a candidate in the run that trained it"
         )
-    members = [(Member(condition, row.seed), row.key, row.weights_sha256) for row in candidate.members]
-    return Stressed(candidate, [open_trained(*member) for member in members])
+    given = {one["name"]: one for one in read(selected["source"]).data["parameters"]["conditions"]}
+    condition = Condition(**given[selected["condition"]])
+    saes = [open_trained(Member(condition, row.seed), row.key, row.weights_sha256) for row in candidate.members]
+    return Stressed(candidate, saes)
 
 
 def random_model_bank(

@@ -11,25 +11,16 @@ import yaml
 
 from husai_lib.errors import ParameterError
 
-DEEPEST = 20  # levels of nesting; parameter files have four
-
 
 class _Loader(yaml.SafeLoader):
-    """Refuses anchors, aliases, tags, deep nesting, and keys that are no identifiers or given twice."""
-
-    depth = 0
+    """Refuses anchors, aliases, tags, and keys that are no identifiers or given twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
-        line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
+            line = event.start_mark.line + 1
             raise ParameterError(f"line {line}: anchors, aliases and tags are not allowed; write the plain value")
-        if self.depth > DEEPEST:
-            raise ParameterError(f"line {line}: nested too deeply; write the parameters flat")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -49,6 +40,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader that allows less
     except ParameterError as error:
         raise ParameterError(f"{source}, {error}") from None
+    except RecursionError:
+        raise ParameterError(f"{source}: nested too deeply; write the parameters flat") from None
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
         raise ParameterError(f"{source}: not valid YAML ({problem}); compare params/quickstart.yaml") from None

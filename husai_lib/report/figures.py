@@ -169,15 +169,14 @@ def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
     return figure
 
 
-def controls(rows: Sequence[ControlRow], threshold: float = 0.0) -> ReportFigure:
-    """Delta of each PW-MCC control with its 95 % interval, beside the threshold it must exceed.
+def controls(rows: Sequence[ControlRow]) -> ReportFigure:
+    """Delta of each PW-MCC control with its 95 % interval, beside zero.
 
     The out-of-distribution control is in AUC, not PW-MCC, so that `ood` shows it.
     """
     shown = {gates.describe(row.control): row for row in rows if row.control != "ood"}
     dots = {name: Dot(row.delta, row.delta_low, row.delta_high) for name, row in shown.items()}
-    label = f"Delta of PW-MCC between candidate and control (line: threshold {threshold:g})"
-    return _dot_plot({label: {"delta, 95 % interval": dots}}, line=threshold)
+    return _dot_plot({"Delta of PW-MCC between candidate and control": {"delta, 95 % interval": dots}})
 
 
 def ood(rows: Sequence[OodRow]) -> ReportFigure:
@@ -189,7 +188,7 @@ def ood(rows: Sequence[OodRow]) -> ReportFigure:
     return _dot_plot({"Probing delta (AUC; bar: 95 % interval, small: one seed)": dots})
 
 
-def _dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]], line: float = 0.0) -> ReportFigure:
+def _dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> ReportFigure:
     """Dots by axis label (one panel each), legend entry (one style each) and name (one line each).
 
     Names are drawn literally, `$` included, and long ones are shortened.
@@ -198,7 +197,7 @@ def _dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]], line: float
     names = [name if len(name) <= 36 else f"{name[:35]}…" for name in first]
     figure, axes_of = _panels(6.4 if len(panels) == 1 else 8.4, 1.5 + 0.42 * max(len(names), 1), len(panels))
     for axes, (xlabel, series) in zip(axes_of, panels.items(), strict=True):
-        axes.axvline(line, color=GREY, linewidth=1)
+        axes.axvline(0, color=GREY, linewidth=1)
         for i, (label, dots) in enumerate(series.items()):
             for y, dot in enumerate(dots.values()):
                 _draw(axes, y + 0.25 * (i - (len(series) - 1) / 2), dot, label, STYLES[i])

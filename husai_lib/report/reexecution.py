@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from IPython.core.displayhook import CapturingDisplayHook
+from IPython.core.displayhook import CapturingDisplayHook, DisplayHook
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from papermill.parameterize import parameterize_notebook
@@ -85,15 +85,17 @@ def reexecute(notebook: Any, run: Run, step: str, parameters: dict[str, Any]) ->
         return opened[-1]
 
     outputs: dict[int, list[dict[str, Any]]] = {}
-    token = OPENER.set(opener)
+    token, around = OPENER.set(opener), InteractiveShell._instance
     try:
         shell = _shell(parameters)
+        InteractiveShell._instance = shell  # type: ignore[assignment]  # the one that `display` shows in
         for number, cell in enumerate(notebook.cells):
             tags = cell.metadata.get("tags", [])
             if cell.cell_type == "code" and COMPUTE not in tags and "injected-parameters" not in tags:
                 outputs[number] = _run_cell(shell, cell.source, f"cell {number}")
                 shell.user_ns.update(parameters if "parameters" in tags else {})
     finally:
+        InteractiveShell._instance = around
         OPENER.reset(token)
     if [one.name for one in opened] != [step]:
         raise HusaiError(f"it opens the steps {[one.name for one in opened]} where it should open {step!r}")
@@ -110,7 +112,9 @@ def _shell(names: dict[str, Any]) -> InteractiveShell:
 def _run_cell(shell: InteractiveShell, source: str, where: str) -> list[dict[str, Any]]:
     """The outputs of a cell, streams first."""
     shell.display_pub = CapturingDisplayPublisher()  # type: ignore[no-untyped-call]
-    shell.display_trap.hook = CapturingDisplayHook(shell, shell.display_pub.outputs)  # type: ignore[no-untyped-call]
+    shown = CapturingDisplayHook(shell, shell.display_pub.outputs)  # type: ignore[no-untyped-call]
+    is_quiet = DisplayHook.semicolon_at_end_of_expression(source)  # type: ignore[no-untyped-call]
+    shell.display_trap.hook = (lambda _: None) if is_quiet else shown
     streams = {"stdout": io.StringIO(), "stderr": io.StringIO()}
     with redirect_stdout(streams["stdout"]), redirect_stderr(streams["stderr"]):
         result = shell.run_cell(source, store_history=False)  # type: ignore[no-untyped-call]

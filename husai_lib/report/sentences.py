@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Sized
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from husai_lib.decisions import gates
-from husai_lib.decisions.criteria import NOT_KNOWN, counted, criterion_outcome, lost_controls, passes
+from husai_lib.decisions.criteria import counted, criterion_outcome, lost_controls, passes
 from husai_lib.evidence.rows import (
     EARLIER_BASELINE,
     EARLIER_D_SAE,
@@ -22,11 +21,9 @@ from husai_lib.evidence.rows import (
     MemberRow,
     OodRow,
     ReplayRow,
-    RuleChangeRow,
     ceiling,
-    is_matched,
 )
-from husai_lib.report.tables import DIFFERENCE, cell, escape
+from husai_lib.report.tables import cell, escape
 
 
 def verdict_sentence(rows: Sequence[GateRow]) -> str:
@@ -76,8 +73,8 @@ def given_sentence(rows: Sequence[MemberRow]) -> str:
         return f"{has}, within 10 % of every condition: it **is the baseline** at every seed, and none was trained."
     named = "; ".join(f"{d_sae:,} latents and k = {k}" for d_sae, k in shapes)
     return (
-        f"{has}. It is **not the gate's baseline** where either is more than 10 % off: for {named}. There a baseline was "
-        "trained, and the CE-Bench ceilings differ."
+        f"{has}. It is **not the gate's baseline** for {named}: either is more than 10 % off there, so a baseline was "
+        "trained. CE-Bench scores of other widths have other ceilings."
     )
 
 
@@ -105,7 +102,7 @@ def width_sentences(rows: Sequence[ContrastiveRow]) -> str:
         f"The random SAEs have **learned nothing**, yet at k = {wide.k} their score as published goes from "
         f"{narrow.interpretability:.1f} at {narrow.d_sae:,} latents to {wide.interpretability:.1f} at {wide.d_sae:,}. "
         f"The best *trained* SAE, of {best.d_sae:,} latents and k = {best.k}, scores {best.interpretability:.1f}. "
-        f"**Calibrated**, a trained SAE is above the random SAE of its width and k in {sum(above)} of {len(above)} cases."
+        f"**Calibrated**, trained SAEs are above random ones of their width and k in {sum(above)} of {len(above)}."
     )
 
 
@@ -192,19 +189,13 @@ def outcome_sentence(rows: Sequence[CriterionRow]) -> str:
     """
     if not rows:
         return "The parameters name no earlier cycle, so this comparison was **not made**."
-    parts = {key: list(own) for key, own in groupby(sorted(rows, key=_which), key=_which)}
-    outcomes = {key: criterion_outcome(own) for key, own in parts.items()}
-    is_shown = all(outcome == "met" for outcome in outcomes.values())
-    lines = [
-        f"- Criterion {criterion} against {escape(earlier)}: **{outcomes[earlier, criterion]}**"
-        f"{_gates_compared(own) if criterion == 2 else ''}."
-        for (earlier, criterion), own in parts.items()
-    ]
-    return "\n".join([f"**Progress is {'shown' if is_shown else 'not shown'}**:", "", *lines])
-
-
-def _which(row: CriterionRow) -> tuple[str, int]:
-    return (row.earlier, row.criterion)
+    lines, outcomes = [], set()
+    for earlier, criterion in sorted({(row.earlier, row.criterion) for row in rows}):
+        own = [row for row in rows if (row.earlier, row.criterion) == (earlier, criterion)]
+        outcome, gates_compared = criterion_outcome(own), _gates_compared(own) if criterion == 2 else ""
+        outcomes.add(outcome)
+        lines.append(f"- Criterion {criterion} against {escape(earlier)}: **{outcome}**{gates_compared}.")
+    return "\n".join([f"**Progress is {'shown' if outcomes == {'met'} else 'not shown'}**:", "", *lines])
 
 
 def _gates_compared(rows: Sequence[CriterionRow]) -> str:
@@ -214,3 +205,20 @@ def _gates_compared(rows: Sequence[CriterionRow]) -> str:
     lost = ", ".join(escape(gates.describe(name)) for name in lost_controls(compared)) or "none"
     both = f"{passes(compared, 'verdict_here')} pass here and {passes(compared, 'verdict_there')} there"
     return f" (of {len(compared)} gates required there, {both}; stress controls lost: {lost})"
+
+
+def gate_sentences(rows: Sequence[GateRow]) -> str:
+    """Each required gate as a question, with the number that answers it; a list in Markdown."""
+    required = [row for row in rows if row.required]
+    lines = [f"- {gates.RULES[row.gate].question} {_answer(row)}" for row in required]
+    return "\n".join(lines) or "No gate is required."
+
+
+def _answer(row: GateRow) -> str:
+    word = {"pass": "Yes", "fail": "**No**"}.get(row.verdict, f"**Not shown** ({escape(row.verdict)})")
+    if row.value is None or row.verdict == "unreachable":
+        return f"{word}: {escape(row.note)}."
+    if row.bound is None:
+        return f"{word}: {row.value:+.3f}; {escape(row.note)}."
+    must = escape(gates.requirement(row.gate, row.threshold))
+    return f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the worse end of its interval; it must be {must}."

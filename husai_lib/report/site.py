@@ -20,8 +20,7 @@ from nbconvert.filters import strip_ansi
 
 from husai_lib.errors import EvidenceError, HusaiError
 from husai_lib.evidence.runs import Run, find_run, find_runs
-from husai_lib.files import REPOSITORY, explain_os_error, sha256_file, write_json, write_text
-from husai_lib.report import sentences, tables
+from husai_lib.files import REPOSITORY, explained, sha256_file, write_json, write_text
 from husai_lib.report.webpages import (
     DATA,
     TEMPLATES,
@@ -60,7 +59,7 @@ def render(evidence: Path, out: Path, run: str | None = None, banner: Banner = n
     complete = [found for found in runs if found.is_complete]
     chosen = complete[-1] if run is None and complete else find_run(evidence, run)
     renderer = "quarto" if shutil.which("quarto") else "nbconvert"
-    try:
+    with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="husai-site-", dir=out.parent) as temporary:
             made = made_site(Path(temporary) / "site", runs, chosen, renderer, banner)
@@ -71,8 +70,6 @@ def render(evidence: Path, out: Path, run: str | None = None, banner: Banner = n
             made.rename(out)
         if evidence.resolve() == REPOSITORY / "evidence":
             write_text(REPOSITORY / "index.md", front_page(chosen, banner))
-    except OSError as error:
-        raise explain_os_error(error, out) from error
     return out / "index.html"
 
 
@@ -88,11 +85,6 @@ def made_site(folder: Path, runs: Sequence[Run], chosen: Run, renderer: str, ban
 
 
 def front_page(run: Run, banner: Banner = no_banner) -> str:
-    """The front page of one run in Markdown, with links to its notebooks."""
-    return index_markdown(run, [notebook_page(path, run.name) for path in _notebooks(run)], banner)
-
-
-def index_markdown(run: Run, pages: Sequence[Page], banner: Banner = no_banner) -> str:
     """The front page of one run, for any renderer of Markdown; every number comes from a verified record."""
     complete = [found.name for found in find_runs(run.path.parent.parent) if found.is_complete]
     return TEMPLATES.get_template("index.md.jinja").render(
@@ -101,10 +93,8 @@ def index_markdown(run: Run, pages: Sequence[Page], banner: Banner = no_banner) 
         newest=complete[-1] if complete else run.name,
         banner=notice(banner(run)),
         records={step: run.record(step) for step in run.journal},
-        tables=tables,
-        sentences=sentences,
         figures={path.stem for path in run.path.glob("figures/*.png")},
-        notebooks=[page for page in pages if page.run == run.name],
+        notebooks=[notebook_page(path, run.name) for path in _notebooks(run)],
         files=[path.relative_to(run.path).as_posix() for path in _data_files(run)],
     )
 
@@ -167,11 +157,11 @@ def _render_with_quarto(project: Path, runs: Sequence[Run], chosen: Run, banner:
 
 def _render_with_nbconvert(site: Path, runs: Sequence[Run], chosen: Run, banner: Banner) -> None:
     """Write the pages of the website into `site`: the front page, the documentation, the notebooks of every run."""
-    banners = {run.name: banner(run) for run in runs}
-    pages = [notebook_page(path, run.name, banners[run.name]) for run in runs for path in _notebooks(run)]
-    _, _, body = index_markdown(chosen, pages, banner).split("---\n", 2)
-    front = Page("index.html", _title(chosen), markdown_to_html(body))
-    ordered = [front, *map(document_page, documents()), *pages]
+    _, _, body = front_page(chosen, banner).split("---\n", 2)
+    ordered = [Page("index.html", _title(chosen), markdown_to_html(body)), *map(document_page, documents())]
+    for run in runs:
+        warning = banner(run)
+        ordered += [notebook_page(path, run.name, warning) for path in _notebooks(run)]
     unfinished = {run.name for run in runs if not run.is_complete}
     for page in ordered:
         text = TEMPLATES.get_template("page.html").render(

@@ -12,12 +12,11 @@ import io
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from statistics import fmean
 from typing import Any
 
 from husai_lib.decisions import gates
-from husai_lib.evidence.rows import GIVEN, GroupRow, MemberRow, OodRow, ProbeRow, Row
+from husai_lib.evidence.rows import GIVEN, TABLES, GroupRow, MemberRow, OodRow, ProbeRow, Row
 from husai_lib.intervals import mean_interval, means_by
 
 Template = str | Callable[[dict[str, Any]], str]
@@ -94,6 +93,140 @@ def _standing(row: dict[str, Any]) -> str:
     return f"{standing}: {escape(row['note'])}" if row["note"] else standing
 
 
+def _scored(field: str, spec: str) -> Template:
+    """A metric of a group, its lower bound and, where the group was ranked, the score of the bound."""
+    bound, score = f"{{{field}:{spec}}} ({{{field}_low:{spec}}}", f"{{{field.removesuffix('_delta')}_score:.2f}}"
+    return lambda row: cell(row, f"{bound})" if row["joint_score"] is None else f"{bound} → {score})")
+
+
+DIFFERENCE = "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]"
+LAYOUTS: dict[str, Columns] = {
+    # One line per data set and role.
+    "sources": {
+        "Role": "{role}",
+        "Data set": "{data_set}",
+        "Texts": "{texts:,d}",
+        "Tokens": "{tokens:,d}",
+        "Rows kept": "{rows:,d}",
+        "Note": "{note}",
+    },
+    # One line per SAE and probing data set.
+    "probes": {
+        "Condition": "{condition}",
+        "Seed": "{seed:d}",
+        "Data set": "{data_set}",
+        "Best k": "{best_k:d}",
+        "Validation AUC": "{validation_auc:.3f}",
+        "Test AUC": "{test_auc:.3f}",
+        "Test AUC, raw activation": "{llm_auc:.3f}",
+        "Delta": "{delta:+.3f}",
+        "Note": "{note}",
+    },
+    # One line per SAE of the width study: CE-Bench in every form, and the ceiling of its width.
+    "contrastive": {
+        "SAE": "{origin}",
+        "Latents": "{d_sae:,d}",
+        "L0 (target k)": "{l0:.1f} ({k})",
+        "Contrastive (SD)": "{contrastive:.2f}",
+        "Independence, published / released (SD)": "{independence:.2f} / {independence_as_released:.2f}",
+        "Interpretability, published / released (SD)": "{interpretability:.2f} / {interpretability_as_released:.2f}",
+        "Ceiling": "{ceiling:.1f}",
+        "Calibrated contrastive / interpretability (SD of null)": "{calibrated_contrastive:.2f} / {calibrated:.2f}",
+        "Note": "{note}",
+    },
+    # One line per condition: the agreement of its seeds, and both nulls.
+    "groups": {
+        "Condition": "{condition}",
+        "Seeds": "{n_seeds:d}",
+        "PW-MCC [95 %]": "{pwmcc:.3f} [{pwmcc_low:.3f}, {pwmcc_high:.3f}]",
+        "Random null": "{null_random:.3f}",
+        "Gaussian null": "{null_gaussian:.3f}",
+        "Corrected PW-MCC": "{pwmcc_corrected:+.3f}",
+        "Row-column maxima": "{pwmcc_max:.3f}",
+        "Encoder MCC": "{encoder_mcc:.3f}",
+        "Reappearing latents": "{reappearing_fraction:.1%}",
+        "Subspace overlap": "{subspace_overlap:.3f}",
+        "Note": "{note}",
+    },
+    # One line per group that selection ranked or dropped: lower 95 % bounds, their scores and the weighted sum.
+    "candidates": {
+        "Condition": "{condition}",
+        "Standing": _standing,
+        "Seeds": "{n_seeds:d}",
+        "SAEBench delta (lower bound → score)": _scored("saebench_delta", "+.3f"),
+        "CE-Bench delta, SD (lower bound → score)": _scored("cebench_delta", "+.3f"),
+        "Explained variance (lower bound → score)": _scored("explained_variance", ".3f"),
+        "Joint score": "{joint_score:.3f}",
+        "Selection probability": "{selection_probability:.0%}",
+        "Representative seed": "{representative_seed}",
+    },
+    # One line per gate; the bound is the conservative end of the 95 % interval.
+    "gates": {
+        "Gate": _described("gate"),
+        "Verdict": _verdict,
+        "Metric": _described("metric"),
+        "Value": "{value:.3f}",
+        "95 % bound": "{bound:.3f}",
+        "Must be": lambda row: escape(gates.requirement(row["gate"], row["threshold"])),
+        "Required": "{required}",
+        "Source": "{source}",
+        "Note": "{note}",
+    },
+    # One line per comparison with an earlier run: both deltas, then every gate.
+    "criteria": {
+        "Criterion": "{criterion:d}",
+        "Against": "{earlier}",
+        "Metric or gate": _described("metric"),
+        "Here": lambda row: escape(row["verdict_here"]) or cell(row, "{here:+.3f}"),
+        "There": lambda row: escape(row["verdict_there"]) or cell(row, "{there:+.3f}"),
+        "Difference [95 %]": lambda row: "" if row["difference"] is None else cell(row, DIFFERENCE),
+        "Outcome": lambda row: "met" if row["outcome"] == "met" else f"**{escape(row['outcome'])}**",
+        "Note": "{note}",
+    },
+    # One line per stress control, compared with the candidate; only the OOD control has the second interval.
+    "controls": {
+        "Control": _described("control"),
+        "Metric": _described("metric"),
+        "Candidate": "{candidate:.3f}",
+        "Control value": "{control_value:.3f}",
+        "Delta [95 % over seeds]": "{delta:+.3f} [{delta_low:+.3f}, {delta_high:+.3f}]",
+        "95 % over tasks": lambda row: cell(row, "[{tasks_low:+.3f}, {tasks_high:+.3f}]" * (row["control"] == "ood")),
+        "Note": "{note}",
+    },
+    # One line per imported decision, recomputed by its own rules.
+    "replays": {
+        "Decision": "{decision}",
+        "Winner": "{winner}",
+        "Numbers compared": "{values:d}",
+        "Differing": "{differing:d}",
+        "Largest difference": "{largest_difference:.1e}",
+        "Note": "{note}",
+    },
+    # The outcome of an imported decision as today's rules are added one after another.
+    "rule_changes": {
+        "Rule": "{rule}",
+        "Ranked together": "{over}",
+        "Eligible groups": "{eligible_groups:d}",
+        "Winner": lambda row: cell(row, "{winner}, seed {representative_seed}") if row["winner"] else "**none**",
+        "Why none": "{note}",
+    },
+    # What is known to be wrong with imported numbers, by record.
+    "caveats": {
+        "Caveat": lambda row: escape(row["caveat"].replace("_", " ")),
+        "Record": "{record}",
+        "Rows": "{rows:d}",
+        "What is known": "{what}",
+    },
+}
+"""Columns by the table of a record that holds such rows."""
+_NAMES = {row_class: name for name, row_class in TABLES.items()}
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """One line per row, in the layout of its kind."""
+    return markdown_table(rows, LAYOUTS[_NAMES[type(rows[0])]] if rows else {})
+
+
 def _over_seeds(rows: Iterable[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
     """One row for each value of `key`, in order, whose fields list the values of all its rows."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -132,46 +265,19 @@ def members_table(rows: Sequence[MemberRow]) -> str:
     return markdown_table(rows, {**first, **_QUALITY, **delta, "Note": "{note}"})
 
 
-_FRONTIER: Columns = {
-    "Seeds": "{seeds:d}",
-    "Explained variance (range over seeds)": "{explained_variance:.3f}",
-    "L0 (range)": "{l0:.1f}",
-    "Target k": "{k:d}",
-    "L0 within 10 % of k": "{l0_matched}",
-    "Dead latents (range)": "{dead_fraction:.1%}",
-}
-
-
 def frontier_table(rows: Sequence[MemberRow]) -> str:
     """One line per condition, in the order of the rows: means over its seeds with their range."""
-    lines = _over_seeds(map(dict, rows), "condition")
-    return markdown_table(lines, {"Condition": "{condition}", **_width(rows), **_FRONTIER})
-
-
-_GROUPS: Columns = {
-    "Condition": "{condition}",
-    "Seeds": "{n_seeds:d}",
-    "PW-MCC [95 %]": "{pwmcc:.3f} [{pwmcc_low:.3f}, {pwmcc_high:.3f}]",
-    "Random null": "{null_random:.3f}",
-    "Gaussian null": "{null_gaussian:.3f}",
-    "Corrected PW-MCC": "{pwmcc_corrected:+.3f}",
-    "Row-column maxima": "{pwmcc_max:.3f}",
-    "Encoder MCC": "{encoder_mcc:.3f}",
-    "Reappearing latents": "{reappearing_fraction:.1%}",
-    "Subspace overlap": "{subspace_overlap:.3f}",
-    "Note": "{note}",
-}
-groups_table = partial(markdown_table, columns=_GROUPS)
-"""One line per condition: the agreement of its seeds, and both nulls."""
-
-_INTERVAL = "{0.mean:+.3f} [{0.low:+.3f}, {0.high:+.3f}]"
-_EXTERNAL: Columns = {
-    "Condition": "{condition}",
-    "SAEBench delta [95 % over seeds]": "{saebench}",
-    "95 % over data sets": "[{sets_low:+.3f}, {sets_high:+.3f}]",
-    "CE-Bench delta, SD [95 % over seeds]": "{cebench}",
-    "CE-Bench calibrated (range)": "{calibrated:.2f}",
-}
+    columns: Columns = {
+        "Condition": "{condition}",
+        **_width(rows),
+        "Seeds": "{seeds:d}",
+        "Explained variance (range over seeds)": "{explained_variance:.3f}",
+        "L0 (range)": "{l0:.1f}",
+        "Target k": "{k:d}",
+        "L0 within 10 % of k": "{l0_matched}",
+        "Dead latents (range)": "{dead_fraction:.1%}",
+    }
+    return markdown_table(_over_seeds(map(dict, rows), "condition"), columns)
 
 
 def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> str:
@@ -179,7 +285,8 @@ def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> 
 
     def interval(deltas: list[float | None]) -> str | None:
         known = [delta for delta in deltas if delta is not None]
-        return _Cell().format(_INTERVAL, mean_interval(known)) if len(known) == len(deltas) else None
+        template = "{0.mean:+.3f} [{0.low:+.3f}, {0.high:+.3f}]"
+        return _Cell().format(template, mean_interval(known)) if len(known) == len(deltas) else None
 
     over_seeds = {line["condition"][0]: line for line in _over_seeds(map(dict, members), "condition")}
     lines = []
@@ -187,7 +294,14 @@ def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> 
         own = over_seeds[group.condition]
         deltas = {"saebench": interval(own["saebench_delta"]), "cebench": interval(own["cebench_delta"])}
         lines.append(dict(group) | deltas | {"calibrated": own["cebench_calibrated"]})
-    return markdown_table(lines, _EXTERNAL)
+    columns: Columns = {
+        "Condition": "{condition}",
+        "SAEBench delta [95 % over seeds]": "{saebench}",
+        "95 % over data sets": "[{sets_low:+.3f}, {sets_high:+.3f}]",
+        "CE-Bench delta, SD [95 % over seeds]": "{cebench}",
+        "CE-Bench calibrated (range)": "{calibrated:.2f}",
+    }
+    return markdown_table(lines, columns)
 
 
 def data_sets_table(rows: Sequence[ProbeRow]) -> str:
@@ -200,27 +314,6 @@ def data_sets_table(rows: Sequence[ProbeRow]) -> str:
     return markdown_table(lines, {"Data set": "{data_set}", "Raw AUC": "{raw:.3f}", **deltas})
 
 
-def _scored(field: str, spec: str) -> Template:
-    """A metric of a group, its lower bound and, where the group was ranked, the score of the bound."""
-    bound, score = f"{{{field}:{spec}}} ({{{field}_low:{spec}}}", f"{{{field.removesuffix('_delta')}_score:.2f}}"
-    return lambda row: cell(row, f"{bound})" if row["joint_score"] is None else f"{bound} → {score})")
-
-
-_CANDIDATES: Columns = {
-    "Condition": "{condition}",
-    "Standing": _standing,
-    "Seeds": "{n_seeds:d}",
-    "SAEBench delta (lower bound → score)": _scored("saebench_delta", "+.3f"),
-    "CE-Bench delta, SD (lower bound → score)": _scored("cebench_delta", "+.3f"),
-    "Explained variance (lower bound → score)": _scored("explained_variance", ".3f"),
-    "Joint score": "{joint_score:.3f}",
-    "Selection probability": "{selection_probability:.0%}",
-    "Representative seed": "{representative_seed}",
-}
-candidates_table = partial(markdown_table, columns=_CANDIDATES)
-"""One line per group that selection ranked or dropped: lower 95 % bounds, their scores and the weighted sum."""
-
-
 def sensitivity_table(winners: Mapping[str, str | None]) -> str:
     """One line per changed rule, with the group that then wins."""
     if not winners:
@@ -229,141 +322,26 @@ def sensitivity_table(winners: Mapping[str, str | None]) -> str:
     return markdown_table(rows, {"Rule": "{rule}", "Winner": "{winner}"})
 
 
-_REPLAYS: Columns = {
-    "Decision": "{decision}",
-    "Winner": "{winner}",
-    "Numbers compared": "{values:d}",
-    "Differing": "{differing:d}",
-    "Largest difference": "{largest_difference:.1e}",
-    "Note": "{note}",
-}
-replays_table = partial(markdown_table, columns=_REPLAYS)
-"""One line per imported decision, recomputed by its own rules."""
-
-_RULE_CHANGES: Columns = {
-    "Rule": "{rule}",
-    "Ranked together": "{over}",
-    "Eligible groups": "{eligible_groups:d}",
-    "Winner": lambda row: cell(row, "{winner}, seed {representative_seed}") if row["winner"] else "**none**",
-    "Why none": "{note}",
-}
-rule_changes_table = partial(markdown_table, columns=_RULE_CHANGES)
-"""The outcome of an imported decision as today's rules are added one after another."""
-
-_CAVEATS: Columns = {
-    "Caveat": lambda row: escape(row["caveat"].replace("_", " ")),
-    "Record": "{record}",
-    "Rows": "{rows:d}",
-    "What is known": "{what}",
-}
-caveats_table = partial(markdown_table, columns=_CAVEATS)
-"""What is known to be wrong with imported numbers, by record."""
-
-DIFFERENCE = "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]"
-_CRITERIA: Columns = {
-    "Criterion": "{criterion:d}",
-    "Against": "{earlier}",
-    "Metric or gate": _described("metric"),
-    "Here": lambda row: escape(row["verdict_here"]) or cell(row, "{here:+.3f}"),
-    "There": lambda row: escape(row["verdict_there"]) or cell(row, "{there:+.3f}"),
-    "Difference [95 %]": lambda row: "" if row["difference"] is None else cell(row, DIFFERENCE),
-    "Outcome": lambda row: "met" if row["outcome"] == "met" else f"**{escape(row['outcome'])}**",
-    "Note": "{note}",
-}
-criteria_table = partial(markdown_table, columns=_CRITERIA)
-"""One line per comparison with an earlier run: both deltas, then every gate."""
-
-_GATES: Columns = {
-    "Gate": _described("gate"),
-    "Verdict": _verdict,
-    "Metric": _described("metric"),
-    "Value": "{value:.3f}",
-    "95 % bound": "{bound:.3f}",
-    "Must be": lambda row: escape(gates.requirement(row["gate"], row["threshold"])),
-    "Required": "{required}",
-    "Source": "{source}",
-    "Note": "{note}",
-}
-gates_table = partial(markdown_table, columns=_GATES)
-"""One line per gate; the bound is the conservative end of the 95 % interval."""
-
-_CONTROLS: Columns = {
-    "Control": _described("control"),
-    "Metric": _described("metric"),
-    "Candidate": "{candidate:.3f}",
-    "Control value": "{control_value:.3f}",
-    "Delta [95 % over seeds]": "{delta:+.3f} [{delta_low:+.3f}, {delta_high:+.3f}]",
-    "95 % over tasks": lambda row: cell(row, "[{tasks_low:+.3f}, {tasks_high:+.3f}]" * (row["control"] == "ood")),
-    "Note": "{note}",
-}
-controls_table = partial(markdown_table, columns=_CONTROLS)
-"""One line per stress control, compared with the candidate; only the OOD control has the second interval."""
-
-_OOD: Columns = {
-    "Task": "{task}",
-    "SAE AUC in domain": "{in_domain_auc:.3f}",
-    "Raw AUC in domain": "{in_domain_llm_auc:.3f}",
-    "SAE AUC shifted": "{shifted_auc:.3f}",
-    "Raw AUC shifted": "{shifted_llm_auc:.3f}",
-    "Delta in domain": "{inside:+.3f}",
-    "Delta shifted": "{outside:+.3f}",
-    "Drop": "{drop:+.3f}",
-}
-
-
 def ood_table(rows: Sequence[OodRow]) -> str:
     """One line per task: AUCs and deltas in and out of domain, as means over the seeds with their range."""
     lines = []
     for row in rows:
         inside, outside = row.in_domain_auc - row.in_domain_llm_auc, row.shifted_auc - row.shifted_llm_auc
         lines.append(dict(row) | {"inside": inside, "outside": outside})
-    return markdown_table(_over_seeds(lines, "task"), _OOD)
+    columns: Columns = {
+        "Task": "{task}",
+        "SAE AUC in domain": "{in_domain_auc:.3f}",
+        "Raw AUC in domain": "{in_domain_llm_auc:.3f}",
+        "SAE AUC shifted": "{shifted_auc:.3f}",
+        "Raw AUC shifted": "{shifted_llm_auc:.3f}",
+        "Delta in domain": "{inside:+.3f}",
+        "Delta shifted": "{outside:+.3f}",
+        "Drop": "{drop:+.3f}",
+    }
+    return markdown_table(_over_seeds(lines, "task"), columns)
 
 
-_PROBES: Columns = {
-    "Condition": "{condition}",
-    "Seed": "{seed:d}",
-    "Data set": "{data_set}",
-    "Best k": "{best_k:d}",
-    "Validation AUC": "{validation_auc:.3f}",
-    "Test AUC": "{test_auc:.3f}",
-    "Test AUC, raw activation": "{llm_auc:.3f}",
-    "Delta": "{delta:+.3f}",
-    "Note": "{note}",
-}
-probes_table = partial(markdown_table, columns=_PROBES)
-"""One line per SAE and probing data set."""
-
-_CONTRASTIVE: Columns = {
-    "SAE": "{origin}",
-    "Latents": "{d_sae:,d}",
-    "L0 (target k)": "{l0:.1f} ({k})",
-    "Contrastive (SD)": "{contrastive:.2f}",
-    "Independence, published / released (SD)": "{independence:.2f} / {independence_as_released:.2f}",
-    "Interpretability, published / released (SD)": "{interpretability:.2f} / {interpretability_as_released:.2f}",
-    "Ceiling": "{ceiling:.1f}",
-    "Calibrated contrastive / interpretability (SD of null)": "{calibrated_contrastive:.2f} / {calibrated:.2f}",
-    "Note": "{note}",
-}
-contrastive_table = partial(markdown_table, columns=_CONTRASTIVE)
-"""One line per SAE of the width study: CE-Bench in every form, and the ceiling of its width."""
-
-_SOURCES: Columns = {
-    "Role": "{role}",
-    "Data set": "{data_set}",
-    "Texts": "{texts:,d}",
-    "Tokens": "{tokens:,d}",
-    "Rows kept": "{rows:,d}",
-    "Note": "{note}",
-}
-sources_table = partial(markdown_table, columns=_SOURCES)
-"""One line per data set and role."""
-
-_REPRODUCTION: Columns = {
-    "Value": "{place}",
-    "Stated": "{stated}",
-    "Reproduced": "{reproduced}",
-    "Outcome": "{outcome}",
-}
-reproduction_table = partial(markdown_table, columns=_REPRODUCTION)
-"""One line for each value that `husai reproduce` did not find equal."""
+def reproduction_table(values: Iterable[Mapping[str, Any]]) -> str:
+    """One line for each value that `husai reproduce` did not find equal."""
+    columns = {"Value": "{place}", "Stated": "{stated}", "Reproduced": "{reproduced}", "Outcome": "{outcome}"}
+    return markdown_table(values, columns)

@@ -21,8 +21,10 @@ from latex2mathml.converter import convert as latex_to_mathml
 from nbconvert.filters import Highlight2HTML, strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from husai_lib.decisions import gates
 from husai_lib.errors import EvidenceError
 from husai_lib.files import REPOSITORY
+from husai_lib.report import sentences, tables
 
 DATA = REPOSITORY / "husai_lib" / "data"
 
@@ -45,10 +47,6 @@ class Page:
         """Anchor and text of each second-level heading."""
         return [(anchor, _plain(text)) for anchor, text in re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', self.body)]
 
-
-# ---------------------------------------------------------------------------------------------
-# Executed notebooks
-# ---------------------------------------------------------------------------------------------
 
 PASSIVE = ("text/plain", "text/markdown", "text/html", "image/png", "image/jpeg")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -112,10 +110,6 @@ def _split_options(source: str) -> tuple[dict[str, str], str]:
     options = dict(re.findall(r'(?m)^#\| *([\w-]+): *"?(.*?)"?$', source))
     return options, re.sub(r"(?m)^#\|.*\n?", "", source).strip()
 
-
-# ---------------------------------------------------------------------------------------------
-# Markdown and HTML from outside -> safe HTML
-# ---------------------------------------------------------------------------------------------
 
 # latex2mathml's own errors share no base class; broken input also raises the built-in ones.
 FORMULA_ERRORS: tuple[type[Exception], ...] = (
@@ -213,4 +207,5 @@ TEMPLATES.filters |= {
     "split_options": _split_options,
     "strip_ansi": strip_ansi,
 }
+TEMPLATES.globals |= {"gates": gates, "sentences": sentences, "tables": tables}
 """Page templates; HTML templates escape all text except what the functions above return, which is marked safe."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils._pytree import tree_map
@@ -59,24 +59,34 @@ class Stack:
         self.steps = self.condition.training_samples // self.condition.batch_size
         self.done = 0
         d_in, d_out = data.rows.rows.shape[1], data.target.rows.shape[1]
-        self.saes = [new_sae(m.condition, d_in, d_out, _start_of(m)) for m in members]
-        for sae in self.saes:
+        self.saes: list[TrainableSae] = []
+        for member in members:
+            generator = torch_generator(member.seed, f"initial weights {self.condition.architecture}")
+            sae = new_sae(member.condition, d_in, d_out, generator)
             sae.b_dec.data = sae.start_bias(data.mean.clone())
             sae.sparse = len(members) == 1 and device == "cpu" if sparse is None else sparse
-            sae.to(device)
-        self.parameters: dict[str, Tensor] = dict(self.saes[0].named_parameters())
-        self.buffers: dict[str, Tensor] = dict(self.saes[0].named_buffers())
+            self.saes.append(sae.to(device))
         self.alone = len(members) == 1
+        self.computed: dict[str, Tensor] = self.saes[0].state_dict(keep_vars=True)
+        """Parameters and buffers by name, as formulas use them."""
         if not self.alone:
-            self.parameters, self.buffers = stack_module_state(self.saes)
-        self.views = [[self._all(p.data)[m] for p in self.parameters.values()] for m in range(len(members))]
-        groups = [{"params": views, "lr": 0.0} for views in self.views]
+            parameters, buffers = stack_module_state(self.saes)
+            self.computed = parameters | buffers
+        self.tensors = {name: self._all(tensor.data) for name, tensor in self.computed.items()}
+        """The same memory, always with a leading dimension for the members."""
+        for m, sae in enumerate(self.saes):
+            for name, tensor in sae.state_dict(keep_vars=True).items():
+                tensor.data = self.tensors[name][m]
+        groups = [{"params": list(sae.parameters()), "lr": 0.0} for sae in self.saes]
         self.optimiser = torch.optim.Adam(groups, fused=True)
+        for p in itertools.chain(*(sae.parameters() for sae in self.saes)):  # Adam would do this in its first step
+            moments = {"exp_avg": torch.zeros_like(p.data), "exp_avg_sq": torch.zeros_like(p.data)}
+            self.optimiser.state[p] = {"step": torch.zeros((), device=device), **moments}
         self.unfired = torch.zeros(len(members), self.condition.d_sae, device=device)
         self.reviving = torch.zeros(len(members), 1, dtype=torch.bool, device=device)
         self.some_dead = False
         self.tuned = self.saes[0].sparsity_coefficient if self.condition.match_l0 else None
-        start = self._all(self.buffers[self.tuned]) if self.tuned else torch.ones(1)
+        start = self.tensors[self.tuned] if self.tuned else torch.ones(1)
         self.log_coefficient = start.clamp(min=1e-6).log()
         self.log_l0 = torch.full((len(members),), math.log(self.condition.k), device=device)
 
@@ -92,7 +102,7 @@ class Stack:
             if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self.save(checkpoint)
                 saved = time.monotonic()
-        return self.trained()
+        return self.saes
 
     def step(self, x: Tensor, target: Tensor) -> Loss:
         """One optimiser step of every member on `x [members, n, d_in]` and `target [members, n, d_out]`, scaled.
@@ -107,18 +117,19 @@ class Stack:
             group["lr"] = member.condition.learning_rate * decay
         dead = self.unfired > DEAD_AFTER * self.steps
         if self.done % DEAD_EVERY == 0:
-            self.reviving = dead.any(1, keepdim=True)
+            self.reviving.copy_(dead.any(1, keepdim=True))
             self.some_dead = bool(self.reviving.any())
         state = TrainState(self.done, self.steps, dead & self.reviving if self.some_dead else None, self._noise(x))
         with self._precision():
             loss: Loss = self._call("loss", x, target, state)
+        self.optimiser.zero_grad()
         loss.total.sum().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self._clip_gradients()
             self.optimiser.step()
             self._write(self._call("projected"))
             self._write(loss.buffers)
-            self.unfired = torch.where(loss.firing > 0, 0.0, self.unfired + 1)
+            self.unfired.add_(1).masked_fill_(loss.firing > 0, 0.0)
             if self.tuned:
                 self._tune(loss.firing.sum(1) / x.shape[1], decay)
         self.done += 1
@@ -128,16 +139,15 @@ class Stack:
         """Scaled inputs and targets of the remaining steps, `[members, n, d]`, in the order of each seed."""
         data, to = self.data, self.device
         orders = [batches(len(data.rows.rows), self.condition, member.seed) for member in self.members]
-        steps = zip(*orders, strict=True)
+        steps = itertools.islice(zip(*orders, strict=True), self.done, None)
         held = {id(bank): bank.on(to) for bank in (data.rows, data.target)} if to != "cpu" else {}
 
         def read(bank: Bank, index: Tensor, scale: float) -> Tensor:
             if held:
                 return held[id(bank)][index] * scale
-            rows = [bank.take(order).mul_(scale)[None] for order in index.numpy()]
-            return rows[0] if self.alone else torch.cat(rows)
+            return bank.take(index.flatten().numpy()).mul_(scale).view(*index.shape, -1)
 
-        for together in _together(itertools.islice(steps, self.done, None), INDICES_TOGETHER):
+        while together := list(itertools.islice(steps, INDICES_TOGETHER)):
             for index in torch.from_numpy(np.array(together)).to(to):
                 x = read(data.rows, index, data.scale_in)
                 yield x, x if data.target is data.rows else read(data.target, index, data.scale_out)
@@ -152,7 +162,7 @@ class Stack:
         def of_one(state: dict[str, Tensor], given: Any) -> Any:
             return functional_call(self.saes[0], state, (method, *given))
 
-        return vmap(of_one, in_dims=(0, dims))(self.parameters | self.buffers, arguments)
+        return vmap(of_one, in_dims=(0, dims))(self.computed, arguments)
 
     def _all(self, tensor: Tensor) -> Tensor:
         """A parameter or buffer with its leading dimension for the members."""
@@ -160,19 +170,17 @@ class Stack:
 
     def _write(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            self._all((self.parameters | self.buffers)[name].data).copy_(value)
+            self.tensors[name].copy_(value)
 
     def _clip_gradients(self) -> None:
-        """Pass each member's gradients to the optimiser, scaled down to `GRADIENT_NORM` if they exceed it."""
-        gradients = [self._all(p.grad) for p in self.parameters.values() if p.grad is not None]
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-        for g in gradients:
+        """Pass each member's gradients to its parameters, scaled down to `GRADIENT_NORM` if they exceed it."""
+        gradients = {name: self._all(p.grad) for name, p in self.computed.items() if p.grad is not None}
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+        for name, g in gradients.items():
             g.mul_((GRADIENT_NORM / (norms + 1e-6)).clamp(max=1.0).view(-1, *[1] * (g.ndim - 1)))
-        for m, views in enumerate(self.views):
-            for view, p in zip(views, self.parameters.values(), strict=True):
-                view.grad = None if p.grad is None else self._all(p.grad)[m]
-        for p in self.parameters.values():
-            p.grad = None
+            self.computed[name].grad = None
+            for sae, own in zip(self.saes, g, strict=True):
+                sae.get_parameter(name).grad = own
 
     def _tune(self, l0: Tensor, decay: float) -> None:
         """Move the sparsity coefficient so that L0 approaches k: by a proportional-integral controller of its log."""
@@ -196,43 +204,28 @@ class Stack:
         bf16 = self.condition.precision == "bfloat16"
         return torch.autocast(self.device, torch.bfloat16) if bf16 else nullcontext()
 
-    # --- results and checkpoints -------------------------------------------------------------------
-
-    def trained(self) -> list[TrainableSae]:
-        """The members' SAEs with the current weights."""
-        for m, sae in enumerate(self.saes):
-            for name, tensor in (dict(sae.named_parameters()) | dict(sae.named_buffers())).items():
-                tensor.data = self._all((self.parameters | self.buffers)[name].data)[m]
-        return self.saes
+    # --- checkpoints ---------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Tensor]:
         """Everything that changes from step to step, by name. Writing into these tensors restores it."""
         state = {"unfired": self.unfired, "reviving": self.reviving}
-        state |= {"log_coefficient": self.log_coefficient, "log_l0": self.log_l0}
-        state |= {name: tensor.data for name, tensor in (self.parameters | self.buffers).items()}
-        for m, views in enumerate(self.views):
-            for name, view in zip(self.parameters, views, strict=True):
-                state |= {f"adam/{m}/{name}/{key}": value for key, value in self.optimiser.state[view].items()}
+        state |= {"log_coefficient": self.log_coefficient, "log_l0": self.log_l0, **self.tensors}
+        for m, sae in enumerate(self.saes):
+            for name, p in sae.named_parameters():
+                state |= {f"adam/{m}/{name}/{key}": value for key, value in self.optimiser.state[p].items()}
         return state
 
     def save(self, path: Path) -> None:
         """Write a checkpoint atomically. Raises EvidenceError if the disk is full or read-only."""
-        tensors = {name: tensor.contiguous() for name, tensor in self._state().items()}
-        write_bytes(path, save(tensors, {"done": str(self.done)}))
+        write_bytes(path, save(self._state() | {"done": torch.tensor(self.done)}))
 
     def load(self, path: Path) -> None:
         """Resume from a checkpoint; if it cannot be read, training starts from the beginning."""
         try:
-            with safe_open(path, "pt", device=self.device) as file:
-                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it has no iterator
-                done = int(file.metadata()["done"])
+            saved = load_file(path, self.device)
         except SafetensorError:
             return
-        self.done = done
-        for m, views in enumerate(self.views):  # Adam creates its state in its first step
-            for name, view in zip(self.parameters, views, strict=True):
-                own = f"adam/{m}/{name}/"
-                self.optimiser.state[view] = {k.removeprefix(own): v for k, v in saved.items() if k.startswith(own)}
+        self.done = int(saved["done"])
         for name, tensor in self._state().items():
             tensor.copy_(saved[name])
         self.some_dead = bool(self.reviving.any())
@@ -266,13 +259,3 @@ def _bytes_of_member(condition: Condition, d_in: int, d_out: int) -> int:
     """Memory of a member in training: weights, gradients, Adam's moments and the tensors of a step."""
     weights = 4 * condition.d_sae * (d_in + d_out)
     return 4 * (weights + condition.batch_size * (12 * condition.d_sae + 8 * (d_in + d_out)))
-
-
-def _together(steps: Iterator[Any], count: int) -> Iterator[list[Any]]:
-    """`itertools.batched` of Python 3.12."""
-    while some := list(itertools.islice(steps, count)):
-        yield some
-
-
-def _start_of(member: Member) -> torch.Generator:
-    return torch_generator(member.seed, f"initial weights {member.condition.architecture}")

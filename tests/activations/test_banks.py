@@ -132,7 +132,7 @@ def test_last_tokens_and_gaussian_rows_of_a_joined_hook_have_its_width(
     assert gaussian_bank(bank).rows.shape == bank.rows.shape
 
 
-def test_a_joined_hook_runs_no_more_blocks_than_its_last_part_needs(
+def test_no_more_blocks_run_than_the_last_hook_needs(
     tiny_model: LanguageModel, texts: list[Text], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, asked = tiny_model.bridge.run_with_cache, []
@@ -143,9 +143,8 @@ def test_a_joined_hook_runs_no_more_blocks_than_its_last_part_needs(
 
     monkeypatch.setattr(tiny_model.bridge, "run_with_cache", noted)
     text_bank(
-        tiny_model, texts[:5], params(seed=7, batch_tokens=4096), ["blocks.0.hook_resid_pre+blocks.1.hook_resid_pre"]
+        tiny_model, texts[:5], params(seed=7, batch_tokens=4096), ["blocks.0.hook_resid_pre+blocks.0.hook_resid_post"]
     )
-    # the input of block 1 is the output of block 0, so one block is enough
     [how] = asked
     assert how["stop_at_layer"] == 1
     assert how["names_filter"] == ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"]

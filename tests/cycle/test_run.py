@@ -18,17 +18,17 @@ from husai_lib.cycle import execution
 from husai_lib.cycle import run as cycle
 from husai_lib.cycle.run import notebook_code, only_run_of, plan, run_cycle
 from husai_lib.errors import DataError, EvidenceError, ParameterError, StepError
-from husai_lib.evidence import runs as evidence
+from husai_lib.evidence import steps
 from husai_lib.evidence.runs import Run, find_runs, new_run
+from husai_lib.evidence.verification import problems_of
 from husai_lib.files import REPOSITORY, read_json, sha256_file, write_json, write_text
 from husai_lib.params.cycle import load_cycle
-from husai_lib.report.audit import audit_run
 
 PARAMS = load_cycle(SMOKE)
 
 BANK = """
-from husai_lib.cache import cached
-from husai_lib.records import BankRow
+from husai_lib.evidence.cache import cached
+from husai_lib.evidence.rows import BankRow
 entry = cached("banks", "husai_lib.files", {"name": "bank"}, lambda folder: (folder / "rows.npy").write_bytes(b"rows"))
 step = open_step('activations', run, activations=activations)
 record = step.write({"banks": [BankRow(bank="training", hook_name="h", rows=1, d_in=1, key=entry.key, sha256="")]})
@@ -90,7 +90,7 @@ def test_a_run_leaves_parameters_records_notebooks_and_a_manifest_and_nothing_el
         + [f"notebooks/{stem}" for stem in stems]
     )
     assert read_json(run.path / "parameters.json") == PARAMS.model_dump(mode="json")
-    assert audit_run(run).problems == []
+    assert problems_of(run) == []
 
 
 def test_the_manifest_says_what_the_run_was_and_concluded(done: tuple[Path, Run, list[str]]) -> None:
@@ -213,7 +213,7 @@ def test_a_failed_step_is_run_again_and_finished_ones_are_kept(notebooks: Path, 
     assert run_cycle(PARAMS, tmp_path / "evidence", notebooks, resume=True, console=console).path == run.path
     assert kept == {name: sha256_file(run.path / name) for name in kept}
     assert not (run.path / "notebooks" / "03_frontier.unfinished.ipynb").exists()
-    assert audit_run(run).problems == []
+    assert problems_of(run) == []
     assert said(console)[:3] == [
         f"resuming {run.name}",
         "step 1/3 activations: kept",
@@ -277,7 +277,7 @@ def test_what_no_longer_holds_runs_again_and_so_does_all_that_rests_on_it(
 
 
 def test_a_changed_library_runs_everything_again(unfinished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "library_hash", lambda: "other code")
+    monkeypatch.setattr(steps, "library_hash", lambda: "other code")
     assert reasons(unfinished)[0] == "its parameters or the library changed"
     assert "" not in reasons(unfinished)
 
@@ -350,40 +350,30 @@ def test_a_second_run_of_a_cycle_is_refused_and_one_of_another_cycle_is_not(tmp_
 def watched(console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(execution, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(execution, "LINE_SECONDS", 0.05)
-    watch = execution.Watch(console, tmp_path, {"frontier": 3, "gate": 1})
     state = {"step": "frontier", "done": 2, "total": 4, "what": "members"}
-    with watch.step("frontier"):
-        write_json(tmp_path / "progress.json", state)
-        execution.time.sleep(0.2)
-    with watch.step("gate"):
-        write_json(tmp_path / "progress.json", state)  # another step's: not shown
+    write_json(tmp_path / "progress.json", state | {"done": 4})  # of an earlier step: not shown
+    with execution.watched(console, "frontier", tmp_path):
         execution.time.sleep(0.08)
+        write_json(tmp_path / "progress.json", state)
+        execution.time.sleep(0.3)
 
 
-def test_plain_lines_tell_members_done_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_report_how_much_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = silent()
     watched(console, monkeypatch, tmp_path)
-    lines = said(console)
-    assert lines[0] == "step 1/2 frontier: 2/4 members"  # nothing is known of the time before a step is done
-    assert "step frontier: done in 0 s" in lines
-    assert any(line.startswith("step 2/2 gate, about 0.0 min left") for line in lines)
+    *lines, last = said(console)
+    assert set(lines) == {"step frontier: 2/4 members"}
+    assert last == "step frontier: done in 0 s"
     assert not (tmp_path / "progress.json").exists()
 
 
-def test_a_terminal_gets_one_line_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_bar_for_each_thing_that_a_step_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     watched(console, monkeypatch, tmp_path)
     text = "\n".join(said(console))
-    assert "2/4 members" in text
-    assert "left in the cycle" in text
-
-
-def test_the_time_left_follows_the_share_of_work_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = execution.Watch(silent(), tmp_path, {"a": 2, "b": 6, "kept": 0}, done=2.0, taken=1200.0, began=3000.0)
-    monkeypatch.setattr(execution.time, "monotonic", lambda: 4200.0)
-    write_json(tmp_path / "progress.json", {"step": "b", "done": 1, "total": 3, "what": "members"})
-    # 2 units took 1200 s, so the other 6 take 3600 s, of which 1200 s are over.
-    assert watch.state("b") == "step 2/3 b: 1/3 members, about 40.0 min left in the cycle"
+    assert "step frontier: members" in text
+    assert "2/4" in text
+    assert "4/4" not in text
 
 
 def test_notebook_code_ignores_outputs_and_prose(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from husai_lib.decisions.candidates import (
     candidates_from,
     candidates_from_earlier,
     candidates_of,
-    check_measured_here,
     describe_setting,
     differences,
 )
@@ -98,22 +97,26 @@ def test_a_source_without_saes_is_refused():
 def test_differences_list_every_value_and_a_setting_that_one_lacks_is_not_known():
     pool = candidates_from_earlier("f", [earlier(), earlier(data_sets="a,b,c", position=1)])
     pool.append(Candidate("g", "a", "a", 0, 0.0, 0.0, 0.0, True, comparability={"model name": '"pythia"'}))
-    found = differences(pool)
+    found = differences([one.comparability for one in pool])
     assert [json.loads(value) for value in found["data sets"]] == [["a", "b"], ["a", "b", "c"], "not known"]
     assert "model name" not in found
 
 
 def test_a_source_that_was_measured_on_other_things_is_refused_by_the_first_of_them():
-    here = {"hook": '"h"', "probing ks": "[1]"}
-    check_measured_here("c/run_x/frontier", here | {"baseline of 64 latents, k = 8, seed 0": "[]"}, here)
+    def checked(here, **changes):
+        return candidates_of("c/run_x/f", lambda name: record("x", earlier_members=[earlier(**changes)]), here)
+
+    here = {"tokens probe_tokens": "64", "hook": '"blocks.0"', "probing ks": "[\n 1\n]"}
+    same = {what: here[what] for what in ("hook", "probing ks")}
+    assert checked(same, ks="1") == checked(None, ks="1")  # what only the source names does not matter
     with pytest.raises(
-        DataError, match=r"c/run_x/frontier was .* things than .*: probing ks is \[1, 2\] there and \[1\]"
+        DataError, match=r"c/run_x/f was .* things than .*: probing ks is \[1, 2\] there and \[1\] here"
     ):
-        check_measured_here("c/run_x/frontier", here | {"probing ks": "[1, 2]"}, here)
+        checked(same, ks="1,2")
     with pytest.raises(DataError, match=r"probing ks is \[3\] there"):  # what both name comes first
-        check_measured_here("imported/c/f", {"probing ks": "[3]"}, here)
-    with pytest.raises(DataError, match="hook is not known there and h here"):
-        check_measured_here("imported/c/f", {}, here)
+        checked(here, ks="3")
+    with pytest.raises(DataError, match=r"hook is not known there and blocks\.0 here"):
+        checked(same, ks="1", hook_name="")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The decision criteria: every outcome by hand, what may be subtracted, and the properties that keep them honest."""
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -9,8 +8,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from husai_lib.decisions.candidates import settings_of
-from husai_lib.decisions.criteria import Standing, compare, criterion_outcome, standing_of_import, standing_of_run
+from husai_lib.decisions.criteria import Standing, compare, criterion_outcome
 from husai_lib.decisions.gates import External
+from husai_lib.decisions.of_run import earlier_standing
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows import (
     CaveatRow,
@@ -18,11 +18,12 @@ from husai_lib.evidence.rows import (
     EarlierGateRow,
     EarlierGroupRow,
     EarlierMemberRow,
-    GateRow,
 )
+from husai_lib.evidence.runs import Record
 from husai_lib.files import canonical_json
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.report.sentences import outcome_sentence
+from husai_lib.report.tables import DIFFERENCE, cell
 
 RUN, IMPORTED = "quickstart/run_20260101T000000Z", "imported/cycle3"
 GATES = ("random_model", "random_decoder", "transcoder", "ood", "external_saebench", "external_cebench", "external")
@@ -53,10 +54,8 @@ def external(saebench=(0.1, 0.1), cebench=(0.5, 0.5), note=""):
     return External(saebench and mean_interval(saebench), cebench and mean_interval(cebench), note=note)
 
 
-def gate_row(gate, verdict="pass", value=1.0, required=True, note=""):
-    metric = {"external_saebench": "saebench_delta", "external_cebench": "cebench_delta"}.get(gate, "pwmcc")
-    return GateRow(gate=gate, metric=metric, value=value, bound=value, threshold=0.0, direction="above",
-                   required=required, verdict=verdict, source="stress", note=note)  # fmt: skip
+def gates_of(verdicts, thresholds=None):
+    return {gate: (verdict, (thresholds or {}).get(gate, 0.0)) for gate, verdict in verdicts.items()}
 
 
 def earlier_member(seed, condition="topk", **changed):
@@ -88,10 +87,24 @@ def earlier_gate(gate, stated="pass", required=True):
                           stated=stated)  # fmt: skip
 
 
-def standing(name=RUN, saebench=(0.1, 0.2, 0.3), cebench=(1.0, 2.0, 3.0), gates=(), **changed):
-    given_gates = dict.fromkeys(GATES, "pass") | dict(gates)
-    intervals = (values and mean_interval(values) for values in (saebench, cebench))
-    return Standing(name, *intervals, **{"measured_on": measured(), "gates": given_gates} | changed)
+def standing(
+    name=RUN, saebench=(0.1, 0.2, 0.3), cebench=(1.0, 2.0, 3.0), *, gates=(), thresholds=None, note="", **changed
+):
+    rows = gates_of(dict.fromkeys(GATES, "pass") | dict(gates), thresholds)
+    return Standing(name, external(saebench, cebench, note), **{"measured_on": measured(), "gates": rows} | changed)
+
+
+def standing_of_import(name, groups, members, gates, caveats=()):
+    """The standing of an import that holds these rows in one record."""
+    tables = {"earlier_groups": groups, "earlier_members": members, "earlier_gates": gates, "caveats": caveats}
+    rows = {table: [row.model_dump() for row in own] for table, own in tables.items()}
+    return earlier_standing(
+        name, lambda run: {"all": Record("all", {"tables": rows, "summary": {"kind": "gates"}}, "")}
+    )
+
+
+def standing_with(saebench):
+    return replace(standing(), external=External(saebench, mean_interval((1.0, 2.0, 3.0))))
 
 
 def row(rows, metric):
@@ -175,7 +188,7 @@ def test_what_was_not_measured_here_is_not_met_and_there_not_comparable():
 )  # fmt: skip
 def test_deltas_measured_on_different_things_are_shown_but_not_subtracted(changed, note, concerned):
     here, there = (
-        standing_of_run(name, external((0.1, 0.2), (0.1, 0.2)), [], measured(**more))
+        Standing(name, external((0.1, 0.2), (0.1, 0.2)), measured(**more), {})
         for name, more in ((RUN, {}), ("quickstart/run_20250101T000000Z", changed))
     )
     rows = compare(here, there)
@@ -204,19 +217,10 @@ def test_what_cannot_change_a_delta_does_not_keep_runs_apart(changed):
 
 def test_the_seed_of_a_drawn_model_keeps_runs_apart():
     drawn = [measured(model=MEASURED["model"] | {"name": "random:x", "seed": seed}) for seed in (0, 1)]
-    here, there = (standing_of_run(RUN, external(), [], m) for m in drawn)
+    here, there = (Standing(RUN, external(), m, {}) for m in drawn)
     assert (
         row(compare(here, there), "cebench_delta").note == "model name: random:x, seed 0 here, random:x, seed 1 there"
     )
-
-
-def test_the_standing_of_a_run_is_that_of_its_group_and_required_gates():
-    gates = [gate_row("random_model"), gate_row("ood", "fail", required=False), gate_row("external", "unreachable")]
-    group = external((0.1, 0.2, 0.3), None, note="the baseline is not matched")
-    found = standing_of_run(RUN, group, gates, measured())
-    assert (found.saebench, found.cebench) == (mean_interval([0.1, 0.2, 0.3]), None)
-    assert found.note == "the baseline is not matched"
-    assert found.gates == {"random_model": "pass", "external": "unreachable"}
 
 
 def test_the_standing_of_an_import_is_its_first_group_as_stated():
@@ -224,9 +228,9 @@ def test_the_standing_of_an_import_is_its_first_group_as_stated():
     gates = [earlier_gate("ood"), earlier_gate("transcoder", "fail"), earlier_gate("external", ""),
              earlier_gate("external_saebench", "fail", required=False), earlier_gate("pass_all", "fail")]  # fmt: skip
     found = standing_of_import(IMPORTED, groups, [earlier_member(0), earlier_member(1, "relu", model="other")], gates)
-    assert found.saebench == Interval(-0.04, -0.045, -0.035, 5, 0.005)
-    assert found.cebench == Interval(-40.0, -40.3, -39.7, 5, 0.3)
-    assert found.gates == {"ood": "pass", "transcoder": "fail", "external": "missing"}
+    assert found.external.saebench == Interval(-0.04, -0.045, -0.035, 5, 0.005)
+    assert found.external.cebench == Interval(-40.0, -40.3, -39.7, 5, 0.3)
+    assert found.gates == {"ood": ("pass", None), "transcoder": ("fail", None), "external": ("missing", None)}
     assert found.measured_on == {
         "model name": '"org/model"', "hook": '"blocks.0.hook_resid_pre"',
         "data sets": canonical_json(sorted(SETS[:8])).strip(),
@@ -237,7 +241,7 @@ def test_the_standing_of_an_import_is_its_first_group_as_stated():
 
 def test_an_import_is_compared_by_what_it_names_and_the_rest_is_said_to_be_unknown():
     there = standing_of_import(IMPORTED, [earlier_group()], [earlier_member(seed) for seed in range(5)], [])
-    here = standing_of_run(RUN, external(), [], measured())
+    here = Standing(RUN, external(), measured(), {})
     saebench, cebench = compare(here, there)
     assert saebench.outcome == cebench.outcome == "not comparable"
     assert saebench.note == (
@@ -277,14 +281,17 @@ def test_a_thing_that_only_the_earlier_run_names_is_unknown_here():
 
 def test_an_import_without_selection_or_with_several_says_so():
     found = standing_of_import(IMPORTED, [], [earlier_member(0)], [earlier_gate("ood")])
-    assert (found.saebench, found.gates, found.note) == (None, {"ood": "pass"}, "no selection was imported")
+    assert (found.external, found.gates) == (
+        External(None, None, note="no selection was imported"),
+        {"ood": ("pass", None)},
+    )
     assert compare(standing(), found)[0].outcome == "not comparable"
     with pytest.raises(DataError, match="imported/cycle3 holds 2 selections; import each decision under its own name"):
         standing_of_import(IMPORTED, [earlier_group(), earlier_group()], [], [])
     with pytest.raises(DataError, match="holds several verdicts on one gate"):
         standing_of_import(IMPORTED, [], [], [earlier_gate("ood"), earlier_gate("ood", "fail")])
     unmeasured = standing_of_import(IMPORTED, [earlier_group(cebench_delta=None)], [], [])
-    assert (unmeasured.cebench, unmeasured.saebench.n) == (None, 5)
+    assert (unmeasured.external.cebench, unmeasured.external.saebench.n) == (None, 5)
 
 
 @pytest.mark.parametrize(
@@ -308,16 +315,20 @@ def test_the_gate_is_better_where_more_passes_and_no_control_is_lost(here, there
 
 def test_a_gate_that_was_not_required_there_gains_nothing_and_one_left_out_here_counts_as_not_passed():
     every, three = dict.fromkeys(GATES, "pass"), dict.fromkeys(GATES[:3], "pass")
-    more = compare(replace(standing(), gates=every), replace(standing(), gates=three))
+    more = compare(replace(standing(), gates=gates_of(every)), replace(standing(), gates=gates_of(three)))
     assert outcomes(more)[2] == "not met"
     assert (row(more, "ood").outcome, row(more, "ood").note) == ("not comparable", "not required there")
-    fewer = compare(replace(standing(), gates=three), replace(standing(), gates=every | {"external": "fail"}))
+    fewer = compare(
+        replace(standing(), gates=gates_of(three)), replace(standing(), gates=gates_of(every | {"external": "fail"}))
+    )
     assert outcomes(fewer)[2] == "not met"
     lost = row(fewer, "ood")
     assert (lost.verdict_here, lost.verdict_there, lost.outcome, lost.note) == (
         "", "pass", "not met", "not required here",
     )  # fmt: skip
-    dropped = compare(replace(standing(), gates=three), replace(standing(), gates=three | {"ood": "fail"}))
+    dropped = compare(
+        replace(standing(), gates=gates_of(three)), replace(standing(), gates=gates_of(three | {"ood": "fail"}))
+    )
     assert outcomes(dropped)[2] == "not met"
     assert outcomes(compare(standing(), replace(standing(), gates={})))[2] == "not comparable"
 
@@ -337,12 +348,12 @@ policies = st.dictionaries(st.sampled_from(GATES), verdicts)
 @settings(max_examples=500, deadline=None)
 @given(policies, policies)
 def test_of_two_gates_only_one_can_be_better(a, b):
-    one, other = (replace(standing(), gates=gates) for gates in (a, b))
+    one, other = (replace(standing(), gates=gates_of(gates)) for gates in (a, b))
     if rows := compare(one, other)[2:]:
         forward, back = criterion_outcome(rows), criterion_outcome(compare(other, one)[2:])
         shared = {*a} == {*b}
         assert not (shared and forward == back == "met")
-        passes = [bool(each.gates) and set(each.gates.values()) == {"pass"} for each in (one, other)]
+        passes = [bool(gates) and set(gates.values()) == {"pass"} for gates in (a, b)]
         parts = ("external_saebench", "external_cebench")  # of a joint gate that passes, both do
         real = all(g.get("external") != "pass" or {g.get(part, "pass") for part in parts} == {"pass"} for g in (a, b))
         assert not (passes == [True, False] and shared and real) or forward == "met"
@@ -352,10 +363,10 @@ def test_of_two_gates_only_one_can_be_better(a, b):
 @settings(max_examples=500, deadline=None)
 @given(policies, policies, st.sampled_from(GATES))
 def test_losing_a_gate_never_turns_not_met_into_met(a, b, gate):
-    there = replace(standing(), gates=b)
+    there = replace(standing(), gates=gates_of(b))
     worse = {name: verdict for name, verdict in a.items() if name != gate}
     for fewer in (worse, worse | {gate: "fail"}):
-        rows = [compare(replace(standing(), gates=gates), there)[2:] for gates in (a, fewer)]
+        rows = [compare(replace(standing(), gates=gates_of(gates)), there)[2:] for gates in (a, fewer)]
         if all(rows):
             assert criterion_outcome(rows[1]) != "met" or criterion_outcome(rows[0]) == "met"
 
@@ -367,7 +378,7 @@ intervals = st.one_of(st.none(), deltas.map(mean_interval))
 @settings(max_examples=500, deadline=None)
 @given(intervals, intervals)
 def test_the_difference_changes_its_sign_with_the_sides(a, b):
-    one, other = (replace(standing(), saebench=interval) for interval in (a, b))
+    one, other = (standing_with(interval) for interval in (a, b))
     forward, back = (row(compare(*pair), "saebench_delta") for pair in ((one, other), (other, one)))
     assert (forward.here, forward.there) == (back.there, back.here)
     assert (forward.difference is None) == (back.difference is None) == (a is None or b is None)
@@ -382,7 +393,7 @@ def test_the_difference_changes_its_sign_with_the_sides(a, b):
 @given(deltas.map(mean_interval), deltas.map(mean_interval), st.floats(0, 2), st.booleans())
 def test_a_wider_interval_on_either_side_never_turns_not_met_into_met(a, b, more, mine):
     def outcome(here, there):
-        return row(compare(replace(standing(), saebench=here), replace(standing(), saebench=there)), "saebench_delta")
+        return row(compare(standing_with(here), standing_with(there)), "saebench_delta")
 
     def widened(interval):
         return interval if interval.std is None else replace(interval, std=interval.std + more)
@@ -394,14 +405,11 @@ def test_a_wider_interval_on_either_side_never_turns_not_met_into_met(a, b, more
 def test_the_sentences_say_what_decided():
     better = compare(shifted(0.25), standing(IMPORTED, gates={"ood": "fail"}))
     half = stats.t.ppf(0.975, 2) / 3**0.5  # of CE-Bench, whose std is 1 and whose difference is 2.5
+    differences = ["+0.250 [+0.002, +0.498]", f"+2.500 [{2.5 - half:+.3f}, {2.5 + half:+.3f}]"]
+    assert [cell(dict(one), DIFFERENCE) for one in better[:2]] == differences
     summary, _, first, second = outcome_sentence(better).splitlines()
-    assert summary == (
-        "**Progress is shown**: criterion 1 is met against 1 of 1 earlier cycles, criterion 2 against 1."
-    )
-    assert first == (
-        "- Criterion 1 against imported/cycle3: **met** (SAEBench delta +0.250 [+0.002, +0.498]; "
-        f"CE-Bench delta +2.500 [{2.5 - half:+.3f}, {2.5 + half:+.3f}])."
-    )
+    assert summary == "**Progress is shown**:"
+    assert first == "- Criterion 1 against imported/cycle3: **met**."
     assert second == (
         "- Criterion 2 against imported/cycle3: **met** "
         "(of 5 gates required there, 5 pass here and 4 there; stress controls lost: none)."
@@ -413,30 +421,30 @@ def test_the_sentences_say_what_decided():
     )
 
 
-def test_the_sentences_say_why_there_is_nothing_to_compare():
+def test_what_cannot_be_compared_is_so_in_the_sentences_and_its_rows_say_why():
     assert outcome_sentence([]).endswith("this comparison was **not made**.")
-    there = Standing("imported/a_*b*", None, None, measured(), {}, note="no selection was imported")
+    there = Standing("imported/a_*b*", external(None, None, "no selection was imported"), measured(), {})
     rows = compare(standing(), there)
     summary, _, first, second = outcome_sentence(rows).splitlines()
-    assert summary.startswith("**Progress is not shown**: criterion 1 is met against 0 of 1")
-    assert r"imported/a\_\*b\*: **not comparable** (not measured there (no selection was imported))." in first
+    assert summary == "**Progress is not shown**:"
+    assert first == r"- Criterion 1 against imported/a\_\*b\*: **not comparable**."
+    assert rows[0].note == "not measured there (no selection was imported)"
     assert second.endswith("**not comparable** (no gate there can be compared).")
-    other = replace(standing(), measured_on=measured(stories="other", hook="blocks.9"))
-    _, _, both, _ = outcome_sentence(compare(standing(), other)).splitlines()
-    assert both.endswith("**not comparable** (measured on different things: hook, stories).")
-    silent = replace(standing(), measured_on={"hook": measured()["hook"]})
-    assert re.search(r"\(\d+ settings of one of them are not known\)\.", outcome_sentence(compare(standing(), silent)))
     several = outcome_sentence([*compare(standing(), standing("imported/b")), *rows])
     assert [line.split(":")[0] for line in several.splitlines()[2:]] == [
         r"- Criterion 1 against imported/a\_\*b\*", r"- Criterion 2 against imported/a\_\*b\*",
         "- Criterion 1 against imported/b", "- Criterion 2 against imported/b",
     ]  # fmt: skip
-    alone = outcome_sentence(compare(standing(saebench=(0.1,)), standing())[:2])
-    assert "SAEBench delta -0.100 [n/a, n/a], too few seeds for a 95 % bound" in alone
+    other = replace(standing(), measured_on=measured(stories="other", hook="blocks.9"))
+    assert "stories: offline here, other there" in row(compare(standing(), other), "cebench_delta").note
+    silent = replace(standing(), measured_on={"hook": measured()["hook"]})
+    assert "not known" in row(compare(standing(), silent), "saebench_delta").note
+    alone = row(compare(standing(saebench=(0.1,)), standing()), "saebench_delta")
+    assert (cell(dict(alone), DIFFERENCE), alone.note) == ("-0.100 [n/a, n/a]", "too few seeds for a 95 % bound")
     there = replace(standing(), measured_on=measured(stories="other"))
-    mixed = outcome_sentence(compare(standing(saebench=(1.1, 1.2, 1.3)), there)[:2])
-    assert "**not comparable** (SAEBench delta +1.000" in mixed
-    assert "; CE-Bench delta not comparable: stories: offline here, other there)." in mixed
+    mixed = compare(standing(saebench=(1.1, 1.2, 1.3)), there)[:2]
+    assert [one.difference is None for one in mixed] == [False, True]
+    assert "**not comparable**." in outcome_sentence(mixed)
 
 
 def test_rows_are_what_a_record_holds():

@@ -5,10 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+import synthetic_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from husai_lib.decisions import gates
 from husai_lib.decisions.gates import (
     External,
     describe,
@@ -22,6 +24,7 @@ from husai_lib.evidence.rows import ControlRow, GateRow, MemberRow, group_sha256
 from husai_lib.files import canonical_json
 from husai_lib.intervals import Interval
 from husai_lib.params.rules import GateParams
+from husai_lib.report import sentences
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden cases are not beside this checkout")
@@ -492,3 +495,16 @@ def test_the_gate_of_cycle_2_is_reproduced_where_missing_results_fail():
         "missing",
         "fail",
     ]
+
+
+def test_a_new_gate_is_one_row_of_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = gates.Rule("Do its latents fire?", 0.10, True, "≤", lambda member: member.dead_fraction)
+    monkeypatch.setitem(gates.RULES, "dead_latents", rule)
+    members = [synthetic_rows.member(seed=seed, dead_fraction=dead) for seed, dead in ((0, 0.0), (1, 0.03), (2, 0.06))]
+    policy = evaluate_members(members, [], [], GateParams())
+    row = next(row for row in policy.gates if row.gate == "dead_latents")
+    half = 4.302653 * 0.03 / 3**0.5  # t of 2 degrees of freedom, standard deviation 0.03
+    assert (row.value, row.bound) == (pytest.approx(0.03), pytest.approx(0.03 + half, abs=1e-6))
+    assert (row.verdict, row.required, row.threshold) == ("fail" if 0.03 + half > 0.1 else "pass", True, 0.1)
+    assert "Do its latents fire?" in sentences.gate_sentences(policy.gates)
+    assert evaluate_members([], [], [], GateParams()).gates[-1].verdict == "missing"

@@ -9,6 +9,7 @@ import pytest
 from stand_ins import synthetic_run
 
 from husai_lib.decisions import of_run as decisions
+from husai_lib.decisions.selection import select
 from husai_lib.earlier.imports import import_earlier
 from husai_lib.errors import DataError
 from husai_lib.evidence.runs import Record, Run
@@ -28,7 +29,11 @@ def records(run: Run) -> dict[str, Record]:
 
 
 def test_selection_and_gates_come_out_as_they_are_recorded(run: Run) -> None:
-    selection, policy = decisions.selection_of(run.find_record), decisions.policy_of(run.find_record)
+    rules = SelectionParams.model_validate(run.record("selection").data["parameters"]["selection"])
+    selection, policy = (
+        select(decisions.candidates_for(rules, run.find_record), rules),
+        decisions.policy_of(run.find_record),
+    )
     assert selection.rows() == run.record("selection").table("candidates")
     assert list(policy.gates) == run.record("gate").table("gates")
     assert policy.verdict == run.record("gate").summary["verdict"]
@@ -64,6 +69,15 @@ def test_a_cycle_does_not_improve_on_itself_and_loses_no_control(run: Run) -> No
     ]  # fmt: skip
     assert all(row.difference_low < 0 < row.difference_high for row in deltas)
     assert {row.verdict_here == row.verdict_there for row in rows if row.criterion == 2} == {True}
+
+
+def test_only_the_gates_that_were_required_stand(run: Run) -> None:
+    there = records(run)
+    there["gate"] = Record("gate", json.loads(json.dumps(there["gate"].data)), "0")
+    rows = there["gate"].data["tables"]["gates"]
+    rows[0]["required"] = False
+    found = decisions.earlier_standing(run.name, lambda name: there)
+    assert found.gates == {row["gate"]: (row["verdict"], row["threshold"]) for row in rows[1:]}
 
 
 def imported(tmp_path: Path, **files: object) -> dict[str, Record]:

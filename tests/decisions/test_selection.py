@@ -80,7 +80,6 @@ def test_the_winner_is_the_best_of_the_groups_that_nobody_dominates(pool, rule):
     assert [row.on_front for row in rows] == [not any(dominates(other, row) for other in rows) for row in rows]
     if not rows:
         assert selection.winner is None
-        assert selection.representative is None
         assert selection.reason.startswith("No group is eligible")
         return
     assert [row.selected for row in rows] == [True] + [False] * (len(rows) - 1)
@@ -89,14 +88,14 @@ def test_the_winner_is_the_best_of_the_groups_that_nobody_dominates(pool, rule):
     few = min(row.n_seeds for row in rows) < (3 if rule.mode == "lcb" else 2)
     assert chances == [None] * len(rows) if few else sum(chances) == pytest.approx(1)
     assert all(row.n_seeds >= rule.min_seeds for row in rows)
-    assert selection.representative in selection.winner.members
+    assert selection.winner.representative in selection.winner.members
 
 
 def test_lower_bounds_decide_not_means():
     # Means 0.5 and 0.4; bounds 0.5 - 4.303 * 0.2 / sqrt(3) = 0.003 and 0.4.
     pool = group("noisy", 0.5, 0.5, spread=0.2) + group("steady", 0.4, 0.4)
-    assert select(pool, RULES).winner.condition == "steady"
-    assert select(pool, MEANS).winner.condition == "noisy"
+    assert select(pool, RULES).winner.row.condition == "steady"
+    assert select(pool, MEANS).winner.row.condition == "noisy"
     row = select(pool, RULES).rows()[1]
     assert (row.saebench_delta, row.saebench_delta_low) == pytest.approx(
         (0.5, 0.5 - stats.t.ppf(0.975, 2) * 0.2 / 3**0.5)
@@ -106,23 +105,23 @@ def test_lower_bounds_decide_not_means():
 def test_a_dominated_group_never_wins_however_good_its_reconstruction():
     pool = group("best", 0.2, 0.2, 0.1) + group("dominated", 0.19, 0.19, 0.99) + group("far", -5.0, -5.0, 0.1)
     selection = select(pool, RULES.model_copy(update={"weights": {"saebench": 0.5, "cebench": 0.5, "train_ev": 9.0}}))
-    assert selection.winner.condition == "best"
+    assert selection.winner.row.condition == "best"
     assert [row.condition for row in selection.rows()] == ["best", "dominated", "far"]
 
 
 def test_zero_is_a_value_and_missing_is_not():
     kept = select(group("zero", 0.0, -0.0), RULES)
-    assert kept.winner.condition == "zero"
+    assert kept.winner.row.condition == "zero"
     assert kept.rows()[0].saebench_delta == 0.0
     floored = RULES.model_copy(update={"min_saebench_delta": 0.0})
-    assert select(group("zero", -0.0, 1.0), floored).winner.condition == "zero"
+    assert select(group("zero", -0.0, 1.0), floored).winner.row.condition == "zero"
     lacking = [replace(m, cebench_delta=None) for m in group("lacking", 1.0, 0.0)]
     dropped = select(lacking, RULES)
     assert dropped.winner is None
     assert "no cebench_delta" in dropped.rows()[0].note
     lenient = select(lacking, RULES.model_copy(update={"require_both_external": False}))
     assert lenient.rows()[0].cebench_delta is None
-    assert lenient.winner.condition == "lacking"
+    assert lenient.winner.row.condition == "lacking"
 
 
 def test_a_missing_metric_is_worse_than_any_value():
@@ -130,7 +129,7 @@ def test_a_missing_metric_is_worse_than_any_value():
     pool = lacking + group("measured", 1.0, -100.0)
     selection = select(pool, RULES.model_copy(update={"require_both_external": False}))
     assert [row.on_front for row in selection.rows()] == [True, False]
-    assert selection.winner.condition == "measured"
+    assert selection.winner.row.condition == "measured"
 
 
 def test_floors_count_per_member_and_say_which():
@@ -149,11 +148,11 @@ def test_too_few_seeds_and_unmatched_l0_drop_a_group_with_the_reason():
     pool[3] = replace(pool[3], l0_matched=False)
     selection = select(pool, RULES)
     notes = {row.condition: row.note for row in selection.rows()}
-    assert selection.winner.condition == "fine"
+    assert selection.winner.row.condition == "fine"
     assert notes == {
         "fine": "", "few": "2 eligible seeds, 3 are needed", "dense": "L0 is not within 10 % of k at seeds 1",
     }  # fmt: skip
-    assert select(pool, RULES.model_copy(update={"require_matched_l0": False})).winner.condition == "dense"
+    assert select(pool, RULES.model_copy(update={"require_matched_l0": False})).winner.row.condition == "dense"
 
 
 def test_nobody_eligible_is_a_result_with_a_reason():
@@ -193,7 +192,7 @@ def test_baselines_are_compared_where_two_members_have_the_same_width_k_and_seed
 
     narrow, wide = with_baseline("64 latents, k = 8, seed 0", "a"), with_baseline("128 latents, k = 8, seed 0", "b")
     pool = group("a", 1.0, 1.0, comparability=narrow) + group("b", 2.0, 2.0, comparability=wide)
-    assert select(pool, RULES).winner.condition == "b"
+    assert select(pool, RULES).winner.row.condition == "b"
     other = with_baseline("64 latents, k = 8, seed 0", "c")
     with pytest.raises(DataError, match="baseline of 64 latents, k = 8, seed 0 is "):
         select(group("a", 1.0, 1.0, comparability=narrow) + group("b", 2.0, 2.0, comparability=other), RULES)
@@ -208,14 +207,14 @@ def test_the_same_weights_from_two_sources_are_refused():
 
 def test_equal_groups_are_ranked_by_name():
     pool = group("b", 0.5, 0.5) + group("a", 0.5, 0.5)
-    assert select(pool, RULES).winner.condition == "a"
+    assert select(pool, RULES).winner.row.condition == "a"
 
 
 def test_the_representative_is_the_median_seed():
     pool = [member("a", seed, x, x) for seed, x in [(0, 0.9), (1, 0.1), (2, 0.5), (3, 0.3), (4, 0.7)]]
-    assert select(pool, RULES).representative.seed == 2
-    assert select(pool[:4], RULES).representative.seed == 3  # 0.1, 0.3, 0.5, 0.9: the lower of 0.3 and 0.5
-    assert select(group("same", 0.1, 0.1), RULES).representative.seed == 1
+    assert select(pool, RULES).winner.representative.seed == 2
+    assert select(pool[:4], RULES).winner.representative.seed == 3  # 0.1, 0.3, 0.5, 0.9: the lower of 0.3 and 0.5
+    assert select(group("same", 0.1, 0.1), RULES).winner.representative.seed == 1
 
 
 def test_an_irrelevant_group_rescales_scores_and_sensitivity_shows_what_decides():
@@ -224,8 +223,8 @@ def test_an_irrelevant_group_rescales_scores_and_sensitivity_shows_what_decides(
     more = pool + group("far", 0.15, -9.0)
     weights = {"saebench": 0.4, "cebench": 0.6, "train_ev": 0.0}
     rule = RULES.model_copy(update={"weights": weights})
-    assert select(pool, rule).winner.condition == "a"
-    assert select(more, rule).winner.condition == "b"
+    assert select(pool, rule).winner.row.condition == "a"
+    assert select(more, rule).winner.row.condition == "b"
     assert select(pool, rule).by_scaling == {}
     assert select(more, rule).by_scaling == {"frontier/far": "frontier/a"}  # without it the winner is another
     ranks = rule.model_copy(update={"scaling": "rank"})
@@ -304,7 +303,7 @@ def test_then_the_luckiest_seed_stood_for_a_group_today_it_is_the_median():
 def test_then_one_seed_was_its_own_bound_and_nobody_asked_for_l0_or_a_baseline():
     single = [member("a", 0, 0.5, 0.5, l0_matched=False, unmatched_baseline="it is wide")]
     chosen = select(single, THEN.model_copy(update={"min_seeds": 1}))
-    assert chosen.winner.condition == "a"
+    assert chosen.winner.row.condition == "a"
     assert chosen.rows()[0].saebench_delta_low == 0.5
     assert chosen.rows()[0].saebench_delta_std is None
 
@@ -313,7 +312,7 @@ def test_then_what_was_measured_on_what_was_not_asked_but_the_record_says_it():
     eight, sixteen = {"data sets": "8"}, {"data sets": "16"}
     pool = group("a", 1.0, 1.0, comparability=eight) + group("b", 2.0, 2.0, comparability=sixteen)
     chosen = select(pool, THEN)
-    assert chosen.winner.condition == "b"
+    assert chosen.winner.row.condition == "b"
     assert chosen.summary()["pooled"] == {"data sets": ["8", "16"]}
 
 
@@ -329,11 +328,11 @@ def test_the_rules_of_then_have_no_other_interval():
 def test_a_group_without_a_matched_baseline_is_dropped_with_the_reason():
     pool = group("wide", 1.0, 1.0, unmatched_baseline="the baseline's 47.9 lies above 32.0") + group("fine", 0.0, 0.0)
     selection = select(pool, RULES)
-    assert selection.winner.condition == "fine"
+    assert selection.winner.row.condition == "fine"
     [note] = [row.note for row in selection.rows() if row.condition == "wide"]
     assert note == "its CE-Bench delta is against no matched baseline: the baseline's 47.9 lies above 32.0"
     loose = RULES.model_copy(update={"require_matched_baseline": False})
-    assert select(pool, loose).winner.condition == "wide"
+    assert select(pool, loose).winner.row.condition == "wide"
 
 
 def test_a_member_whose_evaluation_failed_is_not_eligible():
@@ -346,9 +345,9 @@ def test_a_member_whose_evaluation_failed_is_not_eligible():
 def test_seed_by_seed_the_best_single_value_wins():
     pool = group("steady", 0.4, 0.4) + group("noisy", 0.3, 0.3, spread=0.3)  # its best seed has 0.6
     seeds = RULES.model_copy(update={"grouping": "seed"})
-    assert select(pool, RULES).winner.condition == "steady"
-    assert select(pool, seeds).winner.condition == "noisy_seed2"
-    assert select(pool, seeds).representative.seed == 2
+    assert select(pool, RULES).winner.row.condition == "steady"
+    assert select(pool, seeds).winner.row.condition == "noisy_seed2"
+    assert select(pool, seeds).winner.representative.seed == 2
 
 
 def test_weights_may_be_named_and_every_named_set_is_tried():
@@ -357,7 +356,7 @@ def test_weights_may_be_named_and_every_named_set_is_tried():
     with pytest.raises(ValidationError, match="set of weights 'probing' is unknown; the nearest is 'probing_first'"):
         SelectionParams(weights="probing")
     pool = group("a", 1.0, 0.0) + group("b", 0.0, 1.0) + group("c", -1.0, -1.0)  # far down, so that scales are alike
-    assert select(pool, RULES.model_copy(update={"weights": named.weights})).winner.condition == "a"
+    assert select(pool, RULES.model_copy(update={"weights": named.weights})).winner.row.condition == "a"
     sensitivity = select(pool, RULES).sensitivity
     assert sensitivity["weights probing_first"] == "frontier/a"
     assert "weights balanced" not in sensitivity  # it is the one in use
@@ -376,7 +375,7 @@ def test_a_wider_interval_never_raises_a_bound(pool, seed):
     pool = [replace(m, l0_matched=True) for m in pool]
     loose = RULES.model_copy(update={"require_both_external": True, "min_seeds": 2})
     first = {g.name: g for g in select(pool, loose).groups}
-    means = {g.name: dict(zip(METRICS, (i and i.mean for i in g.intervals), strict=True)) for g in first.values()}
+    means = {g.name: {metric: getattr(g.row, metric) for metric in METRICS} for g in first.values()}
     stretch = 1 + seed % 7
 
     def stretched(m):
@@ -387,9 +386,10 @@ def test_a_wider_interval_never_raises_a_bound(pool, seed):
     kept = {m.place for g in first.values() for m in g.members}
     second = select([stretched(m) if m.place in kept else m for m in pool], loose)
     for g in second.groups:
-        for before, after in zip(first[g.name].intervals, g.intervals, strict=True):
-            if before and before.low is not None:
-                assert after.low <= before.low + 1e-9
+        for metric in METRICS:
+            before, after = (getattr(one.row, f"{metric}_low") for one in (first[g.name], g))
+            if before is not None:
+                assert after <= before + 1e-9
 
 
 def test_two_seeds_and_single_ones_have_no_selection_probability():

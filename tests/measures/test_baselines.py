@@ -123,11 +123,11 @@ def test_an_sae_of_another_width_is_reported_beside_the_baseline_with_both_ceili
     for row, base in zip(candidates, trained_rows, strict=True):
         assert row.cebench_delta == row.cebench_interpretability - base.cebench_interpretability
     said = sentences.given_sentence(table)
-    assert "**not the gate's baseline** for 64 latents and k = 8: its width would have to be within 10 %" in said
-    assert "cannot exceed 15.9 at its width, nor 7.9 at theirs" in said  # 255 / 16 and 63 / 8
-    shown = tables.baseline_table(table)
-    assert "| 15.9 |" in shown
-    assert "| 7.9 |" in shown
+    assert "has 256 latents" in said
+    assert "**not the gate's baseline** for 64 latents and k = 8" in said
+    shown = tables.members_table(table)
+    assert "| 15.9 |" in shown  # 255 / 16
+    assert "| 7.9 |" in shown  # 63 / 8
     assert "| given | 256 | topk | every |" in shown
 
 
@@ -137,7 +137,8 @@ def test_an_sae_of_another_l0_is_no_baseline(rows: Bank, tmp_path: Path) -> None
     assert names(saes)[1:] == [("baseline", 0), ("baseline", 1)]
     table, _ = member_rows(saes, on, [])
     assert not table[0].l0_matched
-    assert "k = 8: its L0 would have to be" in sentences.given_sentence(table)
+    said = sentences.given_sentence(table)
+    assert "an L0 of 10.0. It is **not the gate's baseline** for 64 latents and k = 8" in said
 
 
 def test_a_given_sae_may_match_one_condition_of_two(rows: Bank, tmp_path: Path) -> None:
@@ -300,7 +301,7 @@ def test_a_folder_that_saelens_cannot_load_is_reported_in_one_sentence(
     params = saved(tmp_path, random_sae(0))
     damage(tmp_path)
     with pytest.raises(
-        ModelError, match=r"^baseline: SAELens cannot load folder .*; give another SAE, or write [^\n]*$"
+        ModelError, match=r"^baseline: folder .* cannot be loaded: .*; give another SAE, or write [^\n]*$"
     ):
         made(params, rows, held_out)
 
@@ -430,7 +431,7 @@ def test_without_a_hub_a_release_is_one_sentence(
         made(RELEASE.model_copy(update={"release": release}), rows, held_out)
     said = str(raised.value)
     assert "\n" not in said
-    assert said.startswith(f"baseline: release {release}, blocks.8.hook_resid_pre cannot be had: ")
+    assert said.startswith(f"baseline: release {release}, blocks.8.hook_resid_pre cannot be loaded: ")
     assert said.endswith("go online, write baseline: train, or name a local SAE by baseline: {folder: …}")
 
 
@@ -446,6 +447,6 @@ def test_a_failed_release_leaves_nothing_in_the_cache(
 ) -> None:
     monkeypatch.setenv("HUSAI_CACHE", str(tmp_path))
     monkeypatch.setattr(SAE, "from_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError("404")))
-    with pytest.raises(HusaiError, match="cannot be had: 404;"):
+    with pytest.raises(HusaiError, match="cannot be loaded: 404;"):
         made(RELEASE, rows, held_out)
     assert not (cache_folder() / "saes").exists()

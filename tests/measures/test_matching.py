@@ -61,7 +61,7 @@ def test_assignment_is_one_to_one_where_the_nearest_neighbour_is_not():
     assert table.pwmcc[0, 1] == pytest.approx((1 + 0.6) / 2, abs=1e-6)
     assert table.pwmcc_max[0, 1] == pytest.approx((1 + 0.8 + 1 + 0.6) / 4, abs=1e-6)
     # The nearest neighbour of row 1 is at 0.8, but its partner is at 0.6: it doesn't reappear.
-    assert table.reappearing[0, 1] == pytest.approx(0.5)
+    assert table.reappearing_fraction[0, 1] == pytest.approx(0.5)
 
 
 @given(seeds, st.floats(1e-25, 1e25))
@@ -81,7 +81,7 @@ def test_a_dictionary_is_itself(seed):
     assert 1 - 1e-6 < mean_over_pairs(stability.pwmcc) <= 1
     assert pwmcc_interval(stability.pwmcc).low == pytest.approx(1, abs=1e-5)
     assert mean_over_pairs(stability.encoder_mcc) == pytest.approx(1, abs=1e-6)
-    assert mean_over_pairs(stability.reappearing) == 1
+    assert mean_over_pairs(stability.reappearing_fraction) == 1
     assert mean_over_pairs(stability.subspace_overlap) == pytest.approx(1, abs=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_zero_rows_count_as_unlike_everything(seed, zeros):
 def test_zero_decoders_have_no_likeness():
     zero = torch.zeros(4, 3)
     table = group_stability([zero, zero], [zero.T, zero.T])
-    assert table.pwmcc[0, 1] == table.encoder_mcc[0, 1] == table.reappearing[0, 1] == 0
+    assert table.pwmcc[0, 1] == table.encoder_mcc[0, 1] == table.reappearing_fraction[0, 1] == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -121,7 +121,7 @@ def test_unequal_widths_are_matched_over_the_smaller():
     a = gaussian(0, 7, 5)
     assert pwmcc([a, a[2:5]]) == pytest.approx(1, abs=1e-6)
     # three of the seven reappear in one direction, all three in the other
-    assert group_stability([a, a[2:5]], [a.T, a[2:5].T]).reappearing[0, 1] == pytest.approx((3 / 7 + 1) / 2)
+    assert group_stability([a, a[2:5]], [a.T, a[2:5].T]).reappearing_fraction[0, 1] == pytest.approx((3 / 7 + 1) / 2)
 
 
 def test_encoders_are_compared_under_the_decoders_matching():

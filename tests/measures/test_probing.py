@@ -143,14 +143,16 @@ def test_rows_name_their_data_set_and_hold_the_difference_to_the_raw_activation(
     banks: dict[str, Bank], saes: list[TrainedSae]
 ) -> None:
     tasks = probe_tasks(NAMES[:2], banks, PARAMS)
-    scores = [ProbeScore(2, 0.7, 0.75), ProbeScore(1, 0.6, 0.5)]
-    rows = probe_rows("topk", 3, tasks, scores, [ProbeScore(32, 0.9, 0.875), ProbeScore(32, 0.9, 0.25)])
-    assert [(row.data_set, row.best_k, row.test_auc, row.llm_auc, row.delta) for row in rows] == [
-        ("117_us_state_FL", 2, 0.75, 0.875, -0.125),
-        ("95_toxic_is", 1, 0.5, 0.25, 0.25),
+    scores = [ProbeScore(2, 0.7, 0.75, latents=[5, 9]), ProbeScore(1, 0.6, 0.5)]
+    sae = trained(random_sae(0), 3)
+    rows = probe_rows([sae], tasks, [scores], [ProbeScore(32, 0.9, 0.875), ProbeScore(32, 0.9, 0.25)])
+    assert {(row.condition, row.seed) for row in rows} == {("topk", 3)}
+    assert [(row.data_set, row.best_k, row.test_auc, row.llm_auc, row.delta, row.latents) for row in rows] == [
+        ("117_us_state_FL", 2, 0.75, 0.875, -0.125, "5 9"),
+        ("95_toxic_is", 1, 0.5, 0.25, 0.25, ""),
     ]
     with pytest.raises(ValueError, match="shorter"):  # a missing score is no score
-        probe_rows("topk", 3, tasks, scores[:1], scores)
+        probe_rows([sae], tasks, [scores[:1]], scores)
 
 
 def test_a_data_set_without_its_activations_is_named(banks: dict[str, Bank]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,25 @@ def run_eval(config: Config, selected_saes, device, output_path):
     received = [vars(config), run_k_sparse_probing_experiment(), run_feature_absortion_experiment()]
     pathlib.Path(output_path, "a_eval_results.json").write_text(json.dumps(received))
 """,
+}
+DATA = {"ravel": "artifacts/ravel/base/ravel_city_prompt_to_split.json", "unlearning": str(saebench.CORPUS),
+        "autointerp": ".", "mdl": "."}  # fmt: skip
+"""What the other evaluations look for in their working folder."""
+FAKE |= {
+    f"sae_bench/evals/{name}/main.py": f"""
+import json, pathlib
+from dataclasses import dataclass
+
+@dataclass
+class Config:
+    model_name: str = ""
+
+def run_eval(config: Config, selected_saes, device, output_path, api_key=None):
+    pathlib.Path(output_path).mkdir()
+    received = {{"evaluation": "{name}", "key": api_key, "found": pathlib.Path("{path}").exists()}}
+    pathlib.Path(output_path, "a_eval_results.json").write_text(json.dumps(received))
+"""
+    for name, path in DATA.items()
 }
 
 
@@ -149,9 +169,12 @@ def test_a_folder_without_weights_or_with_a_broken_configuration_is_refused(fake
         ("sparse_probing", "codeparrot/github-code, fancyzhx/ag_news, Helsinki-NLP/europarl, which are not in the"),
         (
             "ravel",
-            "needs gemma-2-2b or pythia-160m-deduped and the artifacts in the data set adamkarvonen/ravel",
+            "the model gemma-2-2b or pythia-160m-deduped, but this SAE is of random-tiny_gpt_neox; the data sets "
+            "adamkarvonen/ravel_prompts, which are not in the local cache; --download fetches them",
         ),
-        ("autointerp", "needs a key of OpenAI and the module openai"),
+        ("unlearning", "the file sae_bench/evals/unlearning/data/bio-forget-corpus.jsonl, which the authors of WMDP"),
+        ("autointerp", "needs a key in $OPENAI_API_KEY; the data sets monology/pile-uncopyrighted, which are not"),
+        ("mdl", "needs the data sets HuggingFaceFW/fineweb, which are not in the local cache; --download fetches"),
         ("absorption", "the hook hook_resid_post, but this SAE reads blocks.0.hook_mlp_out"),
     ],
 )
@@ -182,6 +205,22 @@ def test_data_sets_are_found_in_the_cache_without_asking_the_hub(
     (tmp_path / "A___described").mkdir()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     assert [saebench.revisions(name) for name in ("A/b", "A/c", "A/described")] == [["fingerprint"], [], []]
+    assert saebench.revisions(saebench.RAVEL) == []
+    commit = prompts_of_ravel(tmp_path, monkeypatch)
+    assert saebench.revisions(saebench.RAVEL) == [commit.name]
+
+
+def prompts_of_ravel(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The prompts of RAVEL in a cache of the hub, as huggingface_hub keeps them; returns the folder of their commit."""
+    repository = hub / "datasets--adamkarvonen--ravel_prompts"
+    commit = repository / "snapshots" / ("ab" * 20)
+    commit.mkdir(parents=True)
+    (commit / "ravel_city_prompt_to_split.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit.name)
+    monkeypatch.setattr(saebench, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(saebench, "snapshot_download", partial(saebench.snapshot_download, cache_dir=hub))
+    return commit
 
 
 def test_the_sae_of_a_run_is_its_candidate_with_verified_weights(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +297,35 @@ def test_absorption_writes_nothing_into_the_package_and_settings_reach_its_confi
     assert (probing, absorption) == (["scores", "probes"], ["absorbed", "scores", "probes"])
 
 
+@pytest.mark.parametrize("evaluation", DATA)
+def test_an_evaluation_whose_data_are_here_finds_them_in_its_working_folder(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, evaluation: str
+) -> None:
+    prompts_of_ravel(fake / "hub", monkeypatch)
+    monkeypatch.setattr(saebench, "revisions", lambda data_set: ["a revision"])
+    monkeypatch.setattr(saebench, "MODELS", {})
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    monkeypatch.chdir(fake)
+    saebench.CORPUS.parent.mkdir(parents=True)
+    saebench.CORPUS.write_text('{"text": "of one author"}')
+    said = bench(folder_of(fake / "sae"), "--evals", evaluation)
+    assert (said.code, said.err) == (0, ""), said.out
+    [received] = results(fake / "cache").values()
+    key = "a key" if evaluation == "autointerp" else None
+    assert received == {"evaluation": evaluation, "key": key, "found": True}
+
+
+def test_another_corpus_is_another_result(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saebench, "revisions", lambda data_set: ["a revision"])
+    monkeypatch.setattr(saebench, "MODELS", {})
+    monkeypatch.chdir(fake)
+    saebench.CORPUS.parent.mkdir(parents=True)
+    for text in ("one", "another"):
+        saebench.CORPUS.write_text(text)
+        assert bench(folder_of(fake / "sae"), "--evals", "unlearning").code == 0
+    assert len(results(fake / "cache")) == 2
+
+
 def test_an_evaluation_that_leaves_no_result_is_reported_with_the_last_line_of_its_log(fake: Path) -> None:
     said = bench(folder_of(fake / "sae"), "--evals", "core", "--set", "core.fail=quietly")
     assert "core: did not run; sae-bench's core failed: Cannot evaluate this SAE (log: " in said.out
@@ -299,7 +367,7 @@ def test_without_names_all_that_can_run_do_and_the_others_are_listed(
     said = bench(folder_of(fake / "sae"))
     lines = dict(line.split(": ", 1) for line in said.out.splitlines())
     assert said.code == 0
-    assert set(lines) == {*saebench.EVALUATIONS, *saebench.NOT_HERE}
+    assert set(lines) == set(saebench.EVALUATIONS)
     ran = {name for name, text in lines.items() if text == f"result of {name}"}
     assert ran == {"core", "absorption", "sparse_probing_sae_probes", "meta_structure"}
     assert all("cannot run here; it needs" in lines[name] for name in set(lines) - ran)

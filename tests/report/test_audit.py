@@ -1,334 +1,417 @@
-"""An audit finds every change of a complete run, whether in bytes or in numbers that no longer follow."""
+"""An audit of a run that is what it says has no problem; what cannot be checked is counted; nothing hides a problem."""
 
 from __future__ import annotations
 
-import random
+import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
-from stand_ins import forge_hashes, notebooks_of, rewrite, synthetic_run
+from forging import (
+    NOTEBOOKS,
+    change_record,
+    copied,
+    fast_audits,
+    forge_hashes,
+    rewrite,
+    smoke_copy,
+    write_notebook,
+)
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from stand_ins import synthetic_run
 
+from husai_lib.earlier.imports import import_earlier
 from husai_lib.errors import EvidenceError
-from husai_lib.evidence.runs import Run
-from husai_lib.files import read_json, sha256_file, write_json
-from husai_lib.report import recomputed
-from husai_lib.report.audit import Audit, audit_run
-
-RANDOM_DECODERS = 3
-"""Pairs of random decoders, which take torch to be made again."""
-PROSE = 2
-"""Notebooks of another version, whose prose cannot be checked."""
+from husai_lib.evidence.runs import Run, find_imports, find_runs
+from husai_lib.files import REPOSITORY, read_json, sha256_file, write_json
+from husai_lib.report import notebook_audit, recomputed, site, site_audit
+from husai_lib.report.audit import Audited, audit_run
+from husai_lib.report.checks import Audit
+from husai_lib.report.notebook_audit import OTHER_NOTEBOOKS
+from husai_lib.report.recomputed import check_cached
+from husai_lib.report.site_audit import banner_of, check_front_page, check_site
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("audit")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HUSAI_CACHE", str(folder / "cache"))
-        return synthetic_run(folder / "evidence")
+        fast_audits(patch)
+        yield smoke_copy(tmp_path_factory.mktemp("audited"))
 
 
 @pytest.fixture
-def run(made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A copy of the synthetic run and its cache, to damage."""
-    folder = made.path.parent.parent.parent
-    shutil.copytree(folder, tmp_path / "copy")
-    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "copy" / "cache"))
-    return Run(tmp_path / "copy" / made.path.relative_to(folder))
+def run(made: Run, tmp_path: Path) -> Run:
+    """A copy of the run, to be changed."""
+    return copied(made, tmp_path)
 
 
-def audited(run: Run) -> Audit:
-    return audit_run(run, notebooks_of(run))
+def evidence(run: Run) -> Path:
+    return run.path.parent.parent
 
 
-def test_a_run_that_is_what_it_says_verifies_and_tells_what_was_checked(run: Run) -> None:
-    audit = audited(run)
-    assert (audit.problems, audit.not_here, audit.not_checked) == ([], 0, RANDOM_DECODERS)
-    # 23 files, 16 cache entries, 9 members, 2 groups, 12 pairs, 18 probes, 2 candidates, 4 controls and their 6 SAEs,
-    # 6 rows of the OOD control, 7 gates, and of the notebooks 31 outputs and their cells
-    assert audit.checked > 23 + 16 + 9 * 5 + 2 * 9 + 12 + 18 * 2 + 2 * 15 + 4 * 5 + 6 * 4 + 6 * 4 + 7 * 10 + 31 * 4
+def test_a_run_that_is_what_it_says_has_no_problem(run: Run) -> None:
+    assert audit_run(run).problems == []
 
 
-def test_weights_that_are_not_here_are_counted_and_no_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HUSAI_CACHE", str(run.path / "nowhere"))
-    audit = audited(run)
-    pairs = 12  # three of two conditions, and of two controls
-    assert (audit.problems, audit.not_here) == ([], 9 + 6 + 1 + pairs)
+def test_an_import_is_read_again_from_its_originals(run: Run, tmp_path: Path) -> None:
+    [imported] = find_imports(evidence(run))
+    assert audit_run(imported).problems == []
+    shutil.rmtree(imported.path)
+    originals = REPOSITORY / "evidence" / imported.name / "originals"
+    edited = shutil.copytree(originals, tmp_path / "originals") / "release_policy.json"
+    edited.write_text(edited.read_text(encoding="utf-8").replace("false", "true", 1), encoding="utf-8")
+    import_earlier([edited.parent], imported.path.name, evidence(run))
+    assert audit_run(imported).problems == []
+    assert any("read another record imported/cycle3/release_policy" in problem for problem in audit_run(run).problems)
 
 
-def test_records_made_before_there_were_pairs_are_no_problem_and_their_pwmcc_is_not_checked(run: Run) -> None:
-    for step in ("frontier", "stress"):
-        without_pairs(run, step)
-    audit = audited(run)
-    # the bounds of 2 groups; of 3 controls the bounds, and of 2 of them the value
-    assert (audit.problems, audit.not_checked) == ([], 2 * 2 + 3 * 2 + 2 + PROSE)
+def test_a_changed_record_of_an_import_is_found(run: Run) -> None:
+    [imported] = find_imports(evidence(run))
+    path = imported.path / "records" / "caveats.json"
+    data = read_json(path)
+    data["tables"]["caveats"].pop()
+    sha256 = write_json(path, data)
+    entry = imported.journal["caveats"]
+    imported.note_step("caveats", entry | {"files": {"records/caveats.json": sha256}})
+    imported.write_manifest(**{name: value for name, value in imported.manifest().items() if name != "sha256"})
+    assert any("number of caveats in record caveats" in problem for problem in audit_run(imported).problems)
 
 
-@pytest.mark.parametrize("step", ["frontier", "stress"])
-def test_pairs_in_one_record_and_not_in_the_other_are_found(run: Run, step: str) -> None:
-    without_pairs(run, step)
-    assert any(problem.startswith("steps with a table of pairs") for problem in audited(run).problems)
-
-
-def test_a_record_without_the_pairs_that_its_notebook_writes_is_found(run: Run) -> None:
-    for step in ("frontier", "stress"):
-        rewrite(run, step, lambda record: record["tables"].pop("pairs"))
-    assert any(problem.startswith("steps with a table of pairs") for problem in audited(run).problems)
-
-
-def without_pairs(run: Run, step: str) -> None:
-    """As if the record had been made before there were pairs."""
-    [path] = [run.path / name for name in run.journal[step]["files"] if name.startswith("notebooks/")]
-    path.write_text(path.read_text().replace(r" | {\"pairs\": pairs}", ""))
-    rewrite(run, step, lambda record: record["tables"].pop("pairs"))
-
-
-def test_pairs_of_wide_saes_are_counted_as_not_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recomputed, "WIDEST", 63)
-    audit = audited(run)
-    assert (audit.problems, audit.not_checked) == ([], RANDOM_DECODERS + 12)
-
-
-FILES = ("manifest.json", "journal.json", "parameters.json", "release_policy.json", "selection_summary.json",
-         "records/activations.json", "records/baselines.json", "records/frontier.json", "records/selection.json",
-         "records/stress.json", "records/gate.json", "notebooks/03_frontier.ipynb", "notebooks/08_gate.ipynb",
-         "results.json", "figures/controls.png")  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_found_wherever_it_is(run: Run, name: str) -> None:
-    path, draw = run.path / name, random.Random(name)
-    original = path.read_bytes()
-    for _ in range(25):
-        place, bit = draw.randrange(len(original)), draw.randrange(8)
-        damaged = bytearray(original)
-        damaged[place] ^= 1 << bit
-        path.write_bytes(bytes(damaged))
-        assert audited(run).problems, f"bit {bit} of byte {place} of {name}"
-    path.write_bytes(original)
-    assert audited(run).problems == []
-
-
-def test_a_flipped_bit_in_weights_or_activations_is_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = run.path.parent.parent.parent / "cache"
-    stored = [*cache.glob("saes/*/*.safetensors"), *cache.glob("banks/*/*.npy")]
-    assert len(stored) == 9 + 6 + 1
-    for path in stored:
-        original = path.read_bytes()
-        path.write_bytes(original[:-1] + bytes([original[-1] ^ 4]))
-        assert len(audited(run).problems) == 1
-        path.write_bytes(original)
-
-
-def test_other_weights_under_the_same_key_are_found(run: Run) -> None:
-    """An entry that agrees with itself but not with the record."""
-    entry = next((run.path.parent.parent.parent / "cache" / "saes").glob("*/entry.json"))
-    weights = entry.parent / "sae_weights.safetensors"
-    weights.write_bytes(b"other weights")
-    content = read_json(entry)
-    content["files"]["sae_weights.safetensors"] = sha256_file(weights)
-    write_json(entry, content)
-    assert any("SHA-256 in the cache of" in problem for problem in audited(run).problems)
-
-
-def test_weights_that_cannot_be_read_are_a_problem_and_no_traceback(run: Run) -> None:
-    """Bytes that are no weights, where record and entry agree on them."""
-    member = next(row for row in run.record("frontier").table("members") if row.condition == "standard")
-    entry = run.path.parent.parent.parent / "cache" / "saes" / member.key / "entry.json"
-    weights = entry.parent / "sae_weights.safetensors"
-    weights.write_bytes(b"no weights")
-    write_json(entry, read_json(entry) | {"files": {weights.name: sha256_file(weights)}})
-    changed = {"weights_sha256": sha256_file(weights)}
-    rewrite(run, "frontier", lambda record: row_of(record, "members", key=member.key).update(changed))
-    assert any("do not fit together (SafetensorError" in problem for problem in audited(run).problems)
-
-
-def test_a_missing_or_added_file_is_found(run: Run) -> None:
-    (run.path / "records" / "extra.json").write_text("{}\n")
-    assert any("extra.json" in problem for problem in audited(run).problems)
-    (run.path / "records" / "extra.json").unlink()
-    (run.path / "figures" / "controls.png").unlink()
-    assert any("figures/controls.png is 'missing'" in problem for problem in audited(run).problems)
-
-
-def test_an_unfinished_run_cannot_be_audited(run: Run) -> None:
+def test_an_unfinished_run_that_nothing_shows_cannot_be_audited(run: Run) -> None:
     (run.path / "manifest.json").unlink()
-    with pytest.raises(EvidenceError, match="unfinished"):
-        audited(run)
+    with pytest.raises(EvidenceError, match="is unfinished: it has no manifest"):
+        audit_run(run)
 
 
-def row_of(record: dict[str, Any], table: str, **where: Any) -> dict[str, Any]:
-    return next(row for row in record["tables"][table] if all(row[key] == value for key, value in where.items()))
+def test_what_cannot_be_read_is_a_problem_and_hides_no_other(run: Run) -> None:
+    def damage(record: dict[str, Any]) -> None:
+        record["tables"]["members"][0] = {"condition": None}
+        record["environment"]["python"] = "3.99"
 
-
-FORGERIES: dict[str, tuple[str, str, dict[str, Any], str, Any]] = {
-    "SAEBench delta of a member": ("frontier", "members", {"condition": "topk", "seed": 1}, "saebench_delta", 0.9),
-    "AUC of a member": ("frontier", "members", {"condition": "topk", "seed": 1}, "saebench_auc", 0.9),
-    "CE-Bench delta": ("frontier", "members", {"condition": "topk", "seed": 1}, "cebench_delta", 0.9),
-    "CE-Bench delta of a baseline": ("baselines", "members", {"seed": 1}, "cebench_delta", 0.0),
-    "ceiling": ("frontier", "members", {"condition": "topk", "seed": 1}, "cebench_ceiling", 9.0),
-    "matched L0": ("frontier", "members", {"condition": "topk", "seed": 1}, "l0_matched", False),
-    "L0": ("frontier", "members", {"condition": "topk", "seed": 1}, "l0", 9.0),
-    "delta of a probe": ("frontier", "probes", {"condition": "topk", "seed": 1}, "delta", 0.9),
-    "corrected PW-MCC": ("frontier", "groups", {"condition": "topk"}, "pwmcc_corrected", 0.9),
-    "interval of PW-MCC": ("frontier", "groups", {"condition": "topk"}, "pwmcc_low", 0.65),
-    "seeds of a group": ("frontier", "groups", {"condition": "topk"}, "n_seeds", 4),
-    "mean of a candidate": ("selection", "candidates", {"condition": "topk"}, "saebench_delta", 0.9),
-    "bound of a candidate": ("selection", "candidates", {"condition": "topk"}, "saebench_delta_low", 0.0),
-    "front": ("selection", "candidates", {"condition": "standard"}, "on_front", True),
-    "selected": ("selection", "candidates", {"condition": "standard"}, "selected", True),
-    "joint score": ("selection", "candidates", {"condition": "topk"}, "joint_score", 2.0),
-    "selection probability": ("selection", "candidates", {"condition": "topk"}, "selection_probability", 0.5),
-    "delta of a control": ("stress", "controls", {"control": "random_model"}, "delta", 0.26),
-    "sign of the transcoder": ("stress", "controls", {"control": "transcoder"}, "delta", -0.09),
-    "mean OOD drop": ("stress", "controls", {"control": "ood"}, "delta", 0.055),
-    "OOD drop of a task": ("stress", "ood", {"seed": 1}, "drop", -0.5),
-    "OOD drop's bound over tasks": ("stress", "controls", {"control": "ood"}, "tasks_high", 0.049),
-    "OOD delta in domain": ("stress", "controls", {"control": "ood"}, "candidate", -0.04),
-    "OOD delta shifted": ("stress", "controls", {"control": "ood"}, "control_value", -0.11),
-    "a control of other weights": ("stress", "controls", {"control": "random_model"}, "candidate_sha256", "0" * 64),
-    "an OOD task of other weights": ("stress", "ood", {"seed": 1}, "weights_sha256", "0" * 64),
-    "random decoders that are none": ("stress", "controls", {"control": "random_decoder"}, "control_value", 0.21),
-    "a control that was not run": ("stress", "controls", {"control": "random_model"}, "delta", None),
-    "width of a control's SAE": ("stress", "control_saes", {"control": "transcoder"}, "d_sae", 128),
-    "k of a control's SAE": ("stress", "control_saes", {"control": "transcoder"}, "k", 9),
-    "seed of a control's SAE": ("stress", "control_saes", {"control": "transcoder"}, "seed", 7),
-    "L0 of a control's SAE": ("stress", "control_saes", {"control": "random_model"}, "l0", 9.0),
-    "architecture of a control's SAE": ("stress", "control_saes", {"control": "random_model"}, "architecture", "gated"),
-    "verdict": ("gate", "gates", {"gate": "transcoder"}, "verdict", "pass"),
-    "verdict that should pass": ("gate", "gates", {"gate": "ood"}, "verdict", "fail"),
-    "threshold": ("gate", "gates", {"gate": "random_model"}, "threshold", 0.25),
-    "value of a gate": ("gate", "gates", {"gate": "random_model"}, "value", 0.28),
-    "bound of an external gate": ("gate", "gates", {"gate": "external_saebench"}, "bound", 0.01),
-    "requirement": ("gate", "gates", {"gate": "transcoder"}, "required", False),
-}
-
-
-@pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES.keys())
-def test_a_number_that_does_not_follow_is_found_though_all_hashes_agree(
-    run: Run, forgery: tuple[str, str, dict[str, Any], str, Any]
-) -> None:
-    step, table, where, column, value = forgery
-
-    def change(record: dict[str, Any]) -> None:
-        row = row_of(record, table, **where)
-        assert row[column] != value
-        row[column] = value
-
-    rewrite(run, step, change)
-    problems = audited(run).problems
-    assert problems
-    assert not any("SHA-256" in problem for problem in problems)
-
-
-def test_the_forger_of_these_tests_leaves_no_other_trace(run: Run) -> None:
-    rewrite(run, "frontier", lambda record: None)
-    assert audited(run).problems == []
+    change_record(run, "frontier", damage)
+    notebook = run.path / "notebooks" / "09_report.ipynb"
+    notebook.write_text("no notebook", encoding="utf-8")
+    forge_hashes(run)
+    problems = "\n".join(audit_run(run).problems)
+    assert "record frontier, table members: condition" in problems
+    assert "09_report.ipynb is not a readable notebook" in problems
+    assert "environment of record frontier: python is '3.99'" in problems
 
 
 def test_a_difference_within_rounding_is_none(run: Run) -> None:
     def change(record: dict[str, Any]) -> None:
-        row_of(record, "members", condition="topk", seed=1)["saebench_delta"] += 1e-12
+        record["tables"]["members"][0]["cebench_ceiling"] += 1e-12
 
     rewrite(run, "frontier", change)
-    assert audited(run).problems == []
+    assert audit_run(run).problems == []
 
 
-def test_pass_all_that_does_not_follow_is_found(run: Run) -> None:
-    rewrite(run, "gate", lambda record: record["summary"].update(pass_all=True))
-    assert any(problem.startswith("record gate: pass_all is True") for problem in audited(run).problems)
+# ---------------------------------------------------------------------------------------------
+# Notebooks
+# ---------------------------------------------------------------------------------------------
 
 
-def test_another_representative_than_the_median_seed_is_found(run: Run) -> None:
-    rewrite(run, "selection", lambda record: record["summary"]["selected"].update(seed=2))
-    assert any(problem.startswith("record selection: selected") for problem in audited(run).problems)
+def notebooks_with(folder: Path, change: Callable[[Any], object]) -> Path:
+    """The checkout's notebooks with one of them, that of the gate, changed."""
+    shutil.copytree(NOTEBOOKS, folder)
+    notebook = nbformat.read(folder / "08_gate.ipynb", 4)
+    change(notebook)
+    write_notebook(folder / "08_gate.ipynb", notebook)
+    return folder
 
 
-def test_controls_of_another_group_are_found(run: Run) -> None:
-    def change(record: dict[str, Any]) -> None:
-        for row in record["tables"]["controls"][:3]:  # so that every delta still follows
-            row["candidate"], row["control_value"] = row["candidate"] - 0.2, row["control_value"] - 0.2
-
-    rewrite(run, "stress", change)
-    problems = [problem for problem in audited(run).problems if problem.startswith("candidate of stress/controls")]
-    assert len(problems) == 3
+def shown_by_user(notebook: Any) -> None:
+    notebook.cells.append(new_code_cell("len(record.table('gates'))"))
 
 
-@pytest.mark.parametrize(
-    ("control", "column", "value"),
-    [
-        ("random_decoder", "control_value", 0.21),
-        ("random_decoder", "delta_low", 0.36),
-        ("random_model", "control_value", 0.34),
-        ("random_model", "delta_high", 0.29),
-        ("transcoder", "control_value", 0.49),
-        ("transcoder", "delta_low", -0.14),
-        ("transcoder", "candidate", 0.59),
-        ("random_model", "candidate_sha256", "0" * 64),
-        ("ood", "tasks_low", 0.04),
-        ("ood", "tasks_high", 0.06),
-    ],
-)
-def test_a_column_of_a_control_is_recomputed_by_itself(run: Run, control: str, column: str, value: Any) -> None:
-    rewrite(run, "stress", lambda record: row_of(record, "controls", control=control).update({column: value}))
-    assert any(problem.startswith(f"{column} of stress/controls {control} is") for problem in audited(run).problems)
-
-
-def test_a_control_without_an_sae_at_each_seed_is_found(run: Run) -> None:
-    rewrite(run, "stress", lambda record: record["tables"]["control_saes"].pop())
-    [problem] = audited(run).problems
-    assert (
-        problem == "control of stress/controls transcoder is 'transcoder' but must be 'a control at the seeds [0, 1]'"
-    )
-
-
-def test_a_record_of_other_parameters_is_found(run: Run) -> None:
-    rewrite(run, "gate", lambda record: record["parameters"]["gates"].update(max_ood_drop=0.5))
-    assert any("record gate: section gates" in problem for problem in audited(run).problems)
-
-
-def test_what_does_not_hold_together_is_a_problem_and_no_traceback(run: Run) -> None:
-    path = run.path / "records" / "gate.json"
-    record = read_json(path)
-    del record["parameters"]["gates"]
-    write_json(path, record)
+def shown_in_run(run: Run, text: str) -> None:
+    """The same cell in the executed notebook, with what it showed."""
+    path = run.path / "notebooks" / "08_gate.ipynb"
+    notebook = nbformat.read(path, 4)
+    shown_by_user(notebook)
+    notebook.cells[-1].outputs = [new_output("execute_result", {"text/plain": text}, execution_count=1)]
+    write_notebook(path, notebook)
     forge_hashes(run)
-    assert f"the records of {run.name} do not fit together (KeyError: 'gates')" in audited(run).problems
 
 
-@pytest.mark.parametrize(
-    ("place", "column", "value", "said"),
-    [
-        ("frontier/probes", "llm_auc", 0.75, "llm_auc of frontier/probes"),
-        ("frontier/groups", "architecture", "gated", "architecture of frontier/groups"),
-        ("stress/ood", "in_domain_llm_auc", 0.9, "in_domain_llm_auc of stress/ood"),
-        ("activations/banks", "rows", 9, "rows of activations/banks"),
-        ("frontier/groups", "pwmcc", 0.9, "pwmcc of frontier/groups"),
-        ("frontier/groups", "pwmcc_low", 0.1, "pwmcc_low of frontier/groups"),
-        ("frontier/groups", "pwmcc_high", 0.9, "pwmcc_high of frontier/groups"),
-        ("frontier/pairs", "pwmcc", 0.9, "pwmcc of frontier/pairs"),
-        ("frontier/pairs", "seed_b", 0, "pairs of frontier"),
-        ("stress/pairs", "of", "ood", "pairs of stress"),
-        ("stress/controls", "delta_high", 0.9, "delta_high of stress/controls ood"),
-        ("frontier/members", "k", 9, "SAE of frontier"),
-        ("baselines/members", "architecture", "gated", "SAE of baselines"),
-        ("frontier/probes", "seed", 7, "probes of frontier"),
-        ("stress/ood", "task", "another", "tasks of the OOD control"),
-    ],
-)
-def test_a_column_is_held_to_what_it_follows_from(run: Run, place: str, column: str, value: Any, said: str) -> None:
-    """The last row, so that where rows share a value the first one still has it."""
-    step, table = place.split("/")
-    rewrite(run, step, lambda record: record["tables"][table][-1].update({column: value}))
-    assert any(problem.startswith(said) for problem in audited(run).problems)
+def test_a_cell_that_a_user_adds_is_audited_without_an_entry_anywhere(run: Run, tmp_path: Path) -> None:
+    folder = notebooks_with(tmp_path / "notebooks", shown_by_user)
+    shown_in_run(run, "7")
+    assert audit_run(run, folder).problems == []
+    edit(run.path / "notebooks" / "08_gate.ipynb", '"7"', '"8"')
+    forge_hashes(run)
+    [problem] = audit_run(run, folder).problems
+    assert problem.endswith("is '8' but must be '7'")
 
 
-def test_a_file_of_unknown_content_is_counted_as_not_checked(run: Run) -> None:
-    (run.path / "notes.json").write_text("{}\n")
-    entry = run.journal["gate"]
-    run.note_step("gate", entry | {"files": entry["files"] | {"notes.json": ""}})
-    rewrite(run, "gate", lambda record: record["published"].update({"notes.json": ""}))
-    audit = audited(run)
-    assert (audit.problems, audit.not_checked) == ([], RANDOM_DECODERS + 1)
+def test_notebooks_of_the_records_commit_are_held_to_hashes_and_not_executed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkout has gone on: its notebook of the gate has another cell, which that commit's had not."""
+    folder = notebooks_with(tmp_path / "notebooks", shown_by_user)
+    source = (NOTEBOOKS / "08_gate.ipynb").read_text(encoding="utf-8")
+    asked: list[tuple[str, str]] = []
+
+    def file_at(commit: str, path: str) -> str | None:
+        asked.append((commit, path))
+        return source if path == "notebooks/08_gate.ipynb" else None
+
+    monkeypatch.setattr(notebook_audit, "file_at", file_at)
+    change_record(run, "gate", lambda record: record["environment"]["code"].update(git_commit="1234+changes"))
+    audit = audit_run(run, folder)
+    assert audit.unchecked[OTHER_NOTEBOOKS] == 1
+    assert asked == [("1234", "notebooks/08_gate.ipynb")]
+    assert [problem for problem in audit.problems if "notebook" in problem] == []
+    monkeypatch.setattr(notebook_audit, "file_at", lambda commit, path: None)
+    assert any("number of cells of 08_gate.ipynb" in problem for problem in audit_run(run, folder).problems)
+
+
+def test_a_notebook_that_the_checkout_does_not_have_is_a_problem(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
+    (tmp_path / "notebooks" / "09_report.ipynb").unlink()
+    [problem] = [p for p in audit_run(run, tmp_path / "notebooks").problems if "09_report" in p]
+    assert problem == "09_report.ipynb is 'in the run' but must be 'a notebook of the checkout'"
+
+
+def test_code_in_evidence_is_never_executed(run: Run, tmp_path: Path) -> None:
+    trap = f"__import__('pathlib').Path({str(tmp_path / 'sprung')!r}).touch()"
+    path = run.path / "notebooks" / "08_gate.ipynb"
+    original = nbformat.read(path, 4)
+
+    def trapped(change: Callable[[Any], object]) -> Audit:
+        notebook = nbformat.from_dict(json.loads(json.dumps(original)))
+        change(notebook)
+        write_notebook(path, notebook)
+        forge_hashes(run)
+        return audit_run(run)
+
+    def everywhere(notebook: Any) -> None:
+        for cell in notebook.cells:
+            cell.source = f"{cell.source}\n{trap}"
+
+    injected = next(cell for cell in original.cells if "injected-parameters" in cell.metadata.tags)
+    assert trapped(lambda notebook: notebook.cells.insert(0, new_code_cell(trap))).problems
+    assert trapped(lambda notebook: notebook.cells.append(new_markdown_cell(trap))).problems
+    assert trapped(everywhere).problems
+    place = original.cells.index(injected)
+    assert trapped(lambda notebook: notebook.cells[place].update(source=f"{injected.source}\n{trap}")).problems
+    assert not (tmp_path / "sprung").exists()
+
+
+# ---------------------------------------------------------------------------------------------
+# What the cache holds
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run whose weights are in the cache."""
+    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "cache"))
+    return synthetic_run(tmp_path / "evidence")
+
+
+SAES, BANKS, PAIRS = 9 + 6, 1, 6 + 6
+"""SAEs of members and of controls, banks, and pairs of seeds of two conditions and of two trained controls."""
+
+
+def cached(run: Run) -> Audit:
+    audit = Audit()
+    audit.take(lambda: check_cached(Audited(run).tables), "a cache entry")
+    return audit
+
+
+def test_weights_in_the_cache_have_their_hashes_and_pairs_follow_from_them(trained: Run) -> None:
+    audit = cached(trained)
+    assert (audit.problems, audit.unchecked, audit.checked) == ([], {}, SAES + BANKS + PAIRS)
+
+
+def test_weights_that_are_not_here_are_counted(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUSAI_CACHE", str(trained.path / "nowhere"))
+    audit = cached(trained)
+    assert (audit.problems, audit.unchecked) == ([], {"cached files not here": SAES + BANKS + PAIRS})
+
+
+def test_pairs_of_wide_saes_are_counted(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recomputed, "WIDEST", 63)
+    audit = cached(trained)
+    assert (audit.problems, audit.unchecked) == ([], {recomputed.TOO_WIDE: PAIRS})
+
+
+def test_a_flipped_bit_of_weights_or_activations_is_found(trained: Run, tmp_path: Path) -> None:
+    stored = [*tmp_path.glob("cache/saes/*/*.safetensors"), *tmp_path.glob("cache/banks/*/*.npy")]
+    assert len(stored) == SAES + BANKS
+    for path in stored[:2] + stored[-1:]:
+        original = path.read_bytes()
+        path.write_bytes(original[:-1] + bytes([original[-1] ^ 4]))
+        assert len(cached(trained).problems) == 1
+        path.write_bytes(original)
+
+
+def test_other_weights_under_the_same_key_are_found(trained: Run, tmp_path: Path) -> None:
+    """An entry that agrees with itself but not with the record."""
+    entry = next(tmp_path.glob("cache/saes/*/entry.json"))
+    weights = entry.parent / "sae_weights.safetensors"
+    other = next(path for path in tmp_path.glob(f"cache/saes/*/{weights.name}") if path != weights)
+    weights.write_bytes(other.read_bytes())
+    write_json(entry, read_json(entry) | {"files": {weights.name: sha256_file(weights)}})
+    assert any(problem.startswith("SHA-256 of ") for problem in cached(trained).problems)
+
+
+def test_a_pair_that_the_weights_do_not_have_is_found(trained: Run) -> None:
+    path = trained.path / "records" / "stress.json"
+    data = read_json(path)
+    pair = next(row for row in data["tables"]["pairs"] if row["of"] == "transcoder")
+    pair["pwmcc"] += 0.001
+    trained.note_step("stress", {"files": {"records/stress.json": write_json(path, data)}, "key": ""})
+    [problem] = cached(trained).problems
+    assert problem.startswith("PW-MCC of transcoder, seeds 0 and 1 is 0.491 but must be 0.4899")
+
+
+# ---------------------------------------------------------------------------------------------
+# The front page and the site
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rendered(made: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with this run and an older one, its front page, a README with a picture, and a site."""
+    root = tmp_path_factory.mktemp("checkout")
+    run = copied(made, root)
+    older = Run(shutil.copytree(run.path, run.path.with_name("run_20200101T000000Z")))
+    older.write_manifest(**{name: value for name, value in run.manifest().items() if name != "sha256"})
+    picture = f"![Stability](evidence/{run.name}/figures/stability.png)\n"
+    (root / "README.md").write_text(f"# HUSAI\n\n{picture}", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        as_checkout(root, patch)
+        site.render(root / "evidence", root / "site", banner=banner_of)
+    return root
+
+
+def as_checkout(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let a folder pass for this checkout, on a machine without Quarto."""
+    for module in (site, site_audit):
+        patch.setattr(module, "REPOSITORY", root)
+    patch.setattr(site_audit, "FRONT", root / "index.md")
+    patch.setattr(site_audit, "README", root / "README.md")
+    patch.setattr(shutil, "which", lambda name: None)
+
+
+@pytest.fixture
+def checkout(rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that checkout, to be changed."""
+    root = shutil.copytree(rendered, tmp_path / "checkout")
+    as_checkout(root, monkeypatch)
+    return root
+
+
+def front(checkout: Path) -> list[str]:
+    return check_front_page(checkout / "evidence").problems
+
+
+def pages(checkout: Path) -> list[str]:
+    return check_site(checkout / "site", checkout / "evidence").problems
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def another_run(checkout: Path) -> None:
+    """The older run on the front page, without the sentence that says so."""
+    older = next(run for run in find_runs(checkout / "evidence") if run.path.name.startswith("run_2020"))
+    text = site.front_page(older)
+    [line] = [line for line in text.splitlines() if "not the newest complete run" in line]
+    (checkout / "index.md").write_text(text.replace(line, "This is the newest complete run."), encoding="utf-8")
+
+
+ON_FRONT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a verdict": (lambda root: edit(root / "index.md", "**Not releasable**", "**Releasable**"), "line of index.md"),
+    "no front page": (lambda root: (root / "index.md").unlink(), "index.md is there is False"),
+    "no complete run": (lambda root: [path.unlink() for path in root.glob("evidence/smoke/*/manifest.json")],
+                        "complete runs for the front page is False"),
+    "another run than the newest": (another_run, "line of index.md"),
+    "a picture that no run has": (lambda root: edit(root / "README.md", "stability", "better"), "picture smoke/run_"),
+    "the picture of an older run": (lambda root: edit(root / "README.md", find_runs(root / "evidence")[-1].path.name,
+                                                      "run_20200101T000000Z"), "run of the picture in README.md"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "said"), ON_FRONT.values(), ids=ON_FRONT.keys())
+def test_a_falsified_front_page_is_found(checkout: Path, change: Callable[[Path], object], said: str) -> None:
+    assert front(checkout) == []
+    change(checkout)
+    assert any(problem.startswith(said) for problem in front(checkout)), front(checkout)
+
+
+def test_an_older_run_on_the_front_page_is_no_problem_where_the_page_says_so(checkout: Path) -> None:
+    site.render(checkout / "evidence", checkout / "site", "run_20200101T000000Z", banner_of)
+    assert "**This is not the newest complete run**" in (checkout / "index.md").read_text(encoding="utf-8")
+    assert front(checkout) == []
+
+
+def with_hashes(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Change a site and its own account of its hashes."""
+
+    def changed(root: Path) -> None:
+        change(root)
+        about = read_json(root / "site" / site.ABOUT)
+        write_json(root / "site" / site.ABOUT, about | {"pages": site.hashes_of(root / "site")})
+
+    return changed
+
+
+def page(root: Path, name: str) -> Path:
+    return next((root / "site").rglob(name))
+
+
+def verdict(root: Path) -> None:
+    edit(root / "site" / "index.html", "Not releasable", "Releasable")
+
+
+def newer_run(root: Path) -> None:
+    newest = find_runs(root / "evidence")[-1].path
+    shutil.copytree(newest, newest.with_name("run_29990101T000000Z"))
+
+
+ON_SITE: dict[str, Callable[[Path], object]] = {
+    "a verdict": verdict,
+    "a verdict, with its hash": with_hashes(verdict),
+    "a verdict, of a renderer that is not here": with_hashes(lambda root: (verdict(root), write_json(
+        root / "site" / site.ABOUT, read_json(root / "site" / site.ABOUT) | {"renderer": "quarto"}))),
+    "a page removed": with_hashes(lambda root: page(root, "07_stress.html").unlink()),
+    "a page added": with_hashes(lambda root: shutil.copy(page(root, "index.html"), root / "site" / "more.html")),
+    "the copy of a record": with_hashes(lambda root: edit(page(root, "gate.json"), "false", "true")),
+    "a figure": with_hashes(lambda root: page(root, "controls.png").write_bytes(b"x")),
+    "a run that came later": newer_run,
+    "a run that is gone": lambda root: shutil.rmtree(find_runs(root / "evidence")[0].path),
+    "no account": lambda root: (root / "site" / site.ABOUT).unlink(),
+    "another account": lambda root: write_json(root / "site" / site.ABOUT, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ON_SITE.values(), ids=ON_SITE.keys())
+def test_a_falsified_site_is_found(checkout: Path, change: Callable[[Path], object]) -> None:
+    change(checkout)
+    assert pages(checkout)
+
+
+def test_a_site_and_a_front_page_as_they_were_rendered_have_no_problem(checkout: Path) -> None:
+    audit = check_site(checkout / "site", checkout / "evidence")
+    assert (audit.problems, audit.unchecked) == ([], {})
+    assert front(checkout) == []
+    assert check_front_page(checkout / "evidence" / "smoke").checked == 0
+
+
+def test_pages_of_other_notebooks_than_the_checkouts_say_so_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert banner_of.__wrapped__(run) == ""
+    monkeypatch.setattr(site_audit, "is_of_checkout", lambda run, step, notebooks: step != "gate")
+    banner = banner_of.__wrapped__(run)
+    assert banner.startswith("The notebooks of the steps gate of this run are not those of this checkout.")
+    lines = site.front_page(run, lambda _: banner).splitlines()
+    text = [line for line in lines[3:] if line and not line.startswith("<")]
+    assert text[0] == banner

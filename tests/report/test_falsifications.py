@@ -1,8 +1,8 @@
 """Falsifications by a forger who makes every hash agree: the audit finds each of them.
 
 Whoever changes a record also writes everything again that follows from it (`rewrite`); whoever changes what is shown
-leaves the records as they are (`forge_hashes`). Falsified measurements are found by `husai reproduce` alone: see
-tests/cycle/test_reproduce.py. Changes without new hashes are found by `husai verify`: tests/evidence/test_verification.py.
+leaves the records as they are (`forge_hashes`). Falsified measurements are found by a reproduction alone: see
+tests/cycle/test_reproduce.py. Damage without new hashes is found by hashes: see tests/evidence/test_verification.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import nbformat
 import pytest
 from forging import (
     Change,
+    change_record,
     copied,
     derive_again,
-    draw_nothing,
-    execute_once,
+    fast_audits,
     forge_hashes,
     rewrite,
     show_again,
@@ -33,6 +33,7 @@ from husai_lib.evidence.runs import Run
 from husai_lib.files import read_json, write_json
 from husai_lib.report import figures, tables
 from husai_lib.report.audit import audit_run
+from husai_lib.report.notebook_audit import INJECTED
 
 Plant = Callable[[Run], None]
 
@@ -40,8 +41,7 @@ Plant = Callable[[Run], None]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with pytest.MonkeyPatch.context() as patch:
-        draw_nothing(patch)
-        execute_once(patch)
+        fast_audits(patch)
         yield smoke_copy(tmp_path_factory.mktemp("falsified"))
 
 
@@ -70,78 +70,84 @@ def in_notebook(stem: str, change: Callable[[Any], object]) -> Plant:
 
 
 def cell_of(notebook: Any, text: str) -> Any:
-    """The first cell whose source has a text, without the injected one."""
-    return next(
-        c for c in notebook.cells if text in c.source and "injected-parameters" not in c.metadata.get("tags", [])
-    )
+    """The first cell that has a text in its source or in the Markdown that it shows, but the injected one."""
 
+    def has(cell: Any) -> bool:
+        shown = [output.data.get("text/markdown", "") for output in cell.get("outputs", []) if "data" in output]
+        return any(text in one for one in (cell.source, *shown)) and INJECTED not in cell.metadata.tags
 
-def output(stem: str, cell: str, old: str, new: str) -> Plant:
-    """Replace a text in the Markdown that the cell with the code `cell` shows."""
-
-    def change(notebook: Any) -> None:
-        [shown] = cell_of(notebook, cell).outputs
-        assert old in shown.data["text/markdown"]
-        shown.data["text/markdown"] = shown.data["text/markdown"].replace(old, new, 1)
-
-    return in_notebook(stem, change)
-
-
-def lines(stem: str, cell: str, change: Callable[[list[str]], object]) -> Plant:
-    """Change the lines of the Markdown that the cell with the code `cell` shows."""
-
-    def in_output(notebook: Any) -> None:
-        data = cell_of(notebook, cell).outputs[0].data
-        text = data["text/markdown"].split("\n")
-        change(text)
-        data["text/markdown"] = "\n".join(text)
-
-    return in_notebook(stem, in_output)
+    return next(cell for cell in notebook.cells if has(cell))
 
 
 def cell(stem: str, text: str, change: Callable[[Any], object]) -> Plant:
-    """Change the cell that has a text in its source."""
+    """Change the first cell that has a text."""
     return in_notebook(stem, lambda notebook: change(cell_of(notebook, text)))
 
 
+def lines(stem: str, text: str, change: Callable[[list[str]], object]) -> Plant:
+    """Change the lines of the first Markdown output that has a text."""
+
+    def in_output(one: Any) -> None:
+        data = one.outputs[0].data
+        shown = data["text/markdown"].split("\n")
+        change(shown)
+        assert data["text/markdown"] != "\n".join(shown)
+        data["text/markdown"] = "\n".join(shown)
+
+    return cell(stem, text, in_output)
+
+
+def output(stem: str, text: str, old: str, new: str) -> Plant:
+    """Replace a part of the first Markdown output that has a text."""
+    return lines(stem, text, lambda shown: shown.__setitem__(slice(None), ["\n".join(shown).replace(old, new, 1)]))
+
+
 def source(stem: str, old: str, new: str) -> Plant:
+    """Replace a part of the source of the first cell that has it."""
     return cell(stem, old, lambda one: one.update(source=one.source.replace(old, new, 1)))
 
 
-def injected(change: Callable[[Any], object]) -> Plant:
-    """Change the cell of parameters that papermill injected."""
-
-    def in_cell(notebook: Any) -> None:
-        change(next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.tags))
-
-    return in_notebook("08_gate", in_cell)
+def tagged(tag: str, change: Callable[[Any], object], stem: str = "08_gate") -> Plant:
+    """Change the first cell with a tag."""
+    return in_notebook(stem, lambda notebook: change(next(c for c in notebook.cells if tag in c.metadata.tags)))
 
 
-def added(place: int, new: Any) -> Plant:
-    return in_notebook("08_gate", lambda notebook: notebook.cells.insert(place, new))
+def prose(change: Callable[[Any], object]) -> Plant:
+    """Change the first paragraph of the notebook of the gate."""
+    return in_notebook("08_gate", lambda notebook: change(notebook.cells[0]))
 
 
-def removed(stem: str, text: str) -> Plant:
-    return in_notebook(stem, lambda notebook: notebook.cells.remove(cell_of(notebook, text)))
+def verdict(change: Callable[[Any], object]) -> Plant:
+    """Change the cell that shows the verdict."""
+    return cell("08_gate", "**Not releasable**", change)
 
 
-def shows(text: str, new: Any) -> Plant:
-    """Let a cell of the notebook of the gate show something else beside what it shows."""
-    return cell("08_gate", text, lambda one: one.outputs.append(new))
+def beside(new: Any) -> Plant:
+    """Let the cell of the verdict show something else beside it."""
+    return verdict(lambda one: one.outputs.append(new))
+
+
+def cells(change: Callable[[list[Any]], object]) -> Plant:
+    """Change the list of cells of the notebook of the gate."""
+    return in_notebook("08_gate", lambda notebook: change(notebook.cells))
 
 
 def markdown(text: str) -> Any:
     return new_output("display_data", {"text/markdown": text, "text/plain": text})
 
 
-def injected_as_markdown(notebook: Any) -> None:
+def display(kind: str, text: str) -> Any:
+    return new_output("display_data", {kind: text})
+
+
+def injected_as_markdown(cells: list[Any]) -> None:
     """A heading that Python would read as a comment."""
     claim = "# This SAE is releasable: all 7 required gates pass"
-    notebook.cells.insert(0, new_markdown_cell(claim, metadata={"tags": ["injected-parameters"]}))
+    cells.insert(0, new_markdown_cell(claim, metadata={"tags": [INJECTED]}))
 
 
 def another_true_text(notebook: Any) -> None:
-    cell_of(notebook, "external_table").outputs = cell_of(notebook, "groups_table").outputs
+    cell_of(notebook, "| 95 % over data sets |").outputs = cell_of(notebook, "| Random null |").outputs
 
 
 def picture(change: Callable[[bytes], bytes]) -> Plant:
@@ -163,77 +169,99 @@ def another_figure(run: Run) -> None:
 
 def better_figure(run: Run) -> None:
     """A figure drawn from better numbers than the record's, in the notebook and as a file."""
-    rows = [row.model_copy(update={"delta": 0.5}) for row in run.record("stress").table("controls") if row.delta_low]
-    drawn = figures.controls([row.model_copy(update={"delta_low": 0.4, "delta_high": 0.6}) for row in rows]).png()
+    better = {"delta": 0.5, "delta_low": 0.4, "delta_high": 0.6}
+    drawn = figures.controls([row.model_copy(update=better) for row in run.record("stress").table("controls")]).png()
     (run.path / "figures" / "controls.png").write_bytes(drawn)
     picture(lambda _: drawn)(run)
 
 
+SIGNS = str.maketrans("+-", "-+")
+WIDGET = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "All gates pass"}
+ERROR = new_output("error", ename="Releasable", evalue="", traceback=[])
+KINDS = "kinds of outputs of 08_gate.ipynb, cell"
+CELLS = "number of cells of 08_gate.ipynb"
+METADATA = "metadata of 08_gate.ipynb, cell"
 SHOWN: dict[str, tuple[Plant, str]] = {
-    "a digit of a table": (output("03_frontier", "groups_table", "0.4", "0.5"), "03_frontier.ipynb, cell"),
-    "a digit of a sentence": (output("03_frontier", "matched_sentence", "12", "11"), "03_frontier.ipynb, cell"),
-    "a sign": (lines("07_stress", "controls_table", lambda x: x.insert(-1, x.pop().replace("-", "+"))), "07_stress"),
-    "a unit": (output("02_baselines", "baseline_table", "(SD", "(%"), "02_baselines.ipynb, cell"),
-    "a heading of a table": (output("03_frontier", "members_table", "Explained", "True"), "03_frontier.ipynb, cell"),
-    "a name in a table": (output("03_frontier", "members_table", "topk", "gated"), "03_frontier.ipynb, cell"),
-    "a row removed": (lines("06_selection", "candidates_table", lambda x: x.pop(2)), "06_selection.ipynb, cell"),
-    "a row doubled": (lines("06_selection", "candidates_table", lambda x: x.insert(3, x[2])), "06_selection.ipynb"),
-    "rows swapped": (lines("06_selection", "candidates_table", lambda x: x.insert(2, x.pop(3))), "06_selection.ipynb"),
-    "a threshold": (output("08_gate", "gates_table(record", " 0.1 ", " 0.5 "), "08_gate.ipynb, cell"),
-    "a verdict": (output("08_gate", "verdict_sentence", "Not releasable", "Releasable"), "'**Releasable"),
-    "a verdict of one gate": (output("08_gate", "gates_table(record", "**FAIL**", "pass"), "08_gate.ipynb, cell"),
-    "a verdict in the report alone": (output("09_report", "verdict_sentence", "**Not r", "**R"), "09_report.ipynb"),
-    "a caveat removed": (output("09_report", "stories_sentence", "cannot", "can"), "09_report.ipynb, cell"),
-    "a sentence added to a table": (lines("08_gate", "gates_table(record", lambda x: x.append("So it is good.")),
-                                    "'So it is good.' but must be '(nothing)'"),
-    "another true text of the run": (in_notebook("03_frontier", another_true_text), "03_frontier.ipynb, cell"),
-    "plain text beside Markdown": (cell("08_gate", "verdict_sentence", lambda one: one.outputs[0].data.update(
-        {"text/plain": "Releasable"})), "'Releasable' but must be '<IPython"),
-    "an output removed": (cell("08_gate", "verdict_sentence", lambda one: one.outputs.clear()), "kinds of outputs"),
-    "an output added": (shows("verdict_sentence", markdown("All gates pass.")), "kinds of outputs"),
-    "HTML": (shows("verdict_sentence", new_output("display_data", {"text/html": "<b>0.99</b>"})), "kinds of outputs"),
-    "a drawing": (shows("verdict_sentence", new_output("display_data", {"image/svg+xml": "<svg/>"})), "kinds of"),
-    "a printed line": (shows("verdict_sentence", new_output("stream", text="All pass.\n")), "kinds of outputs"),
-    "an error that speaks": (shows("verdict_sentence", new_output("error", ename="Releasable", evalue="", traceback=[])),
-                             "kinds of outputs"),
-    "the plain text of a widget": (shows("verdict_sentence", new_output("display_data", {
-        "application/vnd.jupyter.widget-view+json": {}, "text/plain": "All gates pass"})), "kinds of outputs"),
-    "a computing cell that shows something": (cell("03_frontier", "train_bank(bank, gaussian", lambda one:
-        one.outputs.append(markdown("All seeds agree."))), "kinds of outputs of 03_frontier.ipynb, cell"),
-    "an output of the injected cell": (injected(lambda one: one.outputs.append(markdown("All pass."))), "kinds of"),
-    "an output of prose": (cell("08_gate", "## Verdict", lambda one: one.update(outputs=[markdown("All pass.")])),
-                           "08_gate.ipynb"),
+    "a digit of a table": (output("03_frontier", "| Random null |", " 0.", " 9."), "output of 03_frontier.ipynb"),
+    "a digit of a sentence": (output("03_frontier", " of 12 SAEs", "12", "13"), "output of 03_frontier.ipynb"),
+    "a sign": (lines("07_stress", "| random model |", lambda x: x.append(x.pop().translate(SIGNS))), "output of 07_"),
+    "a unit": (output("02_baselines", "CE-Bench ceiling (SD)", "(SD)", "(%)"), "output of 02_baselines.ipynb"),
+    "a heading": (output("03_frontier", "| Target k |", "Explained variance", "Truth"), "output of 03_frontier.ipynb"),
+    "a name in a table": (output("03_frontier", "| Target k |", "topk", "gated"), "output of 03_frontier.ipynb"),
+    "a row removed": (lines("06_selection", "| Standing |", lambda x: x.pop(2)), "output of 06_selection.ipynb"),
+    "a row doubled": (lines("06_selection", "| Standing |", lambda x: x.insert(3, x[2])), "output of 06_selection"),
+    "rows swapped": (lines("06_selection", "| Standing |", lambda x: x.insert(2, x.pop(3))), "output of 06_selection"),
+    "a threshold": (output("08_gate", "| Must be |", "&gt; 0 ", "&gt; -1 "), "output of 08_gate.ipynb"),
+    "a verdict": (output("08_gate", "**Not releasable**", "**Not r", "**R"), "output of 08_gate.ipynb"),
+    "a verdict of one gate": (output("08_gate", "| Must be |", "**FAIL**", "pass"), "output of 08_gate.ipynb"),
+    "a verdict in the report alone": (output("09_report", "**Not releasable**", "**Not r", "**R"), "output of 09_"),
+    "a caveat removed": (output("09_report", "**cannot be compared", "cannot", "can"), "output of 09_report.ipynb"),
+    "a sentence added": (lines("08_gate", "| Must be |", lambda x: x.append("So it is good.")), "'So it is good.'"),
+    "another true text": (in_notebook("03_frontier", another_true_text), "output of 03_frontier.ipynb"),
+    "plain text": (verdict(lambda one: one.outputs[0].data.update({"text/plain": "Releasable"})), "'Releasable' but"),
+    "an output removed": (verdict(lambda one: one.outputs.clear()), KINDS),
+    "an output added": (beside(markdown("All gates pass.")), KINDS),
+    "HTML": (beside(display("text/html", "<b>All gates pass.</b>")), KINDS),
+    "a drawing": (beside(display("image/svg+xml", "<svg/>")), KINDS),
+    "a printed line": (beside(new_output("stream", text="All gates pass.\n")), KINDS),
+    "an error that claims": (beside(ERROR), KINDS),
+    "plain text of a widget": (beside(new_output("display_data", WIDGET)), KINDS),
+    "hidden text of an output": (verdict(lambda one: one.outputs[0].metadata.update(alt="All pass")), "output of 08_"),
+    "a computing cell that shows something": (
+        tagged("compute", lambda one: one.outputs.append(markdown("All seeds agree.")), "03_frontier"),
+        "kinds of outputs of 03_frontier.ipynb, cell",
+    ),
+    "an output of the injected cell": (tagged(INJECTED, lambda one: one.outputs.append(markdown("All pass."))), KINDS),
+    "an output of prose": (prose(lambda one: one.update(outputs=[markdown("All gates pass.")])), "08_gate.ipynb"),
     "a figure that is no picture": (picture(lambda _: b"none"), "figure of 07_stress.ipynb, cell"),
     "a figure in the notebook alone": (picture(lambda _: figures.stability([]).png()), "figure of 07_stress.ipynb"),
     "another figure of the run": (another_figure, "figures/controls.png is 'another picture'"),
     "a figure of better numbers": (better_figure, "figures/controls.png is 'another picture'"),
-    "prose edited": (source("08_gate", "Every requirement", "No requirement"), "08_gate.ipynb, cell 0"),
-    "prose added": (added(3, new_markdown_cell("All gates pass.")), "number of cells of 08_gate.ipynb"),
-    "prose removed": (removed("08_gate", "## What could be wrong"), "number of cells of 08_gate.ipynb"),
-    "a raw cell": (added(3, new_raw_cell("<b>All gates pass.</b>")), "number of cells of 08_gate.ipynb"),
-    "prose turned into a raw cell": (cell("08_gate", "## Verdict", lambda one: one.update(cell_type="raw")), "08_gate"),
-    "an attachment": (cell("08_gate", "## Verdict", lambda one: one.update(attachments={"a.png": {"image/png": "AA=="}})),
-                      "attachments of 08_gate.ipynb"),
-    "a verdict cell removed": (removed("08_gate", "verdict_sentence"), "number of cells of 08_gate.ipynb"),
-    "a comment added to code": (source("08_gate", "record = step.write", "# All pass.\nrecord = step.write"), "All pass."),
-    "a caption edited": (source("07_stress", "fig-cap: \"Delta", "fig-cap: \"No delta"), "No delta"),
-    "a cell hidden by a tag": (cell("08_gate", "verdict_sentence", lambda one: one.metadata.update(
-        tags=["remove-output"])), "metadata of 08_gate.ipynb, cell"),
-    "a cell hidden by its metadata": (cell("08_gate", "verdict_sentence", lambda one: one.metadata.update(
-        jupyter={"outputs_hidden": True})), "metadata of 08_gate.ipynb, cell"),
-    "a title in the metadata": (in_notebook("08_gate", lambda notebook: notebook.metadata.update(title="Releasable")),
-                                "metadata of 08_gate.ipynb is ['title']"),
-    "an injected cell of Markdown": (in_notebook("08_gate", injected_as_markdown), "This SAE is releasable"),
-    "the injected cell turned into Markdown": (injected(lambda one: one.update(cell_type="markdown")), "08_gate.ipynb"),
-    "a comment in the injected cell": (injected(lambda one: one.update(source=f"# All pass.\n{one.source}")), "All pass."),
-    "a second injected cell": (added(3, new_code_cell("gates = {}", metadata={"tags": ["injected-parameters"]})),
-                               "number of cells of 08_gate.ipynb"),
-    "no injected cell": (in_notebook("08_gate", lambda notebook: notebook.cells.remove(next(
-        c for c in notebook.cells if "injected-parameters" in c.metadata.tags))), "number of cells of 08_gate.ipynb"),
-    "an injected parameter": (injected(lambda one: one.update(source=one.source.replace("0.1", "0.5", 1))), "08_gate"),
-    "the injected run": (injected(lambda one: one.update(source=one.source.replace("run_2", "run_1", 1))), "08_gate"),
-    "no notebook": (in_notebook("08_gate", lambda notebook: notebook.clear()), "08_gate.ipynb"),
-}  # fmt: skip
+    "prose edited": (prose(lambda one: one.update(source=f"{one.source}\nAll gates pass.")), "'All gates pass.'"),
+    "prose added": (cells(lambda all_cells: all_cells.insert(1, new_markdown_cell("All gates pass."))), CELLS),
+    "prose removed": (cells(lambda all_cells: all_cells.pop()), CELLS),
+    "a raw cell": (cells(lambda all_cells: all_cells.append(new_raw_cell("<b>All gates pass.</b>"))), CELLS),
+    "prose as a raw cell": (prose(lambda one: one.update(cell_type="raw")), "08_gate.ipynb, cell 0 is 'raw'"),
+    "an attachment": (
+        prose(lambda one: one.update(attachments={"a.png": {"image/png": "AA=="}})),
+        "attachments of 08_",
+    ),
+    "the verdict's cell removed": (
+        in_notebook("08_gate", lambda notebook: notebook.cells.remove(cell_of(notebook, "**Not releasable**"))),
+        CELLS,
+    ),
+    "a comment in code": (
+        source("08_gate", "record = step.write(", "# All pass.\nrecord = step.write("),
+        "'# All pass.'",
+    ),
+    "a caption": (source("07_stress", 'fig-cap: "', 'fig-cap: "All pass. '), "All pass. "),
+    "a cell hidden by a tag": (verdict(lambda one: one.metadata.update(tags=["remove-output"])), METADATA),
+    "a cell hidden by metadata": (verdict(lambda one: one.metadata.update(jupyter={"source_hidden": True})), METADATA),
+    "metadata of the notebook": (
+        in_notebook("08_gate", lambda notebook: notebook.metadata.update(title="x")),
+        "['title']",
+    ),
+    "an injected cell of Markdown": (cells(injected_as_markdown), "This SAE is releasable"),
+    "the injected cell as Markdown": (tagged(INJECTED, lambda one: one.update(cell_type="markdown")), "is 'markdown'"),
+    "a comment in the injected cell": (tagged(INJECTED, lambda one: one.update(source=f"# x\n{one.source}")), "'# x'"),
+    "a second injected cell": (
+        cells(lambda all_cells: all_cells.insert(3, new_code_cell("gates = {}", metadata={"tags": [INJECTED]}))),
+        CELLS,
+    ),
+    "no injected cell": (cells(lambda all_cells: all_cells.pop(3)), CELLS),
+    "an injected parameter": (
+        tagged(INJECTED, lambda one: one.update(source=one.source.replace("0.1", "0.5", 1))),
+        "08_gate.ipynb, cell 3",
+    ),
+    "the injected run": (
+        tagged(INJECTED, lambda one: one.update(source=one.source.replace("run_2", "run_1", 1))),
+        "08_gate.ipynb, cell 3",
+    ),
+    "no notebook": (
+        in_notebook("08_gate", lambda notebook: notebook.clear()),
+        "08_gate.ipynb is not a readable notebook",
+    ),
+}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -292,29 +320,43 @@ def without_file(name: str) -> Plant:
 
 
 FILES: dict[str, tuple[Plant, str]] = {
-    "selected_candidate.json": (published("selected_candidate.json", lambda data: data["selected"].update(seed=7)),
-                                "selected_candidate.json is"),
+    "selected_candidate.json": (
+        published("selected_candidate.json", lambda data: data["selected"].update(seed=7)),
+        "selected_candidate.json is",
+    ),
     "pareto_front.json": (published("pareto_front.json", lambda data: data["groups"].pop()), "pareto_front.json is"),
-    "selection_summary.json": (published("selection_summary.json", lambda data: data.update(reason="It is best.")),
-                               "It is best."),
-    "release_policy.json": (published("release_policy.json", lambda data: data.update(pass_all=True)), "\"pass_all\""),
-    "an unknown key of release_policy.json": (published("release_policy.json", lambda data: data.update(audited=True)),
-                                              "release_policy.json is"),
-    "results.json": (published("results.json", lambda data: data["gate"]["gates"][0].update(verdict="pass")),
-                     "results.json is"),
-    "release_policy.md": (text("release_policy.md", "Not releasable", "Releasable"), "release_policy.md is 'Releasable"),
+    "selection_summary.json": (
+        published("selection_summary.json", lambda data: data.update(reason="It is best.")),
+        "It is best.",
+    ),
+    "release_policy.json": (published("release_policy.json", lambda data: data.update(pass_all=True)), '"pass_all"'),
+    "an unknown key of release_policy.json": (
+        published("release_policy.json", lambda data: data.update(audited=True)),
+        "release_policy.json is",
+    ),
+    "results.json": (
+        published("results.json", lambda data: data["gate"]["gates"][0].update(verdict="pass")),
+        "results.json is",
+    ),
+    "release_policy.md": (
+        text("release_policy.md", "Not releasable", "Releasable"),
+        "release_policy.md is 'Releasable",
+    ),
     "candidate_table.csv": (text("candidate_table.csv", "topk", "gated"), "candidate_table.csv is"),
     "another table as candidate_table.csv": (another_table, "candidate_table.csv is"),
     "an unknown file": (new_file("summary.md", "release_policy.md"), "files of step gate is"),
     "an unknown figure": (new_file("figures/better.png", "figures/ood.png"), "files of step gate is"),
-    "an unknown notebook": (new_file("notebooks/10_more.ipynb", "notebooks/09_report.ipynb"), "notebooks of step gate is 2"),
+    "an unknown notebook": (
+        new_file("notebooks/10_more.ipynb", "notebooks/09_report.ipynb"),
+        "notebooks of step gate is 2",
+    ),
     "an unknown record": (new_file("records/more.json", "records/gate.json"), "no record of step 'more'"),
     "no release_policy.json": (without_file("release_policy.json"), "files of step gate is"),
     "no results.json": (without_file("results.json"), "well-known files that are missing"),
     "no figure": (without_file("figures/ood.png"), "files of step stress is"),
     "no notebook": (without_file("notebooks/08_gate.ipynb"), "notebooks of step gate is 0"),
     "no record": (without_file("records/gate.json"), "records/gate.json"),
-}  # fmt: skip
+}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -420,7 +462,7 @@ def another_representative(run: Run) -> None:
 
 
 def parameters(section: str, **change: Any) -> Plant:
-    """Change a section of the parameters after the fact, in the run and in every record, and decide everything again."""
+    """Change a section of the parameters after the fact, in the run and in every record, with all that follows."""
 
     def plant(run: Run) -> None:
         asked = read_json(run.path / "parameters.json")
@@ -442,15 +484,7 @@ def earlier_hash(data: dict[str, Any]) -> None:
 
 def only_hashes(step: str, change: Change) -> Plant:
     """Change a record and nothing that follows from it but hashes."""
-
-    def plant(run: Run) -> None:
-        path = run.path / "records" / f"{step}.json"
-        data = read_json(path)
-        change(data)
-        write_json(path, data)
-        forge_hashes(run)
-
-    return plant
+    return lambda run: change_record(run, step, change)
 
 
 def impossible(step: str, table: str, **columns: Any) -> Plant:
@@ -495,7 +529,10 @@ BETTER = {"value": 0.2, "bound": 0.1, "verdict": "pass"}
 RECORDS: dict[str, tuple[Plant, str]] = {
     # derived columns
     "a mean AUC": (value("frontier", "members", saebench_auc=0.9), "saebench_auc of frontier/members topk 0"),
-    "a SAEBench delta": (value("frontier", "members", saebench_delta=-0.03), "saebench_delta of frontier/members topk 0"),
+    "a SAEBench delta": (
+        value("frontier", "members", saebench_delta=-0.03),
+        "saebench_delta of frontier/members topk 0",
+    ),
     "a CE-Bench delta": (value("frontier", "members", cebench_delta=0.3), "cebench_delta of frontier/members topk 0"),
     "a ceiling": (value("frontier", "members", cebench_ceiling=9.0), "cebench_ceiling of frontier/members topk 0"),
     "a matched L0": (value("frontier", "members", l0=4.0), "l0_matched of frontier/members topk 0"),
@@ -511,8 +548,10 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     "a control's value": (value("stress", "controls", control_value=0.2), "control_value of stress/controls"),
     "a control's delta": (value("stress", "controls", delta=0.3), "delta of stress/controls random_model"),
     "a control's bound": (value("stress", "controls", delta_low=0.01), "delta_low of stress/controls random_model"),
-    "a control of other weights": (only_hashes("stress", lambda data: data["tables"]["controls"][0].update(
-        candidate_sha256="0" * 64)), "candidate_sha256 of stress"),
+    "a control of other weights": (
+        only_hashes("stress", lambda data: data["tables"]["controls"][0].update(candidate_sha256="0" * 64)),
+        "candidate_sha256 of stress",
+    ),
     "a shift over tasks": (value("stress", "controls", -1, tasks_high=0.05), "tasks_high of stress/controls ood"),
     "a shift of a task": (value("stress", "ood", drop=-0.5), "drop of stress/ood"),
     "a task of other weights": (value("stress", "ood", weights_sha256="0" * 64), "weights_sha256 of stress/ood"),
@@ -526,8 +565,7 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     "a gate left out": (without("gate", "gates"), "record gate.tables.gates is"),
     "an outcome against an earlier cycle": (value("gate", "criteria", outcome="met"), "record gate.tables.criteria.0"),
     "another winner": (only_hashes("selection", another_winner), "record selection.summary.selected.condition"),
-    "another representative": (another_representative,
-                               "record selection.summary.selected.seed is 0"),
+    "another representative": (another_representative, "record selection.summary.selected.seed is 0"),
     "a candidate's bound": (value("selection", "candidates", saebench_delta_low=0.1), "record selection.tables"),
     "a candidate left out": (without("selection", "candidates", 3), "record selection.tables.candidates is"),
     "a selection probability": (value("selection", "candidates", selection_probability=1.0), "selection_probability"),
@@ -538,8 +576,10 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     "a seed left out": (without_a_seed, "SAEs of frontier is"),
     "a seed added": (with_a_seed, "SAEs of frontier is"),
     "an SAE left out": (without("frontier", "members"), "SAEs of frontier is"),
-    "an SAE twice": (only_hashes("frontier", lambda data: data["tables"]["members"].append(
-        data["tables"]["members"][0])), "SAEs of frontier is"),
+    "an SAE twice": (
+        only_hashes("frontier", lambda data: data["tables"]["members"].append(data["tables"]["members"][0])),
+        "SAEs of frontier is",
+    ),
     "a group left out": (without("frontier", "groups", 1), "conditions of groups is"),
     "a pair left out": (without("frontier", "pairs", -1), "pairs of frontier is"),
     "a probe left out": (without("frontier", "probes"), "probes of frontier is"),
@@ -547,12 +587,14 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     "a control left out": (without("stress", "control_saes"), "SAEs of controls is"),
     "a task left out": (without("stress", "ood"), "tasks of the OOD control is"),
     "a control's row left out": (without("stress", "controls", 3), "controls is"),
-    "an SAE of the width study left out": (without("baselines", "contrastive"), "SAEs of the width study is"),
+    "an SAE of the width study left out": (without("baselines", "contrastive", -1), "SAEs of the width study is"),
     "a bank left out": (without("activations", "banks", 2), "banks of activations is"),
     "a data set left out": (without("activations", "sources", 2), "roles of data sets is"),
     "a data set renamed": (value("activations", "sources", 3, data_set="160_easy"), "data sets of tasks is"),
-    "a data set twice": (record("activations", lambda data: data["tables"]["sources"].append(
-        data["tables"]["sources"][-1])), "data sets that are listed twice is"),
+    "a data set twice": (
+        record("activations", lambda data: data["tables"]["sources"].append(data["tables"]["sources"][-1])),
+        "data sets that are listed twice is",
+    ),
     "conditions swapped": (record("frontier", swapped_conditions), "SAEs of frontier is"),
     "an architecture": (value("frontier", "members", architecture="gated"), "SAEs of frontier is"),
     "three seeds of one weights file": (record("frontier", one_weights_file), "weights of several SAEs of frontier is"),
@@ -563,50 +605,76 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     "an AUC above 1": (impossible("frontier", "probes", test_auc=1.2), "test_auc"),
     "an explained variance above 1": (impossible("frontier", "members", explained_variance=1.2), "explained_variance"),
     "an L0 above the width": (impossible("frontier", "members", l0=65.0), "l0 = 65.0 is impossible"),
-    "a CE-Bench score above its ceiling": (impossible("frontier", "members", cebench_interpretability=9.0), "the ceiling"),
+    "a CE-Bench score above its ceiling": (
+        impossible("frontier", "members", cebench_interpretability=9.0),
+        "the ceiling",
+    ),
     "a PW-MCC above its maximum": (impossible("frontier", "groups", pwmcc=0.99), "the mean of the maxima"),
     "a k that is not that of the latents": (impossible("frontier", "probes", best_k=1), "5 latents are listed"),
     "a share above 1": (impossible("frontier", "members", dead_fraction=1.5), "dead_fraction"),
-    "more story pairs than asked for": (record("activations", lambda data: data["summary"].update(story_pairs=640)),
-                                        "story pairs are at most max_rows"),
+    "more story pairs than asked for": (
+        record("activations", lambda data: data["summary"].update(story_pairs=640)),
+        "story pairs are at most max_rows",
+    ),
     # free text and unknown keys
     "a note of a measured row": (value("frontier", "members", note="best in class"), "note of frontier/members topk 0"),
     "a note of a gate": (value("gate", "gates", note="accepted as it is"), "record gate.tables.gates.0.note"),
-    "an unknown column": (only_hashes("frontier", lambda data: data["tables"]["members"][0].update(good=True)), "'good'"),
+    "an unknown column": (
+        only_hashes("frontier", lambda data: data["tables"]["members"][0].update(good=True)),
+        "'good'",
+    ),
     "an unknown key of a record": (only_hashes("frontier", lambda data: data.update(verdict="good")), "'verdict'"),
-    "an unknown single value": (record("frontier", lambda data: data["summary"].update(pass_all=True)),
-                                "single values of record frontier"),
-    "an unknown single value of the report": (record("report", lambda data: data["summary"].update(audited=True)),
-                                              "record report.summary.audited is True"),
+    "an unknown single value": (
+        record("frontier", lambda data: data["summary"].update(pass_all=True)),
+        "single values of record frontier",
+    ),
+    "an unknown single value of the report": (
+        record("report", lambda data: data["summary"].update(audited=True)),
+        "record report.summary.audited is True",
+    ),
     "an unknown table": (record("frontier", lambda data: data["tables"].update(gates=[])), "tables of record frontier"),
     "the summary of the manifest": (in_manifest(summary="All gates pass."), "manifest: summary is"),
     "an unknown key of the manifest": (in_manifest(audited="All gates pass."), "keys of the manifest"),
     "the verdict of the manifest": (in_manifest(verdict="Releasable."), "manifest: verdict is 'Releasable.'"),
     # parameters after the fact
-    "a threshold of the parameters": (parameters("gates", max_ood_drop=0.5), "section gates, against params/smoke.yaml"),
-    "a gate that is made optional": (parameters("gates", require_ood=False), "section gates, against params/smoke.yaml"),
+    "a threshold of the parameters": (
+        parameters("gates", max_ood_drop=0.5),
+        "section gates, against params/smoke.yaml",
+    ),
+    "a gate that is made optional": (
+        parameters("gates", require_ood=False),
+        "section gates, against params/smoke.yaml",
+    ),
     "a model renamed": (parameters("model", name="pythia-70m"), "section model, against params/smoke.yaml"),
     "a data set dropped": (parameters("texts", probing=["95_toxic_is"]), "section texts, against params/smoke.yaml"),
-    "parameters of one record": (record("gate", lambda data: data["parameters"]["gates"].update(max_ood_drop=0.5)),
-                                 "record gate: section gates is"),
+    "parameters of one record": (
+        record("gate", lambda data: data["parameters"]["gates"].update(max_ood_drop=0.5)),
+        "record gate: section gates is",
+    ),
     "an override that was not used": (in_manifest(overrides=["gates.max_ood_drop=0.5"]), "section gates, against"),
     # where and when
     "another device for one record": (environment_of("frontier", device="cuda (H200)"), "devices"),
     "another device for a decision": (environment_of("gate", device="cuda (H200)"), "device of record gate"),
     "another version of Python for one record": (environment_of("frontier", python="3.99"), "environment of record"),
-    "another library for one record": (environment_of("gate", code={"library_sha256": "0" * 64, "git_commit": None}),
-                                       "environment of record gate"),
+    "another library for one record": (
+        environment_of("gate", code={"library_sha256": "0" * 64, "git_commit": None}),
+        "environment of record gate",
+    ),
     "a library that is not the commit's": (other_library, "library_sha256 of the library of commit"),
     "a step key that does not follow": (other_key, "journal: key of step gate"),
     "an end before the beginning": (began_later, "was finished after the run began"),
-    "a record older than what it read": (only_hashes("gate", lambda data: data.update(
-        finished_utc="2020-01-01T00:00:00+00:00")), "record gate was finished after"),
-    "a manifest older than its records": (only_hashes("gate", lambda data: data.update(
-        finished_utc="2999-01-01T00:00:00+00:00")), "manifest: finished_utc"),
+    "a record older than what it read": (
+        only_hashes("gate", lambda data: data.update(finished_utc="2020-01-01T00:00:00+00:00")),
+        "record gate was finished after",
+    ),
+    "a manifest older than its records": (
+        only_hashes("gate", lambda data: data.update(finished_utc="2999-01-01T00:00:00+00:00")),
+        "manifest: finished_utc",
+    ),
     # earlier runs
     "hashes of earlier records": (only_hashes("selection", earlier_hash), "read another record imported/cycle3/"),
     "earlier records left out": (only_hashes("gate", lambda data: data["earlier"].clear()), "record gate.earlier"),
-}  # fmt: skip
+}
 
 PLANTED = {
     f"{where}: {name}": case

@@ -114,8 +114,8 @@ def test_the_frontier_shades_what_matches_the_target() -> None:
 
 
 def test_the_legend_of_the_frontier_follows_the_mean_explained_variance() -> None:
-    # means: b 0.6, c 0.55, a 0.5; c has both the best and the worst seed
-    given = {"a": [0.1, 0.9], "b": [0.6, 0.6], "c": [0.0, 1.1]}
+    # means: b 0.6, c 0.5, a 0.475; c has both the best and the worst seed
+    given = {"a": [0.05, 0.9], "b": [0.6, 0.6], "c": [0.0, 1.0]}
     rows = [member(name, i, explained_variance=ev) for name, evs in given.items() for i, ev in enumerate(evs)]
     (legend,) = figures.frontier(rows).legends
     assert [text.get_text() for text in legend.get_texts()][:3] == ["b", "c", "a"]
@@ -129,11 +129,11 @@ def test_eleven_conditions_have_a_marker_each_beside_one_of_seven_colours() -> N
 
 @pytest.mark.parametrize(("l0", "scale"), [(70.0, "linear"), (800.0, "log")])
 def test_the_l0_axis_is_logarithmic_only_for_a_wide_range(l0: float, scale: str) -> None:
-    assert figures.frontier([member(), member(l0=l0)]).axes[0].get_xscale() == scale
+    assert figures.frontier([member(), member(l0=l0, d_sae=1024)]).axes[0].get_xscale() == scale
 
 
 def test_a_logarithmic_axis_has_a_few_plain_numbers() -> None:
-    figure = figures.frontier([member(), member(l0=700.0)])
+    figure = figures.frontier([member(), member(l0=700.0, d_sae=1024)])
     figure.png()  # ticks are made when it is drawn
     low, high = figure.axes[0].get_xlim()
     shown = [label for label in figure.axes[0].get_xticklabels() if low < label.get_position()[0] < high]
@@ -163,10 +163,10 @@ def test_one_seed_has_a_point_and_no_interval() -> None:
 
 def test_a_missing_control_is_named_and_the_auc_control_left_to_its_own_figure() -> None:
     missing = control("transcoder", delta=None, delta_low=None, delta_high=None, control_value=None)
-    axes = figures.controls([control(), missing, control("ood", metric="ood_drop")], threshold=0.02).axes[0]
+    axes = figures.controls([control(), missing, control("ood", metric="ood_drop")]).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["random model", "transcoder"]
     assert [text.get_text() for text in axes.texts] == ["n/a"]
-    assert axes.lines[0].get_xdata()[0] == 0.02
+    assert axes.lines[0].get_xdata()[0] == 0
 
 
 def test_ood_shows_deltas_not_raw_aucs() -> None:
@@ -189,13 +189,13 @@ def test_the_widths_figure_has_a_line_for_each_k_of_each_origin_in_every_form() 
     assert [label for label in lines if " k = " in label] == [
         "random, k = 32", "trained, k = 32", "random, k = 128", "trained, k = 128"
     ]  # fmt: skip
-    np.testing.assert_allclose(lines["random, k = 32"].get_xydata(), [[64, 2.5], [256, 10], [1024, 40]])
-    np.testing.assert_allclose(lines["trained, k = 128"].get_xydata(), [[64, 0.625], [256, 2.5]])
+    np.testing.assert_allclose(lines["random, k = 32"].get_xydata(), [[64, 1.25], [256, 5], [1024, 20]])
+    np.testing.assert_allclose(lines["trained, k = 128"].get_xydata(), [[64, 0.3125], [256, 1.25]])
     assert lines["random, k = 32"].get_linestyle() != lines["trained, k = 32"].get_linestyle()
     assert lines["random, k = 32"].get_markerfacecolor() == "white"  # so that origins differ in grey too
     assert lines["random, k = 32"].get_marker() != lines["random, k = 128"].get_marker()
     [first, *_] = published.lines
-    np.testing.assert_allclose(first.get_xydata(), [[64, 2], [256, 8], [1024, 32]])
+    np.testing.assert_allclose(first.get_xydata(), [[64, 1], [256, 4], [1024, 16]])
     assert calibrated.lines[0].get_ydata().tolist() == [3.2, 3.2, 3.2]
 
 

@@ -2,7 +2,7 @@
 
 from synthetic_rows import candidate, candidates, gate, gates, groups, member, members, ood_rows, width_row, width_rows
 
-from husai_lib.evidence.rows import CandidateRow, ReplayRow, RuleChangeRow
+from husai_lib.evidence.rows import CandidateRow, ReplayRow
 from husai_lib.report import sentences, tables
 
 
@@ -63,24 +63,18 @@ def test_the_unreachable_sentence_names_the_narrowest_width_that_can_reach_the_e
     assert "At this cycle's width of 1,024 latents the ceiling is **32.0**; at 32,768 latents it is 181.0." in sentence
 
 
-def test_the_width_sentences_compare_random_saes_over_widths_and_ks_and_trained_ones_with_the_widest() -> None:
+def test_the_width_sentences_compare_random_saes_over_widths_and_name_the_best_trained_one() -> None:
     assert sentences.width_sentences(width_rows()) == (
-        "The random SAEs have **learned nothing**. From 64 to 1,024 latents at k = 32 their score goes from 2.0 "
-        "as published (2.5 as released) to 32.0 as published (40.0 as released); at 1,024 latents and k = 128 it is "
-        "8.0 as published (10.0 as released). The best *trained* SAE here, of 256 latents and k = 32, scores 8.0 as "
-        "published (10.0 as released): as published, less than the widest random SAE. **Calibrated**, random SAEs "
-        "score +3.2 to +12.8 and trained ones +5.2 to +14.8; a trained SAE is above the random SAE of its width and k "
-        "in 4 of 4 cases."
+        "The random SAEs have **learned nothing**, yet at k = 32 their score as published goes from 1.0 at 64 latents "
+        "to 16.0 at 1,024. The best *trained* SAE, of 256 latents and k = 32, scores 4.0. **Calibrated**, trained "
+        "SAEs are above random ones of their width and k in 4 of 4."
     )
 
 
-def test_the_width_sentences_say_when_a_trained_sae_scores_more_and_leave_out_what_has_no_calibrated_score() -> None:
-    random, trained = width_row("random", 64, 8, calibrated=3.0), width_row("trained", 64, 8, interpretability=9.0)
-    assert "as published, more than the widest random SAE" in sentences.width_sentences([random, trained])
-    assert "in 0 of 1 cases" in sentences.width_sentences([random, trained.model_copy(update={"calibrated": 2.0})])
-    none = sentences.width_sentences([random, trained.model_copy(update={"calibrated": None})])
-    assert "random SAEs score +3.0 to +3.0 and trained ones n/a" in none
-    assert "in 0 of 0 cases" in none
+def test_the_width_sentences_leave_out_what_has_no_calibrated_score() -> None:
+    random, trained = width_row("random", 64, 8, calibrated=3.0), width_row("trained", 64, 8)
+    assert "in 0 of 1." in sentences.width_sentences([random, trained.model_copy(update={"calibrated": 2.0})])
+    assert "in 0 of 0." in sentences.width_sentences([random, trained.model_copy(update={"calibrated": None})])
 
 
 def weighed(condition: str, joint: float, scores: tuple[float, float, float], **changes: object) -> CandidateRow:
@@ -122,20 +116,6 @@ def test_a_decision_counts_as_reproduced_only_if_all_its_numbers_are() -> None:
     assert "none was recomputed" in sentences.replays_sentence([])
 
 
-def test_today_an_imported_decision_is_what_the_last_rule_gives() -> None:
-    def row(rule: str, winner: str | None, decision: str = "a/b") -> RuleChangeRow:
-        return RuleChangeRow(
-            decision=decision, rule=rule, over="o", winner=winner, representative_seed=3, eligible_groups=1
-        )
-
-    rows = [row("then", "topk"), row("t", "relu"), row("t", "x"), row("last", None), row("last", None)]
-    rows += [row("then", None, "c"), row("last", "x", "c")]
-    assert sentences.rule_changes_sentence(rows).splitlines() == [
-        "- a/b selected **topk**, seed 3. Today's rules together select **nothing**.",
-        "- c selected nothing. Today's rules together select **x**.",
-    ]
-
-
 def test_each_required_gate_is_a_question_with_its_number() -> None:
     rows = [
         gate("random_model"), gate("transcoder", value=-0.023, bound=-0.08, verdict="fail"),
@@ -153,46 +133,20 @@ def test_each_required_gate_is_a_question_with_its_number() -> None:
     assert saebench.endswith("**No**: +0.200; too few seeds.")
 
 
-MODEL = {"name": "pythia-70m", "prepend_bos": True}
-READ = {"hook_name": "blocks.3.hook_resid_post"}
-
-
-def test_the_model_sentence_says_what_is_read_where() -> None:
-    assert sentences.model_sentence(MODEL, READ) == (
-        "The model is `pythia-70m`, every text with BOS; activations are read at `blocks.3.hook_resid_post`."
-    )
-    assert "every text without BOS" in sentences.model_sentence(MODEL | {"prepend_bos": False}, READ)
-
-
-def test_counts_of_texts_and_of_trained_saes_are_given() -> None:
-    assert sentences.disjoint_sentence(12507) == (
-        "The training data sets hold 12,507 distinct texts, and none of them occurs in any other role."
-    )
-    assert sentences.trained_sentence(["topk", "gated"], [0, 1, 2]) == "6 SAEs: 2 conditions at 3 seeds."
-
-
-def test_the_candidate_under_stress_is_named_with_its_seeds_or_its_absence() -> None:
-    assert sentences.candidate_sentence({"condition": "topk"}, members()) == "The candidate is `topk` at 3 seeds."
-    assert sentences.candidate_sentence(None, members()).startswith("No candidate was selected")
-
-
-def test_the_representative_is_named_by_seed_and_weights_or_its_absence() -> None:
-    chosen = {"seed": 2, "condition": "topk", "weights_sha256": "59e95e036b4b" + "0" * 52}
-    sentence = sentences.representative_sentence(chosen)
-    assert sentence == "The representative is seed 2 of `topk`, weights `59e95e036b4b`."
-    assert "no group is eligible" in sentences.representative_sentence(None)
-
-
 def test_what_was_measured_on_and_what_the_stories_allow() -> None:
-    texts = {"probing": ["a", "b"], "stories": "offline"}
-    sentence = "Model `pythia-70m`, hook `blocks.3.hook_resid_post`, 2 probing data sets, 64 pairs of "
-    own = sentences.measured_on_sentence(MODEL, READ, texts, 64)
-    assert own == sentence + "the offline stories of this project."
-    other = sentences.measured_on_sentence(MODEL, READ, texts | {"stories": "GulkoA/contrastive-stories-v4"}, 64)
-    assert other == sentence + "GulkoA/contrastive-stories-v4."
-    assert "**cannot be compared with published ones**" in sentences.stories_sentence("offline")
-    assert sentences.stories_sentence("other") == "CE-Bench was run on the set of stories named above."
-    assert sentences.results_sentence([1, 2]).startswith("`results.json` holds the tables of 2 records")
+    parameters = {
+        "model": {"name": "pythia-70m", "prepend_bos": True}, "activations": {"hook_name": "blocks.3.hook_resid_post"},
+        "texts": {"probing": ["a", "b"], "stories": "offline"}, "contrastive": {"max_rows": 64},
+    }  # fmt: skip
+    assert sentences.measured_on_sentence(parameters) == (
+        "Model `pythia-70m`, every text with BOS, hook `blocks.3.hook_resid_post`; 2 probing data sets; at most 64 "
+        "pairs of the offline stories of this project, whose scores **cannot be compared with published ones**."
+    )
+    parameters["model"]["prepend_bos"] = False
+    parameters["texts"]["stories"] = "GulkoA/contrastive-stories-v4"
+    sentence = sentences.measured_on_sentence(parameters)
+    assert "every text without BOS" in sentence
+    assert sentence.endswith("at most 64 pairs of GulkoA/contrastive-stories-v4.")
 
 
 def test_candidates_measured_on_different_things_are_named_in_bold() -> None:

@@ -97,8 +97,7 @@ def notebook(tmp_path: Path) -> Path:
 
 
 def index_of(evidence: Path, name: str) -> str:
-    run = find_run(evidence, name)
-    return site.index_markdown(run, [notebook_page(path, run.name) for path in run.path.glob("notebooks/01*.ipynb")])
+    return site.front_page(find_run(evidence, name))
 
 
 def test_the_front_page_shows_verdict_run_and_links(evidence: Path) -> None:

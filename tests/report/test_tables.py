@@ -51,8 +51,8 @@ def test_a_table_is_a_pipe_table_with_numbers_aligned_right() -> None:
 
 
 def test_text_from_outside_stays_text() -> None:
-    assert column(tables.probes_table(probes()), "Data set") == [ATTACK]
-    assert column(tables.sources_table(sources()), "Data set") == ["157_amazon_5star", ATTACK]
+    assert column(tables.table_of(probes()), "Data set") == [ATTACK]
+    assert column(tables.table_of(sources()), "Data set") == ["157_amazon_5star", ATTACK]
     assert column(tables.ood_table(ood_rows()), "Task")[-1] == ATTACK
 
 
@@ -117,8 +117,10 @@ def test_the_frontier_shows_the_width_where_it_differs_and_names_as_text() -> No
 
 
 def test_an_estimate_and_its_lower_bound_share_a_cell() -> None:
-    table = tables.candidates_table(candidates())
-    assert column(table, "SAEBench delta (lower bound)")[:2] == ["-0.038 (-0.048)", "+0.010 (-0.010)"]
+    ranked, *_, dropped = candidates()
+    table = tables.table_of([ranked.model_copy(update={"saebench_score": 0.625}), dropped])
+    shown = column(table, "SAEBench delta (lower bound → score)")
+    assert shown == ["-0.038 (-0.048 → 0.62)", "-0.020 (-0.048)"]
     assert column(table, "Joint score")[-1] == "n/a"
 
 
@@ -130,7 +132,7 @@ def test_digits_suit_the_quantity() -> None:
 
 
 def test_a_group_shows_its_interval_beside_both_nulls() -> None:
-    table = tables.groups_table([group()])
+    table = tables.table_of([group()])
     assert column(table, "PW-MCC [95 %]") == ["0.523 [0.480, 0.566]"]
     assert (column(table, "Random null"), column(table, "Gaussian null")) == (["0.290"], ["0.400"])
 
@@ -138,26 +140,26 @@ def test_a_group_shows_its_interval_beside_both_nulls() -> None:
 def test_candidates_show_their_standing() -> None:
     dropped = "dropped: L0 is more than 10 % off the target k"
     standing = ["selected", "on the Pareto front", "behind the front", dropped]
-    assert column(tables.candidates_table(candidates()), "Standing") == standing
+    assert column(tables.table_of(candidates()), "Standing") == standing
 
 
 def test_gate_verdicts_are_words() -> None:
-    table = tables.gates_table([*gates(), gate("external_cebench", verdict="unreachable")])
+    table = tables.table_of([*gates(), gate("external_cebench", verdict="unreachable")])
     assert column(table, "Verdict") == ["pass", "pass", "FAIL", "pass", "missing", "pass", "unreachable"]
     assert column(table, "Must be")[3] == "≤ 0.1"
 
 
 def test_a_control_without_a_result_is_na() -> None:
     row = control("transcoder", control_value=None, delta=None, delta_low=None, delta_high=None, note="switched off")
-    table = tables.controls_table([*all_controls(), row])
+    table = tables.table_of([*all_controls(), row])
     assert column(table, "Delta [95 % over seeds]")[-1] == "n/a [n/a, n/a]"
     assert column(table, "Delta [95 % over seeds]")[0] == "+0.113 [+0.060, +0.166]"
 
 
 def test_only_the_ood_control_has_an_interval_over_tasks() -> None:
-    assert column(tables.controls_table(all_controls()), "95 % over tasks") == ["", "", "", "[-0.020, +0.120]"]
+    assert column(tables.table_of(all_controls()), "95 % over tasks") == ["", "", "", "[-0.020, +0.120]"]
     with pytest.raises(ValueError, match="not in list"):
-        column(tables.controls_table(all_controls()[:3]), "95 % over tasks")
+        column(tables.table_of(all_controls()[:3]), "95 % over tasks")
 
 
 def test_the_ood_table_has_a_line_a_task_with_the_range_over_seeds() -> None:
@@ -175,15 +177,18 @@ def test_the_ood_table_has_a_line_a_task_with_the_range_over_seeds() -> None:
 
 
 def test_the_baseline_has_no_delta_to_itself() -> None:
-    assert not any("CE-Bench delta" in heading for heading in cells(tables.baseline_table([member()]))[0])
+    table = tables.members_table([member("baseline", seed, cebench_delta=None, architecture="topk") for seed in (0, 1)])
+    assert not any("CE-Bench delta" in heading for heading in cells(table)[0])
+    assert column(table, "Architecture") == ["topk", "topk"]
+    assert column(table, "CE-Bench ceiling (SD)") == ["7.9", "7.9"]  # 63 / 8
 
 
 def test_an_empty_table_says_so() -> None:
-    assert tables.groups_table([]) == "*None.*"
+    assert tables.table_of([]) == "*None.*"
 
 
 def test_the_contrastive_table_shows_every_form_beside_the_ceiling() -> None:
-    lines = cells(tables.contrastive_table([width_row("random", 1024, 128, calibrated=None, l0=125.25)]))
+    lines = cells(tables.table_of([width_row("random", 1024, 128, calibrated=None, l0=125.25)]))
     assert lines[1] == [
-        "random", "1,024", "125.2 (128)", "8.00", "2.00 / 3.00", "8.00 / 10.00", "32.0", "1.00 / n/a",
+        "random", "1,024", "125.2 (128)", "4.00", "2.00 / 3.00", "4.00 / 5.00", "32.0", "1.00 / n/a",
     ]  # fmt: skip

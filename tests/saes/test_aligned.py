@@ -83,7 +83,7 @@ def test_members_of_a_stack_are_aligned_each_and_after_every_step() -> None:
     stack = Stack(members, Data.of(rows("topk")), "cpu")
     for _, (x, target) in zip(range(3), stack.batches(), strict=False):
         stack.step(x, target)
-        for sae in stack.trained():
+        for sae in stack.saes:
             product = (sae.W_enc * sae.W_dec).sum(1).detach()
             torch.testing.assert_close(product, torch.ones(48), rtol=0, atol=1e-5)
 

@@ -160,7 +160,7 @@ def test_an_edit_of_code_changes_the_keys_of_what_it_computes_and_no_others(
 
 
 def test_inference_code_of_this_library_is_part_of_the_keys_of_measures(edited: Edited) -> None:
-    routed = "self.activation_fn(pre.masked_fill(~own, -torch.inf) if first else pre) * own"
+    routed = "self.activation_fn(allowed) * own"
     found = edited(replaced("saes.architectures.routed_topk", routed, "self.activation_fn(pre)"))  # no router
     assert found == {"SAE routed_topk", "probes of routed_topk", "story scores of routed_topk"}
 
@@ -168,7 +168,7 @@ def test_inference_code_of_this_library_is_part_of_the_keys_of_measures(edited: 
 def test_what_all_architectures_share_is_part_of_all_that_is_trained_and_of_our_own_inference_classes(
     edited: Edited,
 ) -> None:
-    assert edited(replaced("saes.architectures.base", "sae.d_out // 2", "sae.d_out // 4")) == SAES | OF_OURS
+    assert edited(replaced("saes.architectures.base", "self.d_out // 2", "self.d_out // 4")) == SAES | OF_OURS
 
 
 def test_a_score_of_an_sae_is_computed_again_when_its_inference_code_changes(
@@ -183,5 +183,5 @@ def test_a_score_of_an_sae_is_computed_again_when_its_inference_code_changes(
         return len(list((fresh_cache / "contrastive").iterdir()))
 
     assert entries() == entries() == 2
-    edit(replaced("saes.architectures.routed_topk", "else pre) * own", "else pre)"))
+    edit(replaced("saes.architectures.routed_topk", "(allowed) * own", "(allowed)"))
     assert entries() == 3

@@ -304,13 +304,13 @@ def test_routing_losses_of_two_rows_derived_by_hand() -> None:
     sae: Any = new_sae(condition(architecture="routed_topk", num_experts=2, **weights), 1, 1, torch.Generator())
     sae.W_router.data = torch.tensor([[0.5], [-0.5]]) * math.log(3)
     alike, apart = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [-1.0]])
-    assert float(sae.routing_loss(alike, sae.logits(alike), None)) == pytest.approx(2 * 0.25**2)
-    assert float(sae.routing_loss(apart, sae.logits(apart), None)) == pytest.approx(0.0, abs=1e-7)
+    assert float(sae.penalty(alike, None, state())) == pytest.approx(2 * 0.25**2)
+    assert float(sae.penalty(apart, None, state())) == pytest.approx(0.0, abs=1e-7)
     weights = {"route_balance": 0.0, "route_entropy": 1.0}
     sae.condition = condition(architecture="routed_topk", num_experts=2, **weights)
     sae.route_entropy.fill_(1.0)
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    assert float(sae.routing_loss(apart, sae.logits(apart), None)) == pytest.approx(-entropy)
+    assert float(sae.penalty(apart, None, state())) == pytest.approx(-entropy)
 
 
 def test_one_expert_is_plain_topk() -> None:

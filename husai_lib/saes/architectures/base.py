@@ -7,8 +7,6 @@ under `torch.func.vmap` for a stack of members. So it never branches on a tensor
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +16,17 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.architectures.latents import Latents, sparse_pre_activations
-from husai_lib.saes.architectures.selection import SCORED_TOGETHER, Selection
+from husai_lib.saes.architectures.latents import (
+    Active,
+    LargestOfBatch,
+    LargestOfEachRow,
+    Latents,
+    Selection,
+    SparsePreActivations,
+)
+
+SCORED_TOGETHER = 256
+"""Rows that are scored at once on a CPU: few enough to be selected from while they are in the cache."""
 
 
 class TrainState(NamedTuple):
@@ -48,7 +55,7 @@ class Loss(NamedTuple):
     """New values of buffers that are estimated from the data, such as a running threshold."""
 
 
-class TrainableSae(nn.Module, ABC):
+class TrainableSae(nn.Module):
     """An SAE in training. `W_enc` is stored as `[d_sae, d_in]` (SAELens: transposed), so that its sparse gradient
     consists of whole rows.
 
@@ -61,6 +68,8 @@ class TrainableSae(nn.Module, ABC):
     same_space = True
     """Whether input and target lie in the same space. If so, encoder rows start as copies of the decoder rows, and
     `b_dec` is subtracted from the input."""
+    rule: type[LargestOfEachRow | LargestOfBatch] = LargestOfEachRow
+    """How latents are selected, unless `selection` says otherwise."""
     sparsity_coefficient: str | None = None
     """The hyperparameter that `match_l0` tunes; None if k determines how many latents are active."""
     wants_noise = False
@@ -90,12 +99,44 @@ class TrainableSae(nn.Module, ABC):
         """Call a method by its name: `torch.func.functional_call` calls only `forward`."""
         return getattr(self, method)(*arguments)
 
-    @abstractmethod
+    def selection(self, x: Tensor) -> Selection:  # noqa: ARG002
+        """The rule that selects the active latents of `x [n, d_in]`."""
+        return self.rule(self.condition.k)
+
+    def penalty(self, x: Tensor, latents: Latents, state: TrainState) -> Tensor | float:  # noqa: ARG002
+        """What the loss holds beside the squared error and the revival loss."""
+        return 0.0
+
+    def estimates(self, latents: Latents, state: TrainState) -> dict[str, Tensor]:  # noqa: ARG002
+        """New values of buffers that are estimated from the data."""
+        return {}
+
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Loss of reconstructing `target [n, d_out]` from `x [n, d_in]`.
 
         The error is summed over dimensions and averaged over rows, as in SAELens.
         """
+        latents = self.latents(x)
+        error = target - self.b_dec - latents.decode(self.W_dec)
+        total = squared(error) + self.revival_loss(x, error, state.dead) + self.penalty(x, latents, state)
+        return Loss(total, latents.firing(), self.estimates(latents, state))
+
+    def revival_loss(self, x: Tensor, error: Tensor, dead: Tensor | None) -> Tensor:
+        """`aux_loss_coefficient` times the squared error of the dead latents' reconstruction of the error.
+
+        The strongest `d_out / 2` dead latents of each row reconstruct the detached error, which pulls them towards what
+        is not explained yet. The loss is scaled down while few are dead (arXiv 2406.04093, A.2; as in SAELens).
+        """
+        if dead is None or not self.condition.hyperparameters["aux_loss_coefficient"]:
+            return error.new_zeros(())
+        k_aux = self.d_out // 2
+        of = dead if self.sparse else slice(None)  # on a CPU only the dead ones are computed
+        pre, W_dec = self.pre_activations(x, of), self.W_dec[of]
+        scores = (pre * W_dec.norm(dim=1)).detach().masked_fill(~dead[of], -torch.inf)
+        strongest = scores.topk(min(k_aux, len(W_dec)), dim=1, sorted=False).indices
+        chosen = torch.zeros_like(pre, dtype=torch.bool).scatter(1, strongest, True) & dead[of]
+        scale: Tensor = self.option("aux_loss_coefficient") * (dead.sum() / k_aux).clamp(max=1.0)
+        return scale * squared((pre * chosen) @ W_dec - error.detach())
 
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:  # noqa: ARG002
         """Tensors of the exported SAE that are not derived from `W_enc`, `W_dec`, `b_enc` and `b_dec` alone.
@@ -114,25 +155,28 @@ class TrainableSae(nn.Module, ABC):
         zero = W_enc.detach() @ (self.b_dec - self.b_dec.detach()) if self.same_space else 0.0
         return self.centred(x) @ W_enc.T + (b_enc - zero)
 
-    def selected(self, x: Tensor, selection: Selection) -> Latents:
+    def selected(self, x: Tensor) -> Latents:
         """Pre-activations of the selected latents or, where dense is faster, of all latents."""
+        selection = self.selection(x)
         inputs, norms = self.centred(x), self.W_dec.detach().norm(dim=1)
         with torch.no_grad():
-            active = selection.sparse(self._scores(inputs, norms)) if self.sparse else None
+            active = self.active(inputs, norms, selection) if self.sparse else None
         if active is None:
             pre = self.pre_activations(x)
-            return Latents(pre, selected=selection.dense(pre.detach() * norms))
-        bias = self.b_dec if self.same_space else self.b_enc.new_zeros(self.d_in)
-        return sparse_pre_activations(active, norms, inputs, bias, self.W_enc, self.b_enc)
+            return Latents(pre, selected=selection.mask(pre.detach() * norms))
+        parameters = (self.b_dec if self.same_space else None, self.W_enc, self.b_enc)
+        pre = SparsePreActivations.apply(active.scores / norms[active.column], active, inputs, *parameters)  # type: ignore[no-untyped-call]
+        return Latents(pre, active)
 
-    def latents(self, x: Tensor, selection: Selection) -> Latents:
+    def active(self, inputs: Tensor, norms: Tensor, selection: Selection, of: slice = slice(None)) -> Active | None:
+        """The selected entries of some latents, each scored for unit decoder rows; None where dense is faster."""
+        W_enc, b_enc = (self.W_enc[of] * norms[of, None]).T, self.b_enc[of] * norms[of]
+        return selection.active((some @ W_enc).float().add_(b_enc) for some in torch.split(inputs, SCORED_TOGETHER))
+
+    def latents(self, x: Tensor) -> Latents:
         """The selected latents, cut off at zero."""
-        pre = self.selected(x, selection)
+        pre = self.selected(x)
         return pre.with_values(relu(pre.values) if pre.selected is None else relu(pre.values) * pre.selected)
-
-    def _scores(self, inputs: Tensor, norms: Tensor) -> Iterator[Tensor]:
-        W_enc, b_enc = (self.W_enc * norms[:, None]).T, self.b_enc * norms
-        return ((some @ W_enc).float().add_(b_enc) for some in torch.split(inputs, SCORED_TOGETHER))
 
     def projected(self) -> dict[str, Tensor]:
         """New values of the parameters that are constrained, after each optimiser step."""
@@ -174,15 +218,9 @@ class TrainableSae(nn.Module, ABC):
             **self.exported_tensors(scale_in, scale_out),
         }
         sae_class, config_class = get_sae_class(self.exported_as)
-        fields = {
-            "d_in": self.d_in,
-            "d_out": self.d_out,
-            "d_sae": self.condition.d_sae,
-            "k": self.condition.k,
-            **self.condition.hyperparameters,
-            "apply_b_dec_to_input": self.same_space,
-            "metadata": SAEMetadata(**metadata),
-        }
+        sizes = {"d_in": self.d_in, "d_out": self.d_out, "d_sae": self.condition.d_sae, "k": self.condition.k}
+        own = {"apply_b_dec_to_input": self.same_space, "metadata": SAEMetadata(**metadata)}
+        fields = sizes | self.condition.hyperparameters | own
         known = {field.name for field in dataclasses.fields(config_class)}
         sae = sae_class(config_class(**{name: value for name, value in fields.items() if name in known}))
         sae.load_state_dict({name: state[name].float().cpu().contiguous() for name in sae.state_dict()})
@@ -204,21 +242,3 @@ def squared(error: Tensor) -> Tensor:
     """The squares of `error [n, d_out]`, summed over dimensions and averaged over rows."""
     flat = error.flatten()
     return flat.dot(flat) / len(error)
-
-
-def revival_loss(sae: TrainableSae, x: Tensor, error: Tensor, dead: Tensor | None) -> Tensor:
-    """`aux_loss_coefficient` times the squared error of the dead latents' reconstruction of the error.
-
-    The strongest `d_out / 2` dead latents of each row reconstruct the detached error, which pulls them towards what is
-    not explained yet. The loss is scaled down while few are dead (arXiv 2406.04093, A.2; as in SAELens).
-    """
-    if dead is None or not sae.condition.hyperparameters["aux_loss_coefficient"]:
-        return error.new_zeros(())
-    k_aux = sae.d_out // 2
-    of = dead if sae.sparse else slice(None)  # on a CPU only the dead ones are computed
-    pre, W_dec = sae.pre_activations(x, of), sae.W_dec[of]
-    scores = (pre * W_dec.norm(dim=1)).detach().masked_fill(~dead[of], -torch.inf)
-    strongest = scores.topk(min(k_aux, len(W_dec)), dim=1, sorted=False).indices
-    chosen = torch.zeros_like(pre, dtype=torch.bool).scatter(1, strongest, True) & dead[of]
-    scale: Tensor = sae.option("aux_loss_coefficient") * (dead.sum() / k_aux).clamp(max=1.0)
-    return scale * squared((pre * chosen) @ W_dec - error.detach())

@@ -11,15 +11,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.latents import Latents
-from husai_lib.saes.architectures.selection import LargestOfBatch
+from husai_lib.saes.architectures.base import TrainableSae, TrainState
+from husai_lib.saes.architectures.latents import LargestOfBatch, Latents
 
 
 class Sae(TrainableSae):
     """As SAELens' `BatchTopKTrainingSAE`: at inference a JumpReLU SAE with the threshold estimated here."""
 
     exported_as = "jumprelu"
+    rule = LargestOfBatch
     threshold: Tensor
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
@@ -27,20 +27,15 @@ class Sae(TrainableSae):
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
 
     @override
-    def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error plus the revival loss; the inference threshold follows the smallest active latent."""
-        latents = self.latents(x, LargestOfBatch(self.condition.k))
-        error = target - self.b_dec - latents.decode(self.W_dec)
-        total = squared(error) + revival_loss(self, x, error, state.dead)
-        return Loss(total, latents.firing(), {"threshold": self.followed(latents, state)})
-
-    def followed(self, latents: Latents, state: TrainState) -> Tensor:
-        """`[]`: the threshold, moved towards the smallest active latent of this batch."""
+    def estimates(self, latents: Latents, state: TrainState) -> dict[str, Tensor]:
+        """The inference threshold, moved towards the smallest active latent of this batch."""
         # in a short training SAELens' slow average would lag behind the SAE, or stay near its start at 0
         rate: Tensor = self.option("topk_threshold_lr").double().clamp(min=min(1.0, 10 / state.steps))
-        smallest = latents.smallest(self.W_dec.detach().norm(dim=1)).double()
-        followed = self.threshold.lerp(smallest, rate)
-        return torch.where(smallest < torch.inf, followed, self.threshold)
+        values = latents.values.detach() * latents.of(self.W_dec.detach().norm(dim=1))
+        if not values.numel():
+            return {}
+        smallest = torch.where(values > 0, values, torch.inf).amin().double()
+        return {"threshold": torch.where(smallest < torch.inf, self.threshold.lerp(smallest, rate), self.threshold)}
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:

@@ -13,8 +13,7 @@ from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
 from husai_lib.saes.architectures import standard
-from husai_lib.saes.architectures.base import Loss, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.selection import Above
+from husai_lib.saes.architectures.base import Loss, TrainState, squared
 
 
 class Sae(standard.Sae):
@@ -34,14 +33,12 @@ class Sae(standard.Sae):
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error of the SAE and of its gate alone, and `l1_coefficient` times the gate's weighted L1 norm."""
-        gate = self.selected(x, Above(x.new_zeros(())))
+        gate = self.selected(x)
         magnitude = (gate.values - gate.of(self.b_enc)) * gate.of(self.r_mag).exp() + gate.of(self.b_mag)
         opened, latents = gate.with_values(relu(gate.values)), gate.with_values((gate.values > 0) * relu(magnitude))
         error, of_gate = (target - self.b_dec - part.decode(self.W_dec) for part in (latents, opened))
-        penalty = opened.total(self.W_dec.norm(dim=1)) / len(x)
-        coefficient = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))
-        total = squared(error) + squared(of_gate) + coefficient * penalty
-        return Loss(total + revival_loss(self, x, error, state.dead), latents.firing(), {})
+        total = squared(error) + squared(of_gate) + self.penalty(x, opened, state)
+        return Loss(total + self.revival_loss(x, error, state.dead), latents.firing(), {})
 
     @override
     def projected(self) -> dict[str, Tensor]:

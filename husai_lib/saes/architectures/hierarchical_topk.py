@@ -10,9 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from husai_lib.saes.architectures import topk
-from husai_lib.saes.architectures.base import Loss, TrainState, revival_loss
+from husai_lib.saes.architectures.base import Loss, TrainState
 from husai_lib.saes.architectures.latents import Latents
-from husai_lib.saes.architectures.selection import LargestOfEachRow
 
 ROWS_TOGETHER = 512
 """Rows whose prefixes are computed at once on a CPU: few enough for their errors to stay in the cache."""
@@ -29,7 +28,7 @@ class Sae(topk.Sae):
         gives its row `-2 f_i s_i`, where `s_i` is the sum of `e_j` over `j >= i`; the bias gets `-2 s_1`. This takes
         the memory of one prefix, while autograd would store all k errors of every row.
         """
-        latents = self.latents(x, LargestOfEachRow(self.condition.k))
+        latents = self.latents(x)
         values, columns = self._strongest_first(latents)
         with torch.no_grad():
             error = target - self.b_dec - latents.decode(self.W_dec)
@@ -38,7 +37,7 @@ class Sae(topk.Sae):
         mean = 1 / (len(x) * self.condition.k)
         moved = (values * to_values).sum() + (self.W_dec * to_rows).sum() + (self.b_dec * to_bias).sum()
         total = mean * (squares - 2 * (moved - moved.detach()))  # the value of `squares` with the gradients above
-        return Loss(total + revival_loss(self, x, error, state.dead), latents.firing(), {})
+        return Loss(total + self.revival_loss(x, error, state.dead), latents.firing(), {})
 
     def _strongest_first(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Values and columns `[k, n]` of each row's latents, descending in units of unit decoder rows."""

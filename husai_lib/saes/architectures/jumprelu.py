@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.selection import Above
+from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, squared
+from husai_lib.saes.architectures.latents import Above
 
 
 class Sae(TrainableSae):
@@ -28,10 +28,15 @@ class Sae(TrainableSae):
         self.threshold = nn.Parameter(torch.full((condition.d_sae,), start))
 
     @override
+    def selection(self, x: Tensor) -> Above:
+        """All within or above the kernel: there is no gradient below it."""
+        lowest = self.threshold.detach() - self.option("bandwidth") / 2
+        return Above(lowest * self.W_dec.detach().norm(dim=1))
+
+    @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error plus `l0_coefficient` times the mean L0, warmed up linearly."""
-        width, lowest = self.option("bandwidth"), self.threshold.detach() - self.option("bandwidth") / 2
-        near = self.selected(x, Above(lowest * self.W_dec.detach().norm(dim=1)))  # no gradient below
+        near, width = self.selected(x), self.option("bandwidth")
         pre, threshold = near.values, near.of(self.threshold)
         fixed = threshold.detach()
         passed = (pre > fixed).float()
@@ -41,8 +46,8 @@ class Sae(TrainableSae):
         l0 = (passed - moved).sum() / len(x)
         error = target - self.b_dec - latents.decode(self.W_dec)
         coefficient = self.option("l0_coefficient") * state.warm_up(self.option("l0_warm_up_fraction"))
-        revival = revival_loss(self, x, error, state.dead)
-        return Loss(squared(error) + coefficient * l0 + revival, latents.firing(), {})
+        total = squared(error) + coefficient * l0 + self.revival_loss(x, error, state.dead)
+        return Loss(total, latents.firing(), {})
 
     @override
     def projected(self) -> dict[str, Tensor]:

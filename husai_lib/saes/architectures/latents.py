@@ -1,45 +1,166 @@
-"""Latents of a batch: sparse on a CPU, where only the active entries are computed, decoded and differentiated.
+"""Latents of a batch: which are active and their values, sparse on a CPU and dense on a GPU.
 
-Beside the encoder's product, a dense TopK step on a CPU is five more products of that size and passes over
-`[n, d_sae]`. The sparse step is a selection, one weighted sum of decoder rows, and two sparse products. On a GPU the
-dense form is faster.
+Latents are selected by their scores: their pre-activations for unit decoder rows. Beside the encoder's product, a dense
+TopK step on a CPU is five more products of that size and passes over `[n, d_sae]`. The sparse step is a selection, one
+weighted sum of decoder rows, and two sparse products. On a GPU the dense form is faster.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+from typing_extensions import override
+
+# --- which latents are active ----------------------------------------------------------------------
 
 
 @dataclass
 class Active:
-    """Which latents are active: entry i is latent `column[i]` of row `row[i]`; rows ascend."""
+    """The active entries of a batch: entry i is latent `column[i]` of row `row[i]`; rows ascend."""
 
     row: Tensor
     """int32"""
     column: Tensor
     """int32"""
-    offsets: Tensor
-    """`[n]` int32: where each row's entries start."""
     scores: Tensor
     """The scores by which they were selected."""
-    d_sae: int
-    _by_column: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    shape: tuple[int, int]
+    """Rows of the batch, and latents."""
 
+    @cached_property
+    def by_row(self) -> Tensor:
+        """`[n]` int32: where each row's entries start."""
+        return _starts(self.row, self.shape[0])
+
+    @cached_property
     def by_column(self) -> tuple[Tensor, Tensor]:
         """The order that sorts the entries by latent, and `[d_sae]` where each latent's entries start in it."""
-        if self._by_column is None:  # both weight gradients need it
-            self._by_column = self.column.argsort(stable=True), starts(self.column, self.d_sae)
-        return self._by_column
+        return self.column.argsort(stable=True), _starts(self.column, self.shape[1])
 
     def where(self, keep: Tensor) -> Active:
         """The entries where `keep` is true."""
-        row = self.row[keep]
-        return Active(row, self.column[keep], starts(row, len(self.offsets)), self.scores[keep], self.d_sae)
+        return Active(self.row[keep], self.column[keep], self.scores[keep], self.shape)
+
+    def product(self, values: Tensor, dense: Tensor) -> Tensor:
+        """`latents @ dense`, `[n, d]`, where the latents have these values at the active entries."""
+        return embedding_bag(self.column, dense, self.by_row, mode="sum", per_sample_weights=values)
+
+    def transposed_product(self, values: Tensor, dense: Tensor) -> Tensor:
+        """`latents.T @ dense`, `[d_sae, d]`."""
+        order, begin = self.by_column
+        return embedding_bag(self.row[order], dense, begin, mode="sum", per_sample_weights=values[order])
+
+
+def _starts(ids: Tensor, count: int) -> Tensor:
+    """`[count]` int32: where the entries of each id start, once sorted."""
+    ends = torch.bincount(ids, minlength=count).cumsum(0, dtype=torch.int32)
+    return torch.cat([ends.new_zeros(1), ends[:-1]])
+
+
+class Selection(ABC):
+    """A rule that selects the active latents of a batch by their scores."""
+
+    sparse_up_to = 1.0
+    """Share of active latents above which dense products are faster."""
+
+    @abstractmethod
+    def mask(self, scores: Tensor) -> Tensor:
+        """`[n, d_sae]` bool: the active latents, given the scores `[n, d_sae]`."""
+
+    @abstractmethod
+    def positions(self, scores: np.ndarray) -> np.ndarray:
+        """The positions of the active entries in the flattened `scores [n, d_sae]`; rows ascend."""
+
+    def active(self, parts: Iterable[Tensor]) -> Active | None:
+        """The active entries, given the scores of some rows at a time; None where dense products are faster."""
+        positions, scores, n, d_sae = [], [], 0, 0
+        for part in parts:
+            values = part.numpy()
+            found, d_sae = self.positions(values), values.shape[1]
+            if n == 0 and len(found) > self.sparse_up_to * values.size:
+                return None
+            positions.append(found + n * d_sae)
+            scores.append(values.reshape(-1)[found])
+            n += len(values)
+        row, column = (torch.from_numpy(ids.astype(np.int32)) for ids in np.divmod(np.concatenate(positions), d_sae))
+        return Active(row, column, torch.from_numpy(np.concatenate(scores)), (n, d_sae))
+
+
+@dataclass(frozen=True)
+class LargestOfEachRow(Selection):
+    """The k largest of each row (TopK)."""
+
+    k: int
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        largest = scores.topk(self.k, dim=-1, sorted=False).indices
+        return torch.zeros_like(scores).scatter(-1, largest, 1.0) > 0
+
+    @override
+    def positions(self, scores: np.ndarray) -> np.ndarray:
+        n, d_sae = scores.shape  # numpy selects faster than `torch.topk` on a CPU
+        split = d_sae - self.k
+        found = np.flatnonzero(scores >= np.partition(scores, split, axis=1)[:, split, None])
+        if len(found) == n * self.k:
+            return found
+        largest = np.argpartition(scores, split, axis=1)[:, split:]  # ties; takes twice as long
+        return (largest + np.arange(0, n * d_sae, d_sae)[:, None]).reshape(-1)
+
+
+@dataclass(frozen=True)
+class LargestOfBatch(Selection):
+    """The `k * n` largest positive ones of a batch of n rows (BatchTopK)."""
+
+    k: int
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        return scores >= scores.flatten().topk(self.k * len(scores), sorted=False).values.amin()
+
+    @override
+    def active(self, parts: Iterable[Tensor]) -> Active | None:
+        return super().active([torch.cat(list(parts))])
+
+    @override
+    def positions(self, scores: np.ndarray) -> np.ndarray:
+        flat, some, count = scores.reshape(-1), scores[::16].reshape(-1), self.k * len(scores)
+        wanted = min(len(some), count // 12)  # more than the sample's share, so that its bound is not too high
+        bound = max(0.0, float(np.partition(some, len(some) - wanted)[len(some) - wanted]))
+        found = np.flatnonzero(flat > bound)
+        if bound > 0 and len(found) < count:  # an atypical sample: look at all
+            found = np.flatnonzero(flat > 0)
+        if len(found) > count:
+            values = flat[found]
+            found = found[values >= np.partition(values, len(values) - count)[len(values) - count]]
+        return found
+
+
+@dataclass(frozen=True)
+class Above(Selection):
+    """All above a threshold `[]` or `[d_sae]`; above zero for ReLU."""
+
+    threshold: Tensor
+    sparse_up_to = 0.1
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        return scores > self.threshold
+
+    @override
+    def positions(self, scores: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(scores > self.threshold.numpy())
+
+
+# --- their values ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -75,35 +196,32 @@ class Latents:
         """`[d_sae]`: in how many rows each latent is positive."""
         if self.active is None:
             return (self.values.detach() > 0).sum(0)
-        return torch.bincount(self.active.column[self.values > 0], minlength=self.active.d_sae)
-
-    def total(self, weights: Tensor) -> Tensor:
-        """`[]`: the sum of all latents, each times its entry of `weights [d_sae]`."""
-        return (self.values * self.of(weights)).sum()
-
-    def smallest(self, norms: Tensor) -> Tensor:
-        """`[]`: the smallest positive latent, in units of unit decoder rows; infinite if there is none."""
-        values = (self.values * self.of(norms)).detach()
-        return torch.where(values > 0, values, torch.inf).amin() if values.numel() else norms.new_tensor(torch.inf)
+        return torch.bincount(self.active.column[self.values > 0], minlength=self.active.shape[1])
 
 
-class _SelectedPreActivations(torch.autograd.Function):
-    """`(x - b_dec) @ W_enc.T + b_enc` at the active entries, whose values are known already."""
+class SparsePreActivations(torch.autograd.Function):
+    """`inputs @ W_enc.T + b_enc` at the active entries, where it is known already, with `inputs = x - b_dec`.
+
+    `inputs` comes without the gradient of `b_dec [d_in]`, which is None where nothing is subtracted.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, active: Active, inputs: Tensor, *parameters: Tensor) -> Tensor:
+        """`values`, which are those of the parameters `b_dec`, `W_enc [d_sae, d_in]` and `b_enc [d_sae]`."""
         ctx.save_for_backward(inputs, parameters[1])
         ctx.active = active
         return values
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradients of the inputs and the parameters."""
         inputs, W_enc = ctx.saved_tensors
         (grad,), active = grads, ctx.active
-        grad_inputs = _weighted_rows(W_enc, grad, active) if ctx.needs_input_grad[2] else None
-        grad_W_enc = _transposed_product(active, grad, inputs)
+        grad_inputs = active.product(grad, W_enc) if ctx.needs_input_grad[2] else None
+        grad_W_enc = active.transposed_product(grad, inputs)
         grad_b_enc = grad.new_zeros(len(W_enc)).index_add_(0, active.column, grad)
-        return None, None, grad_inputs, -(grad_b_enc @ W_enc), grad_W_enc, grad_b_enc
+        grad_b_dec = -(grad_b_enc @ W_enc) if ctx.needs_input_grad[3] else None
+        return None, None, grad_inputs, grad_b_dec, grad_W_enc, grad_b_enc
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -113,7 +231,7 @@ class _SparseDecode(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, active: Active) -> Tensor:
         with torch.enable_grad():  # embedding_bag has the gradient of its weights
             weights = values.detach().requires_grad_()
-            decoded = _weighted_rows(W_dec.detach(), weights, active)
+            decoded = active.product(weights, W_dec.detach())
         ctx.graph, ctx.active = (weights, decoded), active
         return decoded.detach()
 
@@ -121,31 +239,4 @@ class _SparseDecode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         weights, decoded = ctx.graph
         (grad_values,) = torch.autograd.grad(decoded, weights, grads[0])
-        return grad_values, _transposed_product(ctx.active, weights.detach(), grads[0]), None
-
-
-def sparse_pre_activations(active: Active, norms: Tensor, inputs: Tensor, *parameters: Tensor) -> Latents:
-    """`inputs @ W_enc.T + b_enc` at the active entries, given `inputs = x - b_dec` without its gradient.
-
-    `active.scores` are these values for unit decoder rows; `norms [d_sae]` are those of the decoder rows. The
-    parameters are `b_dec [d_in]` (zeros where it is not subtracted), `W_enc [d_sae, d_in]` and `b_enc [d_sae]`.
-    """
-    values = active.scores / norms[active.column]
-    return Latents(_SelectedPreActivations.apply(values, active, inputs, *parameters), active)  # type: ignore[no-untyped-call]
-
-
-def _weighted_rows(rows: Tensor, values: Tensor, active: Active) -> Tensor:
-    """`latents @ rows` by gathering, `[n, d]`."""
-    return embedding_bag(active.column, rows, active.offsets, mode="sum", per_sample_weights=values)
-
-
-def _transposed_product(active: Active, values: Tensor, dense: Tensor) -> Tensor:
-    """`latents.T @ dense`, `[d_sae, d]`, for latents `[n, d_sae]` given by their active entries."""
-    order, begin = active.by_column()
-    return embedding_bag(active.row[order], dense, begin, mode="sum", per_sample_weights=values[order])
-
-
-def starts(ids: Tensor, count: int) -> Tensor:
-    """`[count]` int32: where the entries of each id start, once sorted."""
-    ends = torch.bincount(ids, minlength=count).cumsum(0, dtype=torch.int32)
-    return torch.cat([ends.new_zeros(1), ends[:-1]])
+        return grad_values, ctx.active.transposed_product(weights.detach(), grads[0]), None

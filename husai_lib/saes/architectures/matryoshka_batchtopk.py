@@ -10,8 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from husai_lib.saes.architectures import batchtopk
-from husai_lib.saes.architectures.base import Loss, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.selection import LargestOfBatch
+from husai_lib.saes.architectures.base import Loss, TrainState, squared
 
 
 class Sae(batchtopk.Sae):
@@ -23,14 +22,14 @@ class Sae(batchtopk.Sae):
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """The sum of the levels' squared errors plus the revival loss; the threshold follows as in BatchTopK."""
-        latents = self.latents(x, LargestOfBatch(self.condition.k))
+        latents = self.latents(x)
         error, total, start = target - self.b_dec, x.new_zeros(()), 0
         for stop in self.widths():
             error = error - latents.decode(self.W_dec, start, stop)
             total = total + squared(error)
             start = stop
-        revival = revival_loss(self, x, error, state.dead)
-        return Loss(total + revival, latents.firing(), {"threshold": self.followed(latents, state)})
+        total = total + self.revival_loss(x, error, state.dead)
+        return Loss(total, latents.firing(), self.estimates(latents, state))
 
     def widths(self) -> list[int]:
         """The number of latents of each level, ascending to `d_sae`."""

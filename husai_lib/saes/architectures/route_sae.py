@@ -23,8 +23,7 @@ from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
 from husai_lib.saes.architectures import topk
-from husai_lib.saes.architectures.base import Loss, TrainState, register, revival_loss
-from husai_lib.saes.architectures.selection import LargestOfEachRow
+from husai_lib.saes.architectures.base import Loss, TrainState, register
 
 
 def route(x: Tensor, centre: Tensor, W_router: Tensor, b_router: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,10 +46,9 @@ class RouteSAE(TopKSAE):  # type: ignore[misc]
     def initialize_weights(self) -> None:
         """The weights of TopK and of the router, and the mean of each layer."""
         super().initialize_weights()
-        layers, d_in, on = self.cfg.layers, self.cfg.d_in, {"dtype": self.dtype, "device": self.device}
-        self.W_router = nn.Parameter(torch.zeros(layers, d_in, **on))
-        self.b_router = nn.Parameter(torch.zeros(layers, **on))
-        self.centre = nn.Parameter(torch.zeros(layers * d_in, **on))
+        layers, d_in, zeros = self.cfg.layers, self.cfg.d_in, self.b_dec.new_zeros
+        self.W_router, self.b_router = nn.Parameter(zeros(layers, d_in)), nn.Parameter(zeros(layers))
+        self.centre = nn.Parameter(zeros(layers * d_in))
 
     def target_of(self, x: Tensor) -> Tensor:
         """The part of `x [..., layers * d_in]` to reconstruct: the routed, weighted activation `[..., d_in]`."""
@@ -72,10 +70,9 @@ class Sae(topk.Sae):
     centre: Tensor
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
-        layers = condition.hyperparameters["layers"]
-        d, left = divmod(d_in, layers)
         assert d_in == d_out, "the target is the input"
-        assert left == 0, f"{d_in} dimensions in {layers} layers"
+        layers = condition.hyperparameters["layers"]
+        d = d_in // layers
         super().__init__(condition, d, d, generator)
         self.W_router = nn.Parameter(normalize(torch.randn(layers, d, generator=generator), dim=1))
         self.b_router = nn.Parameter(torch.zeros(layers))
@@ -91,9 +88,9 @@ class Sae(topk.Sae):
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """Squared error of the routed activation over its squared probability, plus the revival loss."""
         routed, probability = route(x, self.centre, self.W_router, self.b_router)
-        latents = self.latents(routed, LargestOfEachRow(self.condition.k))
+        latents = self.latents(routed)
         error = routed - latents.decode(self.W_dec) - self.b_dec
-        revival = revival_loss(self, routed.detach(), error, state.dead)
+        revival = self.revival_loss(routed.detach(), error, state.dead)
         return Loss((error / probability).square().sum(-1).mean() + revival, latents.firing(), {})
 
     @override

@@ -20,19 +20,17 @@ latents, on rows of every block). With `p [n, num_experts]` the softmax of the l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor, nn
-from torch.nn.functional import normalize, relu
+from torch.nn.functional import normalize
 from typing_extensions import override
 
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, register, revival_loss, squared
-from husai_lib.saes.architectures.latents import Active, Latents, sparse_pre_activations
-from husai_lib.saes.architectures.selection import SCORED_TOGETHER, LargestOfEachRow, Selection
+from husai_lib.saes.architectures.base import TrainableSae, TrainState, register
+from husai_lib.saes.architectures.latents import Active, LargestOfEachRow, Latents, Selection
 
 
 class RoutedTopKSAE(TopKSAE):  # type: ignore[misc]
@@ -41,9 +39,8 @@ class RoutedTopKSAE(TopKSAE):  # type: ignore[misc]
     def initialize_weights(self) -> None:
         """The weights of TopK and of the router."""
         super().initialize_weights()
-        on = {"dtype": self.dtype, "device": self.device}
-        self.W_router = nn.Parameter(torch.zeros(self.cfg.num_experts, self.cfg.d_in, **on))
-        self.b_router = nn.Parameter(torch.zeros(self.cfg.num_experts, **on))
+        self.W_router = nn.Parameter(self.b_dec.new_zeros(self.cfg.num_experts, self.cfg.d_in))
+        self.b_router = nn.Parameter(self.b_dec.new_zeros(self.cfg.num_experts))
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents `[..., d_sae]`; those of a row are all in one block."""
@@ -51,10 +48,8 @@ class RoutedTopKSAE(TopKSAE):  # type: ignore[misc]
         pre = self.hook_sae_acts_pre(inputs @ self.W_enc + self.b_enc)
         expert = (inputs @ self.W_router.T + self.b_router).argmax(-1)
         own = _own(expert, self.cfg.d_sae // self.cfg.num_experts, pre)
-        first = self.cfg.route_mode == "expert_topk"
-        latents: Tensor = self.hook_sae_acts_post(
-            self.activation_fn(pre.masked_fill(~own, -torch.inf) if first else pre) * own
-        )
+        allowed = pre.masked_fill(~own, -torch.inf) if self.cfg.route_mode == "expert_topk" else pre
+        latents: Tensor = self.hook_sae_acts_post(self.activation_fn(allowed) * own)
         return latents
 
 
@@ -62,10 +57,9 @@ register("routed_topk", RoutedTopKSAE, TopKSAEConfig, num_experts=int, route_mod
 
 
 @dataclass(frozen=True)
-class LargestOfBlock(Selection):
+class LargestOfBlock(LargestOfEachRow):
     """The k largest scores of each row within its block, or those among the k largest of all that lie in it."""
 
-    k: int
     expert: Tensor
     """`[n]`: the block of each row."""
     width: int
@@ -73,15 +67,9 @@ class LargestOfBlock(Selection):
     within: bool
 
     @override
-    def sparse(self, parts: Iterable[Tensor]) -> Active:
-        assert not self.within, "on a CPU only the row's own block is scored"
-        active = LargestOfEachRow(self.k).sparse(parts)
-        return active.where(active.column // self.width == self.expert[active.row])
-
-    @override
-    def dense(self, scores: Tensor) -> Tensor:
+    def mask(self, scores: Tensor) -> Tensor:
         own = _own(self.expert, self.width, scores)
-        return LargestOfEachRow(self.k).dense(scores.masked_fill(~own, -torch.inf) if self.within else scores) & own
+        return super().mask(scores.masked_fill(~own, -torch.inf) if self.within else scores) & own
 
 
 class Sae(TrainableSae):
@@ -99,67 +87,53 @@ class Sae(TrainableSae):
         self.W_router = nn.Parameter(normalize(torch.randn(self.num_experts, d_in, generator=generator), dim=1))
         self.b_router = nn.Parameter(torch.zeros(self.num_experts))
 
-    @override
-    def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error, the revival loss of dead latents, and the losses of router and blocks."""
-        logits = self.logits(x)
-        latents = self.routed(x, logits.argmax(-1))
-        error = target - self.b_dec - latents.decode(self.W_dec)
-        total = squared(error) + revival_loss(self, x, error, state.dead)
-        return Loss(total + self.routing_loss(x, logits, state.noise) + self.diversity_loss(), latents.firing(), {})
-
     def logits(self, x: Tensor) -> Tensor:
         """`[n, num_experts]`; the losses of the router have no gradient to `b_dec`."""
         return self.centred(x) @ self.W_router.T + self.b_router
 
-    def routing_loss(self, x: Tensor, logits: Tensor, noise: Tensor | None) -> Tensor:
-        """`[]`: weighted balance, entropy and consistency."""
-        logs = logits.log_softmax(-1)
+    @override
+    def selection(self, x: Tensor) -> LargestOfBlock:
+        """The rule of `route_mode`, with the block of each row."""
+        return LargestOfBlock(self.condition.k, self.logits(x).argmax(-1), self.width, self.within)
+
+    @override
+    def penalty(self, x: Tensor, latents: Latents, state: TrainState) -> Tensor:
+        """The weighted losses of the router and of the blocks."""
+        logs = self.logits(x).log_softmax(-1)
         p = logs.exp()
         balance, entropy = (p.mean(0) - 1 / self.num_experts).square().sum(), -(p * logs).sum(-1).mean()
         total: Tensor = self.option("route_balance") * balance - self.option("route_entropy") * entropy
         if self.wants_noise:
-            assert noise is not None
-            moved = self.logits(x + self.option("robust_noise_std") * noise).softmax(-1)
+            assert state.noise is not None
+            moved = self.logits(x + self.option("robust_noise_std") * state.noise).softmax(-1)
             total = total + self.option("route_consistency") * (p - moved).square().sum(-1).mean()
+        pairs = self.num_experts * (self.num_experts - 1)
+        if self.condition.hyperparameters["decoder_diversity"] and pairs:
+            rows = normalize(self.W_dec, dim=1).reshape(self.num_experts, self.width, -1)
+            directions = normalize(rows.sum(1), dim=1)
+            # every direction has a cosine of 1 with itself
+            similarity = (directions @ directions.T).square().sum() - self.num_experts
+            total = total + self.option("decoder_diversity") * similarity / pairs
         return total
 
-    def diversity_loss(self) -> Tensor:
-        """`[]`: `decoder_diversity` times the mean squared cosine of two blocks' mean directions."""
-        pairs = self.num_experts * (self.num_experts - 1)
-        if not self.condition.hyperparameters["decoder_diversity"] or not pairs:
-            return self.b_dec.new_zeros(())
-        rows = normalize(self.W_dec, dim=1).reshape(self.num_experts, self.width, -1)
-        directions = normalize(rows.sum(1), dim=1)
-        # every direction has a cosine of 1 with itself
-        similarity = (directions @ directions.T).square().sum() - self.num_experts
-        penalty: Tensor = self.option("decoder_diversity") * similarity / pairs
-        return penalty
-
-    def routed(self, x: Tensor, expert: Tensor) -> Latents:
-        """The active latents of each row's block, `expert [n]`."""
-        if not (self.sparse and self.within):
-            return self.latents(x, LargestOfBlock(self.condition.k, expert, self.width, self.within))
-        inputs, norms = self.centred(x), self.W_dec.detach().norm(dim=1)
-        with torch.no_grad():
-            active = self._largest_of_own_block(inputs, norms, expert)
-        pre = sparse_pre_activations(active, norms, inputs, self.b_dec, self.W_enc, self.b_enc)
-        return pre.with_values(relu(pre.values))
-
-    def _largest_of_own_block(self, inputs: Tensor, norms: Tensor, expert: Tensor) -> Active:
-        """The k largest of each row, found by scoring its own block only."""
-        n, k = len(inputs), self.condition.k
+    @override
+    def active(self, inputs: Tensor, norms: Tensor, selection: Selection, of: slice = slice(None)) -> Active | None:
+        """The active entries of each row's block; with `expert_topk`, no other block of the row is scored."""
+        assert isinstance(selection, LargestOfBlock)
+        if not self.within:
+            active = super().active(inputs, norms, selection, of)
+            assert active
+            return active.where(active.column // self.width == selection.expert[active.row])
+        n, k = len(inputs), selection.k
         columns, scores = torch.empty(n, k, dtype=torch.int32), torch.empty(n, k)
-        W_enc, b_enc = self.W_enc * norms[:, None], self.b_enc * norms
-        for block, (W, b) in enumerate(zip(W_enc.chunk(self.num_experts), b_enc.chunk(self.num_experts), strict=True)):
-            if len(rows := (expert == block).nonzero()[:, 0]):
-                parts = ((inputs[some] @ W.T).float().add_(b) for some in torch.split(rows, SCORED_TOGETHER))
-                found = LargestOfEachRow(k).sparse(parts)
-                columns[rows] = found.column.view(-1, k) + block * self.width
+        for start in range(0, self.condition.d_sae, self.width):
+            if len(rows := (selection.expert == start // self.width).nonzero()[:, 0]):
+                found = super().active(inputs[rows], norms, selection, slice(start, start + self.width))
+                assert found
+                columns[rows] = found.column.view(-1, k) + start
                 scores[rows] = found.scores.view(-1, k)
         row = torch.arange(n, dtype=torch.int32).repeat_interleave(k)
-        offsets = torch.arange(0, n * k, k, dtype=torch.int32)
-        return Active(row, columns.view(-1), offsets, scores.view(-1), len(W_enc))
+        return Active(row, columns.view(-1), scores.view(-1), (n, self.condition.d_sae))
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.selection import Above
+from husai_lib.saes.architectures.base import TrainableSae, TrainState
+from husai_lib.saes.architectures.latents import Above, Latents
 
 
 class Sae(TrainableSae):
@@ -20,14 +20,15 @@ class Sae(TrainableSae):
     sparsity_coefficient = "l1_coefficient"
 
     @override
-    def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error plus `l1_coefficient` times the weighted L1 norm, warmed up linearly."""
-        latents = self.latents(x, Above(x.new_zeros(())))
-        error = target - self.b_dec - latents.decode(self.W_dec)
-        penalty = latents.total(self.W_dec.norm(dim=1)) / len(x)
-        coefficient = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))
-        total = squared(error) + coefficient * penalty + revival_loss(self, x, error, state.dead)
-        return Loss(total, latents.firing(), {})
+    def selection(self, x: Tensor) -> Above:
+        return Above(x.new_zeros(()))
+
+    @override
+    def penalty(self, x: Tensor, latents: Latents, state: TrainState) -> Tensor:
+        """`l1_coefficient` times the weighted L1 norm, warmed up linearly."""
+        norm = (latents.values * latents.of(self.W_dec.norm(dim=1))).sum() / len(x)
+        coefficient: Tensor = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))
+        return coefficient * norm
 
     @override
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:

@@ -5,21 +5,10 @@ Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead la
 
 from __future__ import annotations
 
-from torch import Tensor
-from typing_extensions import override
-
-from husai_lib.saes.architectures.base import Loss, TrainableSae, TrainState, revival_loss, squared
-from husai_lib.saes.architectures.selection import LargestOfEachRow
+from husai_lib.saes.architectures.base import TrainableSae
 
 
 class Sae(TrainableSae):
-    """As SAELens' `TopKTrainingSAE`."""
+    """As SAELens' `TopKTrainingSAE`: the selection, loss and export that the other architectures start from."""
 
     exported_as = "topk"
-
-    @override
-    def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error plus the revival loss of dead latents."""
-        latents = self.latents(x, LargestOfEachRow(self.condition.k))
-        error = target - self.b_dec - latents.decode(self.W_dec)
-        return Loss(squared(error) + revival_loss(self, x, error, state.dead), latents.firing(), {})

@@ -6,11 +6,8 @@ the input is added to the output).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from sae_lens import SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig
-from sae_lens.saes.topk_sae import TopK
+from sae_lens import SkipTranscoder, SkipTranscoderConfig, TopKSAE, Transcoder, TranscoderConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -20,18 +17,15 @@ from husai_lib.saes.architectures.base import Loss, TrainState, register
 
 
 class TopKTranscoder(Transcoder):  # type: ignore[misc]
-    """SAELens' transcoder with a TopK activation function."""
+    """SAELens' transcoder with the activation function of its TopK SAE."""
 
-    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        """Keep the k largest pre-activations of a row, if positive."""
-        top: Callable[[Tensor], Tensor] = TopK(self.cfg.k)
-        return top
+    get_activation_fn = TopKSAE.get_activation_fn
 
 
 class TopKSkipTranscoder(SkipTranscoder):  # type: ignore[misc]
-    """SAELens' skip transcoder with a TopK activation function."""
+    """SAELens' skip transcoder with the activation function of its TopK SAE."""
 
-    get_activation_fn = TopKTranscoder.get_activation_fn
+    get_activation_fn = TopKSAE.get_activation_fn
 
 
 register("topk_transcoder", TopKTranscoder, TranscoderConfig, k=int)

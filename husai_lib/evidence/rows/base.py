@@ -1,0 +1,105 @@
+"""What all rows share: notes, derived columns, and the tables that these follow from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import Field
+
+from husai_lib.files import canonical_json, sha256_text
+from husai_lib.params.sections import Section
+
+MATCHED_WITHIN = 0.10
+"""Widths and L0s are matched within this share: an SAE's L0 with its target k, the baseline's with the candidate's."""
+IMPORTED = "imported"
+"""The folder of `evidence/` that holds records of earlier cycles, in place of a cycle's name."""
+GIVEN = "given"
+"""The condition of the SAE that the parameters name as a baseline, in the tables of the step `baselines`."""
+CONTROLS = ("random_model", "random_decoder", "transcoder", "ood")
+"""The stress controls, in the order in which tables and gates have them."""
+EARLIER_BASELINE, EARLIER_D_SAE = 47.95, 32768
+"""CE-Bench interpretability that the gate of earlier cycles asked for: that of a public SAE, and its width."""
+
+
+def is_matched(value: float, target: float) -> bool:
+    """Whether a width or an L0 lies within 10 % of its target."""
+    return round(abs(value / target - 1), 9) <= MATCHED_WITHIN  # 1.1 - 1 > 0.1 in floats
+
+
+def ceiling(d_sae: int) -> float:
+    """The largest CE-Bench score that N latents allow: `(N - 1) / sqrt(N)`, where one differs and all others are equal.
+
+    It is the largest `max z` of N numbers.
+    """
+    return float((d_sae - 1) / d_sae**0.5)
+
+
+def group_sha256(weights: Iterable[tuple[int, str]]) -> str:
+    """One hash of a group's weights, given the seed and the SHA-256 of the weights of each of its SAEs."""
+    return sha256_text(canonical_json(sorted(weights)))
+
+
+Auc = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=0, le=1)]
+Variance = Annotated[float, Field(le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The selected group as stress controls need it."""
+
+    members: Sequence[Any] = ()
+    """Its `MemberRow`s, of this run or of an earlier one."""
+    pairs: Sequence[Any] = ()
+    """The `PairRow`s of the record that it is from."""
+    why_none: str = "no candidate was selected"
+    """Why it has no members that can be stressed in this run; empty if it has."""
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """The typed tables of a run and its parameters: what derived columns follow from."""
+
+    tables: Mapping[tuple[str, str], Sequence[Any]]
+    """Rows by step and table."""
+    parameters: Mapping[str, Any]
+    """The sections of the cycle."""
+    candidate: Candidate = Candidate()
+
+    def rows(self, step: str, table: str, **columns: Any) -> list[Any]:
+        """The rows of a table that have these values; none where there is no such table."""
+        found = self.tables.get((step, table), ())
+        return [row for row in found if all(getattr(row, name) == value for name, value in columns.items())]
+
+
+def noted(notes: Mapping[str, bool]) -> str:
+    """The notes that apply, joined."""
+    return "; ".join(note for note, applies in notes.items() if note and applies)
+
+
+class Row(Section):
+    """One row of a table."""
+
+    note: str = ""
+    """Why a value is missing or cannot be compared; empty where nothing is to be said."""
+
+    @classmethod
+    def derive(cls, step: str, run: RunTables, **measured: Any) -> Self:
+        """The row of what was measured, its other columns derived from it and from tables of the run."""
+        return cls(**measured | cls.model_construct(**measured).derived(step, run))
+
+    def derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- rows with such columns use them
+        """Every column that follows from other numbers of the run; `step` is that of the row's record."""
+        return {}
+
+
+class MeasuredRow(Row):
+    """A row that the measuring wing made; it carries a note only where its `derived` says which."""
+
+    def derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- as above
+        """That there is no note."""
+        return {"note": ""}
