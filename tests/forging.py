@@ -1,6 +1,7 @@
-"""A careful forger: copies of the committed smoke run, in which everything shown follows from records that are changed.
+"""A careful forger of runs: copies of the committed smoke run, and changes with everything that follows from them.
 
-Every hash, the journal, step keys and the manifest always agree with the files, so that only an audit can object.
+Whatever is changed, hashes, journal, step keys and manifest agree with it afterwards, so that `husai verify` finds
+nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Change = Callable[[dict[str, Any]], object]
 PARTS = ("probes", "pairs", "ood")
 """Tables that other tables of the same step are derived from."""
 EXECUTED: dict[str, Execution] = {}
-"""Executions by all that they follow from."""
+"""Executions with hashes for figures, by all that they follow from."""
 
 
 def fast_audits(patch: pytest.MonkeyPatch) -> None:
@@ -153,7 +154,7 @@ def show_again(run: Run, forged: Collection[str] = ()) -> None:
             with mock.patch.object(Reexecuted, "write", _write(record)):
                 execution = reexecute(notebook, run, step.name, record["parameters"])
         else:
-            execution = executed_once(notebook, run, step.name, record["parameters"])
+            execution = notebook_audit.reexecute(notebook, run, step.name, record["parameters"])
         files = execution.step.files
         for name, content in files.items():
             write_bytes(run.path / name, content)

@@ -26,20 +26,9 @@ from husai_lib.decisions.candidates import candidates_from
 from husai_lib.decisions.gates import evaluate_members, release_policy
 from husai_lib.decisions.selection import select
 from husai_lib.evidence.cache import Entry, cached
-from husai_lib.evidence.rows import (
-    CONTROLS,
-    BankRow,
-    Candidate,
-    ControlRow,
-    ControlSaeRow,
-    GroupRow,
-    MemberRow,
-    OodRow,
-    PairRow,
-    ProbeRow,
-    RunTables,
-    SourceRow,
-)
+from husai_lib.evidence.rows.base import CONTROLS, Candidate, RunTables
+from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow
+from husai_lib.evidence.rows.measured import BankRow, GroupRow, MemberRow, PairRow, ProbeRow, SourceRow
 from husai_lib.evidence.runs import Run, new_run
 from husai_lib.evidence.steps import Step, open_step, results
 from husai_lib.files import REPOSITORY, write_json

@@ -8,17 +8,9 @@ from typing import Any
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from husai_lib.evidence.rows import (
-    CandidateRow,
-    ContrastiveRow,
-    ControlRow,
-    GateRow,
-    GroupRow,
-    MemberRow,
-    OodRow,
-    ProbeRow,
-    SourceRow,
-)
+from husai_lib.evidence.rows.controls import ControlRow, OodRow
+from husai_lib.evidence.rows.decided import CandidateRow, GateRow
+from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow, ProbeRow, SourceRow
 from husai_lib.evidence.runs import Run
 from husai_lib.evidence.steps import open_step
 from husai_lib.params.cycle import load_cycle

@@ -18,7 +18,7 @@ import torch
 
 from husai_lib.errors import IntegrityError
 from husai_lib.evidence.cache import Entry, open_entry
-from husai_lib.evidence.rows import BankRow, SourceRow
+from husai_lib.evidence.rows.measured import BankRow, SourceRow
 from husai_lib.evidence.runs import Record
 from husai_lib.files import read_json
 

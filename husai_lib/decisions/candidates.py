@@ -9,7 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from husai_lib.errors import DataError
-from husai_lib.evidence.rows import IMPORTED, EarlierMemberRow, MemberRow, ceiling, is_matched
+from husai_lib.evidence.rows.base import IMPORTED, ceiling, is_matched
+from husai_lib.evidence.rows.earlier import EarlierMemberRow
+from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record
 from husai_lib.files import canonical_json
 

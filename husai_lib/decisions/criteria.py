@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from husai_lib.decisions.candidates import describe_setting, differences
 from husai_lib.decisions.gates import External
-from husai_lib.evidence.rows import CONTROLS, CriterionRow, noted
+from husai_lib.evidence.rows.base import CONTROLS, noted
+from husai_lib.evidence.rows.decided import CriterionRow
 from husai_lib.intervals import difference_interval
 
 UNUSED = {"saebench": ("stories", "pairs", "baseline"), "cebench": ("data sets", "probing")}

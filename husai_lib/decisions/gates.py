@@ -14,7 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 from husai_lib.decisions.candidates import Members, matched_baselines
 from husai_lib.errors import DataError, IntegrityError
-from husai_lib.evidence.rows import CONTROLS, IMPORTED, ControlRow, GateRow, MemberRow, group_sha256, is_matched
+from husai_lib.evidence.rows.base import CONTROLS, IMPORTED, group_sha256, is_matched
+from husai_lib.evidence.rows.controls import ControlRow
+from husai_lib.evidence.rows.decided import GateRow
+from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.intervals import Interval, mean_interval
 from husai_lib.params.rules import GateParams
 

@@ -12,7 +12,10 @@ from husai_lib.decisions import candidates
 from husai_lib.decisions.criteria import Standing, compare
 from husai_lib.decisions.gates import External, Policy, evaluate_members, external_results
 from husai_lib.errors import DataError
-from husai_lib.evidence.rows import IMPORTED, CriterionRow, EarlierGroupRow, GateRow, MemberRow
+from husai_lib.evidence.rows.base import IMPORTED
+from husai_lib.evidence.rows.decided import CriterionRow, GateRow
+from husai_lib.evidence.rows.earlier import EarlierGroupRow
+from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record
 from husai_lib.intervals import Interval
 from husai_lib.params.rules import GateParams, SelectionParams

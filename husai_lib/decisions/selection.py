@@ -16,7 +16,7 @@ import numpy as np
 
 from husai_lib.decisions.candidates import ENDS, METRICS, Candidate, check_comparable, differences
 from husai_lib.decisions.ranking import WEIGHTED, Ranking, Scores, rank
-from husai_lib.evidence.rows import CandidateRow
+from husai_lib.evidence.rows.decided import CandidateRow
 from husai_lib.intervals import mean_interval
 from husai_lib.params.rules import WEIGHTS, SelectionParams
 

@@ -13,7 +13,8 @@ from typing import Any
 from scipy import stats
 
 from husai_lib.earlier.records import RUN_ID
-from husai_lib.evidence.rows import CaveatRow, EarlierGroupRow, EarlierMemberRow, EarlierSweepRow, ceiling, is_matched
+from husai_lib.evidence.rows.base import ceiling, is_matched
+from husai_lib.evidence.rows.earlier import CaveatRow, EarlierGroupRow, EarlierMemberRow, EarlierSweepRow
 from husai_lib.evidence.runs import Record
 
 Found = Iterator[tuple[str, str, int, str]]

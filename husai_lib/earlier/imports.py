@@ -17,7 +17,7 @@ from typing import Any
 from husai_lib.earlier.caveats import caveats
 from husai_lib.earlier.records import read_earlier
 from husai_lib.errors import DataError, ParameterError
-from husai_lib.evidence.rows import IMPORTED
+from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.runs import Record, Run
 from husai_lib.evidence.steps import Step
 from husai_lib.files import explained, write_bytes

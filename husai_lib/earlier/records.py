@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from husai_lib.errors import DataError, ParameterError
-from husai_lib.evidence.rows import EarlierGateRow, EarlierGroupRow, EarlierMemberRow, EarlierSweepRow, Row
+from husai_lib.evidence.rows.base import Row
+from husai_lib.evidence.rows.earlier import EarlierGateRow, EarlierGroupRow, EarlierMemberRow, EarlierSweepRow
 from husai_lib.files import canonical_json
 from husai_lib.params.sections import check
 

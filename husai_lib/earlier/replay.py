@@ -13,7 +13,7 @@ from husai_lib.decisions.candidates import Candidate, candidates_from_earlier, d
 from husai_lib.decisions.selection import Selection, select
 from husai_lib.earlier.records import RUN_ID
 from husai_lib.errors import DataError, HusaiError
-from husai_lib.evidence.rows import EarlierGroupRow, ReplayRow, RuleChangeRow
+from husai_lib.evidence.rows.earlier import EarlierGroupRow, ReplayRow, RuleChangeRow
 from husai_lib.evidence.runs import Record
 from husai_lib.params.rules import SelectionParams
 from husai_lib.params.sections import check

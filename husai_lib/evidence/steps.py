@@ -14,7 +14,8 @@ from typing import Any
 
 from husai_lib.evidence.cache import cache_folder, versions
 from husai_lib.evidence.code import git_commit, library_hash
-from husai_lib.evidence.rows import TABLES, Candidate, Row
+from husai_lib.evidence.rows import TABLES
+from husai_lib.evidence.rows.base import Candidate, Row
 from husai_lib.evidence.runs import Record, Run, utc_now
 from husai_lib.files import canonical_json, sha256_text, write_bytes, write_json, write_text
 from husai_lib.params.cycle import check_sections

@@ -9,7 +9,7 @@ from typing import Any
 
 from husai_lib.errors import HusaiError
 from husai_lib.evidence.code import file_at, is_tracked
-from husai_lib.evidence.rows import IMPORTED
+from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.runs import RUN_NAME, Run, find_imports, find_runs
 from husai_lib.files import REPOSITORY, sha256_file
 

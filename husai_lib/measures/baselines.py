@@ -24,7 +24,7 @@ from transformer_lens.loading_from_pretrained import get_official_model_name
 from husai_lib.activations.banks import Bank
 from husai_lib.errors import DataError, ModelError
 from husai_lib.evidence.cache import Entry, cached
-from husai_lib.evidence.rows import GIVEN, is_matched
+from husai_lib.evidence.rows.base import GIVEN, is_matched
 from husai_lib.files import REPOSITORY, sha256_file
 from husai_lib.measures.evaluation import measure
 from husai_lib.params.catalogue import local_path

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from husai_lib.activations.banks import Bank
-from husai_lib.evidence.rows import GroupRow, MemberRow, PairRow, ProbeRow, RunTables, noted
+from husai_lib.evidence.rows.base import RunTables, noted
+from husai_lib.evidence.rows.measured import GroupRow, MemberRow, PairRow, ProbeRow
 from husai_lib.intervals import Pairs, mean_over_pairs
 from husai_lib.measures.contrastive import contrastive_scores
 from husai_lib.measures.matching import group_stability, pair_rows, pairwise_pwmcc, random_decoders

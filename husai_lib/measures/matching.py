@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from husai_lib.errors import DataError, ModelError
-from husai_lib.evidence.rows import PairRow
+from husai_lib.evidence.rows.measured import PairRow
 from husai_lib.intervals import Pairs, pair_table
 from husai_lib.randomness import numpy_generator
 

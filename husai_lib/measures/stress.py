@@ -13,7 +13,8 @@ from husai_lib.activations.extraction import text_bank
 from husai_lib.activations.language_model import open_model
 from husai_lib.activations.texts import drawn_texts
 from husai_lib.errors import DataError
-from husai_lib.evidence.rows import CONTROLS, Candidate, ControlRow, ControlSaeRow, OodRow, Row, RunTables
+from husai_lib.evidence.rows.base import CONTROLS, Candidate, Row, RunTables
+from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow
 from husai_lib.evidence.runs import Record
 from husai_lib.evidence.steps import candidate_of
 from husai_lib.measures.probing import ProbeScore, ProbeTask

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.cache import cached
-from husai_lib.evidence.rows import ContrastiveRow, RunTables
+from husai_lib.evidence.rows.base import RunTables
+from husai_lib.evidence.rows.measured import ContrastiveRow
 from husai_lib.measures.contrastive import contrastive_scores
 from husai_lib.measures.matching import random_decoders
 from husai_lib.params.benchmarks import ContrastiveParams

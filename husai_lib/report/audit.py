@@ -19,7 +19,7 @@ from husai_lib.earlier.imports import audit_import
 from husai_lib.errors import EvidenceError
 from husai_lib.evidence.cache import CACHED
 from husai_lib.evidence.code import CHANGED, file_at, library_hash_at
-from husai_lib.evidence.rows import CONTROLS, GIVEN, IMPORTED, RunTables
+from husai_lib.evidence.rows.base import CONTROLS, GIVEN, IMPORTED, RunTables
 from husai_lib.evidence.runs import Record, Run
 from husai_lib.evidence.steps import candidate_of, step_key
 from husai_lib.evidence.verification import problems_of

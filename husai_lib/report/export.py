@@ -15,7 +15,7 @@ from typing import Any, cast
 from husai_lib.decisions import gates
 from husai_lib.errors import DataError, EvidenceError, GateError, HusaiError, IntegrityError, ParameterError
 from husai_lib.evidence.cache import Entry, cache_folder, open_entry
-from husai_lib.evidence.rows import MemberRow
+from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record, Run, earlier_run
 from husai_lib.evidence.verification import problems_of
 from husai_lib.files import canonical_json, explained, read_json

@@ -18,17 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 
 from husai_lib.decisions import gates
-from husai_lib.evidence.rows import (
-    EARLIER_BASELINE,
-    MATCHED_WITHIN,
-    CandidateRow,
-    ContrastiveRow,
-    ControlRow,
-    GroupRow,
-    MemberRow,
-    OodRow,
-    ceiling,
-)
+from husai_lib.evidence.rows.base import EARLIER_BASELINE, MATCHED_WITHIN, ceiling
+from husai_lib.evidence.rows.controls import ControlRow, OodRow
+from husai_lib.evidence.rows.decided import CandidateRow
+from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow
 from husai_lib.intervals import mean_interval
 
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),

@@ -152,7 +152,7 @@ def _draws_as_here(record: Record) -> bool:
 
 
 def _record(step: str, record: Record, execution: Execution, notebook: Any) -> Iterator[Check]:
-    """The whole record where its notebook was executed whole; else that it has the single values and tables it is given."""
+    """The whole record where its notebook was executed whole; else that its values and tables are those it is given."""
     if execution.step.made is not None:
         made = {name: value for name, value in execution.step.made.items() if name not in NOT_DERIVED}
         stated = {name: value for name, value in record.data.items() if name not in NOT_DERIVED}

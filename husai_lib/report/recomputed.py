@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from scipy.optimize import linear_sum_assignment
 
 from husai_lib.evidence.cache import CACHED, cache_folder, open_entry
-from husai_lib.evidence.rows import RunTables
+from husai_lib.evidence.rows.base import RunTables
 from husai_lib.intervals import mean_over_pairs, pair_table
 from husai_lib.randomness import numpy_generator
 from husai_lib.report.checks import UNCHECKED, Check, same

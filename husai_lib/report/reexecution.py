@@ -21,7 +21,7 @@ from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
 from husai_lib.errors import HusaiError
-from husai_lib.evidence.rows import Row
+from husai_lib.evidence.rows.base import Row
 from husai_lib.evidence.runs import Record, Run
 from husai_lib.evidence.steps import OPENER, Step
 from husai_lib.files import canonical_json

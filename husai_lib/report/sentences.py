@@ -9,20 +9,11 @@ from typing import Any
 
 from husai_lib.decisions import gates
 from husai_lib.decisions.criteria import counted, criterion_outcome, lost_controls, passes
-from husai_lib.evidence.rows import (
-    EARLIER_BASELINE,
-    EARLIER_D_SAE,
-    GIVEN,
-    CandidateRow,
-    ContrastiveRow,
-    CriterionRow,
-    GateRow,
-    GroupRow,
-    MemberRow,
-    OodRow,
-    ReplayRow,
-    ceiling,
-)
+from husai_lib.evidence.rows.base import EARLIER_BASELINE, EARLIER_D_SAE, GIVEN, ceiling
+from husai_lib.evidence.rows.controls import OodRow
+from husai_lib.evidence.rows.decided import CandidateRow, CriterionRow, GateRow
+from husai_lib.evidence.rows.earlier import ReplayRow
+from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow
 from husai_lib.report.tables import cell, escape
 
 

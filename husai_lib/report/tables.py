@@ -16,7 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from husai_lib.decisions import gates
-from husai_lib.evidence.rows import GIVEN, TABLES, GroupRow, MemberRow, OodRow, ProbeRow, Row
+from husai_lib.evidence.rows import TABLES
+from husai_lib.evidence.rows.base import GIVEN, Row
+from husai_lib.evidence.rows.controls import OodRow
+from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow
 from husai_lib.intervals import mean_interval, means_by
 
 Template = str | Callable[[dict[str, Any]], str]

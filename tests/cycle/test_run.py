@@ -28,7 +28,7 @@ PARAMS = load_cycle(SMOKE)
 
 BANK = """
 from husai_lib.evidence.cache import cached
-from husai_lib.evidence.rows import BankRow
+from husai_lib.evidence.rows.measured import BankRow
 entry = cached("banks", "husai_lib.files", {"name": "bank"}, lambda folder: (folder / "rows.npy").write_bytes(b"rows"))
 step = open_step('activations', run, activations=activations)
 record = step.write({"banks": [BankRow(bank="training", hook_name="h", rows=1, d_in=1, key=entry.key, sha256="")]})

@@ -14,7 +14,7 @@ from husai_lib.decisions.candidates import (
     differences,
 )
 from husai_lib.errors import DataError
-from husai_lib.evidence.rows import EarlierMemberRow
+from husai_lib.evidence.rows.earlier import EarlierMemberRow
 from husai_lib.evidence.runs import Record
 
 

@@ -12,13 +12,8 @@ from husai_lib.decisions.criteria import Standing, compare, criterion_outcome
 from husai_lib.decisions.gates import External
 from husai_lib.decisions.of_run import earlier_standing
 from husai_lib.errors import DataError
-from husai_lib.evidence.rows import (
-    CaveatRow,
-    CriterionRow,
-    EarlierGateRow,
-    EarlierGroupRow,
-    EarlierMemberRow,
-)
+from husai_lib.evidence.rows.decided import CriterionRow
+from husai_lib.evidence.rows.earlier import CaveatRow, EarlierGateRow, EarlierGroupRow, EarlierMemberRow
 from husai_lib.evidence.runs import Record
 from husai_lib.files import canonical_json
 from husai_lib.intervals import Interval, mean_interval

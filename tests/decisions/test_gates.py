@@ -20,7 +20,10 @@ from husai_lib.decisions.gates import (
     release_policy,
 )
 from husai_lib.errors import DataError, IntegrityError
-from husai_lib.evidence.rows import ControlRow, GateRow, MemberRow, group_sha256
+from husai_lib.evidence.rows.base import group_sha256
+from husai_lib.evidence.rows.controls import ControlRow
+from husai_lib.evidence.rows.decided import GateRow
+from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.files import canonical_json
 from husai_lib.intervals import Interval
 from husai_lib.params.rules import GateParams

@@ -21,7 +21,7 @@ from earlier_files import (
 )
 
 from husai_lib.earlier.caveats import caveats
-from husai_lib.evidence.rows import CaveatRow
+from husai_lib.evidence.rows.earlier import CaveatRow
 from husai_lib.evidence.runs import Record
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from husai_lib.earlier.imports import import_earlier
 from husai_lib.earlier.replay import replays, rule_changes, rules_of
-from husai_lib.evidence.rows import EarlierGroupRow, EarlierMemberRow
+from husai_lib.evidence.rows.earlier import EarlierGroupRow, EarlierMemberRow
 from husai_lib.evidence.runs import Record
 from husai_lib.params.rules import SelectionParams
 

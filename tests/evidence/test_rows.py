@@ -12,25 +12,9 @@ import pytest
 import synthetic_rows as made_up
 from scipy import stats
 
-from husai_lib.evidence.rows import (
-    CONTROLS,
-    BankRow,
-    Candidate,
-    ContrastiveRow,
-    ControlRow,
-    ControlSaeRow,
-    GroupRow,
-    MemberRow,
-    OodRow,
-    PairRow,
-    ProbeRow,
-    Row,
-    RunTables,
-    SourceRow,
-    ceiling,
-    group_sha256,
-    is_matched,
-)
+from husai_lib.evidence.rows.base import CONTROLS, Candidate, Row, RunTables, ceiling, group_sha256, is_matched
+from husai_lib.evidence.rows.measured import BankRow, ContrastiveRow, GroupRow, MemberRow, PairRow, ProbeRow, SourceRow
+from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow
 
 HOOK = "blocks.0.hook_resid_post"
 

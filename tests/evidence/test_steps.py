@@ -12,7 +12,7 @@ from stand_ins import SMOKE
 
 from husai_lib.errors import ParameterError
 from husai_lib.evidence import steps
-from husai_lib.evidence.rows import ProbeRow, SourceRow
+from husai_lib.evidence.rows.measured import ProbeRow, SourceRow
 from husai_lib.evidence.runs import Run, new_run
 from husai_lib.evidence.steps import OPENER, Step, open_step, results, step_key
 from husai_lib.files import read_json, sha256_file

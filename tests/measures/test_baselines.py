@@ -24,7 +24,8 @@ from husai_lib.decisions import gates
 from husai_lib.decisions.candidates import baseline_of
 from husai_lib.errors import DataError, HusaiError, ModelError
 from husai_lib.evidence.cache import cache_folder, open_entry
-from husai_lib.evidence.rows import MemberRow, RunTables
+from husai_lib.evidence.rows.base import RunTables
+from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.measures import baselines
 from husai_lib.measures.baselines import PICKLED, baseline_saes
 from husai_lib.measures.evaluation import measure, member_rows

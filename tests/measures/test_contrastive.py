@@ -21,7 +21,7 @@ from small_saes import bank, cache, random_sae, trained
 from torch import Tensor
 
 from husai_lib.errors import DataError
-from husai_lib.evidence.rows import ceiling
+from husai_lib.evidence.rows.base import ceiling
 from husai_lib.measures import contrastive
 from husai_lib.measures.contrastive import (
     ContrastiveScore,

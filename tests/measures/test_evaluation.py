@@ -12,7 +12,7 @@ import pytest
 from small_saes import bank, cache, condition, random_sae, random_saes, trained
 
 from husai_lib.activations.texts import ProbingSet
-from husai_lib.evidence.rows import GroupRow, MemberRow, PairRow, ProbeRow
+from husai_lib.evidence.rows.measured import GroupRow, MemberRow, PairRow, ProbeRow
 from husai_lib.intervals import mean_over_pairs
 from husai_lib.measures import evaluation
 from husai_lib.measures.contrastive import ContrastiveScore, contrastive_scores

@@ -16,7 +16,8 @@ from husai_lib.activations.extraction import text_bank
 from husai_lib.activations.language_model import open_model
 from husai_lib.activations.texts import ProbingSet, drawn_texts
 from husai_lib.errors import DataError, IntegrityError
-from husai_lib.evidence.rows import CONTROLS, Candidate, MemberRow
+from husai_lib.evidence.rows.base import CONTROLS, Candidate
+from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.files import read_json, sha256_file, write_json
 from husai_lib.measures import stress
 from husai_lib.measures.evaluation import decoder_pairs

@@ -11,7 +11,8 @@ import torch
 from small_saes import bank, cache
 
 from husai_lib.activations.banks import Bank
-from husai_lib.evidence.rows import ContrastiveRow, ceiling
+from husai_lib.evidence.rows.base import ceiling
+from husai_lib.evidence.rows.measured import ContrastiveRow
 from husai_lib.measures.contrastive import score
 from husai_lib.measures.width_study import random_topk, width_study
 from husai_lib.params.benchmarks import ContrastiveParams, WidthStudyParams

@@ -2,7 +2,8 @@
 
 from synthetic_rows import candidate, candidates, gate, gates, groups, member, members, ood_rows, width_row, width_rows
 
-from husai_lib.evidence.rows import CandidateRow, ReplayRow
+from husai_lib.evidence.rows.decided import CandidateRow
+from husai_lib.evidence.rows.earlier import ReplayRow
 from husai_lib.report import sentences, tables
 
 

@@ -57,8 +57,7 @@ class Sae(TrainableSae):
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
         own = condition.hyperparameters
         kinds: list[str] = own["layers"]
-        d, left = divmod(d_in, len(kinds))
-        assert left == 0, f"{d_in} dimensions in {len(kinds)} layers"
+        d = d_in // len(kinds)
         super().__init__(condition, d, d, generator)
         self.d_in = self.d_out = d_in
         self.b_dec = nn.Parameter(torch.zeros(d_out))
