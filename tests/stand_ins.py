@@ -286,8 +286,8 @@ def start_husai(notebooks: Path, *arguments: Any) -> subprocess.Popen[str]:
     """A process that runs a command on the short cycle; it hears Ctrl-C even where the tests run in the background."""
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import sys; from pathlib import Path; import stand_ins; from husai_lib import cli, cycle;"
-        "cycle.STEPS = stand_ins.STEPS; cli.NOTEBOOKS = Path(sys.argv[1]); cli.main(sys.argv[2:])"
+        "import sys; from pathlib import Path; import stand_ins; from husai_lib import cli;"
+        "stand_ins.cycle.STEPS = stand_ins.STEPS; cli.NOTEBOOKS = Path(sys.argv[1]); cli.main(sys.argv[2:])"
     )
     command = [sys.executable, "-c", script, str(notebooks), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}

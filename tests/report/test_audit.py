@@ -169,7 +169,10 @@ def test_notebooks_of_the_records_commit_are_held_to_hashes_and_not_executed(
     assert any("number of cells of 08_gate.ipynb" in problem for problem in audit_run(run, folder).problems)
 
 
-def test_a_notebook_that_the_checkout_does_not_have_is_a_problem(run: Run, tmp_path: Path) -> None:
+def test_a_notebook_that_neither_the_checkout_nor_the_commit_has_is_a_problem(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notebook_audit, "file_at", lambda commit, path: None)
     shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
     (tmp_path / "notebooks" / "09_report.ipynb").unlink()
     [problem] = [p for p in audit_run(run, tmp_path / "notebooks").problems if "09_report" in p]
