@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -256,12 +257,14 @@ def verify(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
     if not found:
         raise EvidenceError(f"{evidence} holds nothing to verify; name another folder with --evidence")
     problems = [problem for one in found for problem in problems_of(one)] + ([] if run else problems_beside(evidence))
+    if run and not problems:
+        found[0].manifest()  # raises for an unfinished run, which alone there is nothing to verify of
     for problem in problems:
         typer.echo(f"problem: {problem}")
     for one in found:
         typer.echo(f"{one.name}: {f'{len(one.files())} files' if one.is_complete else 'unfinished'}")
     if problems:
-        raise IntegrityError(f"verification found {len(problems)} problems: {problems[0]}")
+        raise IntegrityError(f"verification found {_count(problems)}: {problems[0]}")
 
 
 @app.command()
@@ -293,7 +296,7 @@ def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = 
             typer.echo(f"problem: {name}: {problem}")
         typer.echo(f"{name}: {one}")
     if count := sum(len(one.problems) for one in audits.values()):
-        raise IntegrityError(f"the audit found {count} problems, listed above")
+        raise IntegrityError(f"the audit found {_count(range(count))}, listed above")
 
 
 @app.command()
@@ -375,6 +378,10 @@ def saebench(
             failed.append(name)
     if failed and (asked or len(failed) == len(plan)):
         raise ModelError(f"did not run: {', '.join(failed)}; the reasons stand above")
+
+
+def _count(problems: Sized) -> str:
+    return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
 
 
 def _state(run: Run) -> str:

@@ -239,7 +239,7 @@ USAGE: dict[str, tuple[tuple[Any, ...], int, tuple[str, ...]]] = {
     "no run to show": (("show", "nothing"), 1, ("no run is called 'nothing'", "husai ls")),
     "no run to verify": (("verify", "nothing"), 1, ("no run is called 'nothing'", "husai ls")),
     "no run to render": (("render", "nothing"), 1, ("no run is called 'nothing'", "husai ls")),
-    "an unfinished run to verify": (("verify",), 1, ("unfinished", "--resume")),
+    "an unfinished run to verify": (("verify", "smoke"), 1, ("unfinished", "--resume")),
 }
 
 
@@ -320,7 +320,7 @@ def test_other_parameters_with_resume_are_refused(place: Path) -> None:
 def test_damaged_evidence_is_exit_code_4(place: Path) -> None:
     [run] = (place / "evidence" / "smoke").iterdir()
     (run / "manifest.json").write_text('{"files": NaN}\n')
-    refused(place, 4, ("manifest.json is damaged", "does not verify"), "verify")
+    refused(place, 4, ("manifest.json is damaged", "verification found 1 problem:"), "verify")
 
 
 # Whole processes

@@ -227,24 +227,34 @@ def _length_sorted(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]
 
 
 @torch.inference_mode()
+def _soonest(point: str) -> str:
+    """Where an activation can be read first: a block's input is the output of the block before it."""
+    _, layer, name = point.split(".", 2)
+    before = name == "hook_resid_pre" and int(layer) > 0
+    return f"blocks.{int(layer) - 1}.hook_resid_post" if before else point
+
+
 def _forward(model: LanguageModel, tokens: list[Tokens], hooks: list[str]) -> dict[str, np.ndarray]:
     """Activations `[texts, positions, d]` by hook, those of a joined hook side by side.
 
     Padding is on the right, where no causal position attends to it. No more blocks of the model run than needed.
     """
     padded = pad_sequence([torch.tensor(ids or [0]) for ids in tokens], batch_first=True)
-    name, cfg = model.params.name, model.bridge.cfg
+    model_name, cfg = model.params.name, model.bridge.cfg
     if padded.shape[1] > cfg.n_ctx:
-        raise ModelError(f"{name} reads {cfg.n_ctx} tokens at most; lower activations.context_tokens and probe_tokens")
-    points = "+".join(hooks).split("+")
-    stop = 1 + max(int(point.split(".")[1]) for point in points)
-    _, captured = model.bridge.run_with_cache(padded.to(model.device), names_filter=points, stop_at_layer=stop)
-    if absent := [point for point in points if point not in captured]:
+        raise ModelError(
+            f"{model_name} reads {cfg.n_ctx} tokens at most; lower activations.context_tokens and probe_tokens"
+        )
+    points = {point: _soonest(point) for point in "+".join(hooks).split("+")}
+    names = list(points.values())
+    stop = 1 + max(int(name.split(".")[1]) for name in names)
+    _, captured = model.bridge.run_with_cache(padded.to(model.device), names_filter=names, stop_at_layer=stop)
+    if absent := [point for point, name in points.items() if name not in captured]:
         layers = f"its {cfg.n_layers} layers are numbered from 0"
-        raise ModelError(f"{name} has no {absent[0]} ({layers}); choose another activations.hook_name")
+        raise ModelError(f"{model_name} has no {absent[0]} ({layers}); choose another activations.hook_name")
     found = {}
     for hook in hooks:
-        found[hook] = torch.cat([captured[point].float() for point in hook.split("+")], dim=-1).cpu().numpy()
+        found[hook] = torch.cat([captured[points[point]].float() for point in hook.split("+")], dim=-1).cpu().numpy()
         if not np.isfinite(found[hook]).all():
             raise DataError(f"activation {hook} has a value that is not finite; set model.dtype: float32")
     return found
