@@ -1,19 +1,26 @@
 # make quickstart   set up, run params/quickstart.yaml offline, render the report, say where it is
+# make check        lint, type check, and the tests of the judging wing and of all that needs no model: a minute
 # make test         set up if needed, then lint, type check and every test, notebooks included
 PYTHON ?= python3
 BIN := .venv/bin
+# What needs no model; tests marked slow start kernels or plant falsifications one by one.
+PURE := tests/params tests/evidence tests/decisions tests/earlier tests/report tests/cycle tests/test_files.py \
+	tests/test_intervals.py tests/test_layers.py tests/test_bad_input.py tests/test_cli.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test check setup smoke notebooks docs quarto saebench clean
+.PHONY: quickstart test check lint setup smoke notebooks docs quarto saebench clean
 
 quickstart: setup
 	$(BIN)/husai run params/quickstart.yaml
 	$(BIN)/husai render
 
-test: check
+test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-check: setup
+check: lint
+	HUSAI_TEST_EFFORT=0.05 $(BIN)/python -m pytest $(PURE) -m 'not slow' --numprocesses auto --maxprocesses 4 --dist load
+
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

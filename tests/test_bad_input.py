@@ -353,6 +353,7 @@ def last_line(said: Said) -> Said:
     return Said(said.code, said.out, "".join(f"{line}\n" for line in said.err.splitlines()[len(progress) :]))
 
 
+@pytest.mark.slow
 def test_a_killed_kernel_is_one_sentence_and_the_run_can_be_resumed(place: Path) -> None:
     write_notebooks(place / "notebooks", frontier="import os\nos.kill(os.getpid(), 9)")
     said = husai("run", SMOKE, "--evidence", place / "evidence")
@@ -368,6 +369,7 @@ def descendants_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_exits_with_130_and_leaves_no_kernel_and_no_lock(place: Path, how: signal.Signals) -> None:
     marker = place / "asleep"
@@ -387,6 +389,7 @@ def test_an_interrupted_run_exits_with_130_and_leaves_no_kernel_and_no_lock(plac
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_lock_and_its_kernel_ends(place: Path) -> None:
     marker = place / "asleep"
     body = f"from pathlib import Path\nimport time\nPath({str(marker)!r}).touch()\ntime.sleep(60)"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -165,7 +166,7 @@ def test_welch_alone_would_be_surer_for_more_noise_and_ours_is_not():
         assert difference_interval(five, other).high == pytest.approx(stats.t.ppf(0.975, 4))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(spreads, spreads, spreads, sizes, sizes)
 def test_more_spread_on_either_side_never_narrows_the_interval_of_a_difference(spread, more, other, n, m):
     narrow, wide = (difference_interval(group(0.0, s, n), group(0.0, other, m)) for s in (spread, spread + more))
@@ -173,7 +174,7 @@ def test_more_spread_on_either_side_never_narrows_the_interval_of_a_difference(s
     assert narrow.low >= wide.low * (1 + 1e-12)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(samples, samples)
 def test_the_difference_of_a_and_b_is_minus_that_of_b_and_a(a, b):
     forward, back = (difference_interval(*map(mean_interval, pair)) for pair in ((a, b), (b, a)))

@@ -89,6 +89,7 @@ def test_carries_no_leftovers(path):
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}
     for cell in notebook.cells:
         assert set(cell.metadata) <= {"tags"}
+        assert "compute" not in cell.metadata.get("tags", []) or not cell.outputs, "a computing cell shows nothing"
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
             assert output.get("name") != "stderr", f"a warning was left in: {output.get('text', '')[:200]}"

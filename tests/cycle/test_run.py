@@ -24,6 +24,8 @@ from husai_lib.evidence.verification import problems_of
 from husai_lib.files import REPOSITORY, read_json, sha256_file, write_json, write_text
 from husai_lib.params.cycle import load_cycle
 
+pytestmark = pytest.mark.slow
+
 PARAMS = load_cycle(SMOKE)
 
 BANK = """

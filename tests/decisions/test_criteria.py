@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -340,7 +341,7 @@ verdicts = st.sampled_from(["pass", "fail", "missing", "unreachable"])
 policies = st.dictionaries(st.sampled_from(GATES), verdicts)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(policies, policies)
 def test_of_two_gates_only_one_can_be_better(a, b):
     one, other = (replace(standing(), gates=gates_of(gates)) for gates in (a, b))
@@ -355,7 +356,7 @@ def test_of_two_gates_only_one_can_be_better(a, b):
         assert not (forward == "met" and any(b.get(g) == "pass" != a.get(g) for g in CONTROLS))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(policies, policies, st.sampled_from(GATES))
 def test_losing_a_gate_never_turns_not_met_into_met(a, b, gate):
     there = replace(standing(), gates=gates_of(b))
@@ -370,7 +371,7 @@ deltas = st.lists(st.one_of(st.sampled_from([0.0, -0.0]), st.floats(-1, 1)), min
 intervals = st.one_of(st.none(), deltas.map(mean_interval))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(intervals, intervals)
 def test_the_difference_changes_its_sign_with_the_sides(a, b):
     one, other = (standing_with(interval) for interval in (a, b))
@@ -384,7 +385,7 @@ def test_the_difference_changes_its_sign_with_the_sides(a, b):
         assert (forward.difference_low, forward.difference_high) == (-back.difference_high, -back.difference_low)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(deltas.map(mean_interval), deltas.map(mean_interval), st.floats(0, 2), st.booleans())
 def test_a_wider_interval_on_either_side_never_turns_not_met_into_met(a, b, more, mine):
     def outcome(here, there):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import synthetic_rows
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -196,7 +197,7 @@ numbers = st.one_of(st.sampled_from([0.0, -0.0, 0.1]), st.floats(-1, 1))
 widths = st.one_of(st.just(0.0), st.floats(1e-6, 1))  # narrower ones drown in the rounding of the mean
 bases = st.sampled_from(["bound", "value"])
 maybe = st.one_of(st.none(), numbers)
-many = settings(max_examples=500, deadline=None)
+many = settings(max_examples=examples(500), deadline=None)
 
 
 def passes(policy):
@@ -290,7 +291,7 @@ def test_all_pass_means_that_each_required_gate_passes(rows, saebench, cebench, 
     assert json.loads(canonical_json(release_policy(policy)))["rows"] == [row.model_dump() for row in policy.gates]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.permutations(controls(ood=control("ood", 0.2, 0.1, 0.3))))
 def test_the_order_of_controls_does_not_matter(rows):
     assert evaluate_gates(external(), rows, GateParams()) == evaluate_gates(
@@ -298,7 +299,7 @@ def test_the_order_of_controls_does_not_matter(rows):
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.permutations(range(5)), st.lists(st.floats(-1, 1), min_size=5, max_size=5))
 def test_the_order_of_members_and_baselines_does_not_matter(order, values):
     members = [saebench_member(seed, x, -x / 3) for seed, x in enumerate(values)]

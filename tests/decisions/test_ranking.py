@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +70,7 @@ tables = st.lists(st.tuples(values, values, values), min_size=1, max_size=9).map
 
 
 @given(tables, st.integers(0, 8), st.lists(st.floats(0, 3), min_size=3, max_size=3), st.sampled_from([RANKS, TODAY]))
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 def test_a_dominated_group_changes_no_front_and_by_ranks_no_winner(scores, which, below, rules):
     by = scores[which % len(scores)]
     front = rank(scores, rules)
@@ -85,7 +86,7 @@ def test_a_dominated_group_changes_no_front_and_by_ranks_no_winner(scores, which
 
 
 @given(tables)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_a_stack_of_tables_is_ranked_as_each_alone(scores):
     stack = np.stack([scores, scores[::-1]])
     for rules in (TODAY, THEN, RANKS):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -54,7 +55,7 @@ rules = st.builds(
 
 
 @given(pools, rules, st.randoms())
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 def test_the_order_of_the_input_never_matters(pool, rule, random):
     shuffled = random.sample(pool, len(pool))
     first, second = select(pool, rule), select(shuffled, rule)
@@ -63,7 +64,7 @@ def test_the_order_of_the_input_never_matters(pool, rule, random):
 
 
 @given(pools, rules)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 def test_the_winner_is_the_best_of_the_groups_that_nobody_dominates(pool, rule):
     selection = select(pool, rule)
     rows = [row for row in selection.rows() if row.joint_score is not None]
@@ -369,7 +370,7 @@ def test_members_without_a_known_seed_have_their_place():
 
 
 @given(pools, st.integers(0, 10**6))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 def test_a_wider_interval_never_raises_a_bound(pool, seed):
     """Every value moves away from its group's mean: bounds fall or stay, means and membership stay."""
     pool = [replace(m, l0_matched=True) for m in pool]

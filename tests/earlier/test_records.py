@@ -22,6 +22,7 @@ from earlier_files import (
     scaling,
     selection,
 )
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -221,7 +222,7 @@ def spoil(value: Any, data: st.DataObject) -> Any:
     return changed
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(kind=st.sampled_from(sorted(FILES)), data=st.data())
 def test_whatever_one_value_is_replaced_by_a_file_is_read_or_refused(kind: str, data: st.DataObject) -> None:
     inputs = {"frontier_results": [f"x/{RUN}/results.json"]}

@@ -85,7 +85,7 @@ def test_the_readme_fits_on_a_few_screens() -> None:
 
 def test_commits_are_checked_by_what_make_check_runs() -> None:
     [repository] = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
-    recipe = re.search(r"(?m)^check: .*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(encoding="utf-8"))
+    recipe = re.search(r"(?m)^lint: .*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(encoding="utf-8"))
     assert recipe
     steps = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
     assert [hook["entry"] for hook in repository["hooks"]] == steps

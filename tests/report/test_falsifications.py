@@ -35,6 +35,8 @@ from husai_lib.report import figures, tables
 from husai_lib.report.audit import audit_run
 from husai_lib.report.notebook_audit import INJECTED
 
+pytestmark = pytest.mark.slow
+
 Plant = Callable[[Run], None]
 
 
