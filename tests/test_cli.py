@@ -199,7 +199,7 @@ def test_verify_checks_every_run_and_import_and_what_lies_beside_them(smoke: Run
     problems = [line for line in said.out.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 2
     assert said.err == f"husai: verification found 2 problems: {problems[0].removeprefix('problem: ')}\n"
-    assert husai("verify", smoke.name, "--evidence", evidence).err.startswith("husai: verification found 1 problems")
+    assert husai("verify", smoke.name, "--evidence", evidence).err.startswith("husai: verification found 1 problem:")
 
 
 def test_an_audit_says_of_each_run_what_was_checked_and_what_is_wrong(smoke: Run) -> None:

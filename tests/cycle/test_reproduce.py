@@ -66,6 +66,7 @@ MEASURED: dict[str, tuple[str, Change, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "change", "place"), MEASURED.values(), ids=MEASURED.keys())
 def test_a_falsified_measurement_is_found_by_a_reproduction_alone(
     made: Run, run: Run, step: str, change: Change, place: str

@@ -397,6 +397,7 @@ ON_SITE: dict[str, Callable[[Path], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ON_SITE.values(), ids=ON_SITE.keys())
 def test_a_falsified_site_is_found(checkout: Path, change: Callable[[Path], object]) -> None:
     change(checkout)

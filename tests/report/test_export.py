@@ -423,6 +423,7 @@ def checked(environment: dict[str, str]) -> str:
     return ended.stderr
 
 
+@pytest.mark.slow
 def test_an_upload_needs_a_login(tmp_path: Path) -> None:
     said = checked({"HF_TOKEN": "", "HF_HOME": str(tmp_path)})
     assert re.search(r"HusaiError: the hub cannot take 'me/sae': .*hf auth login", said)
@@ -438,10 +439,12 @@ def test_a_name_that_no_repository_can_have_is_refused(hub: Hub, name: str) -> N
         export.check_ready(name)
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_switched_off_is_reported_before_anything_starts() -> None:
     assert re.search(r"HusaiError: .*unset the `HF_HUB_OFFLINE`", checked({"HF_HUB_OFFLINE": "1"}))
 
 
+@pytest.mark.slow
 def test_without_a_network_the_upload_fails_in_one_sentence(run: Run, tmp_path: Path) -> None:
     folder = exported(run, tmp_path / "sae")
     code = f"from pathlib import Path; from husai_lib.report.export import push; push(Path({str(folder)!r}), 'me/sae')"
@@ -452,6 +455,7 @@ def test_without_a_network_the_upload_fails_in_one_sentence(run: Run, tmp_path: 
     assert not ended.stdout
 
 
+@pytest.mark.slow
 def test_the_export_loads_no_torch() -> None:
     code = "import sys, husai_lib.report.export; assert not {'torch', 'sae_lens', 'huggingface_hub'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
