@@ -19,7 +19,6 @@ import numpy as np
 DISK = Path(sys.argv[1])
 os.environ |= {"HUSAI_CACHE": str(DISK / "cache"), "HUSAI_JOBS": "1", "HUSAI_DEVICE": "cpu"}
 
-from matplotlib.figure import Figure  # noqa: E402 - the cache is named before the library reads it
 from small_saes import HOOK, bank, condition, random_sae, trained  # noqa: E402
 from stand_ins import notebook  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
@@ -36,6 +35,7 @@ from husai_lib.measures.contrastive import contrastive_scores  # noqa: E402
 from husai_lib.measures.probing import ProbeTask, llm_scores, sae_scores  # noqa: E402
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams  # noqa: E402
 from husai_lib.params.inputs import ActivationParams, ModelParams  # noqa: E402
+from husai_lib.report.figures import ReportFigure  # noqa: E402
 from husai_lib.saes.data import Data  # noqa: E402
 from husai_lib.saes.stack import Stack  # noqa: E402
 from husai_lib.saes.trained import Member  # noqa: E402
@@ -89,7 +89,7 @@ def main() -> None:
     task = ProbeTask(ProbingSet("set", tuple("ab" * 1000), labels, ("0", "1")), small)
     stories = bank(rows[:80], offsets=[0, 20, 40, 60, 80])
     step = open_step("activations", str(DISK / "run"))
-    figure = Figure()
+    figure = ReportFigure()
     figure.add_subplot().plot(rows[:, 0])
     random_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY))
     page = notebook(DISK / "page.ipynb", "x = 1", "print('x' * 200_000)")

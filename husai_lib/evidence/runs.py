@@ -86,6 +86,9 @@ class Record:
         summary: dict[str, Any] = self.data["summary"]
         return summary
 
+    def _ipython_display_(self) -> None:
+        """Show nothing where a cell ends with a record: a notebook shows its tables."""
+
     def table(self, name: str) -> list[Any]:
         """The rows of one table, as typed rows of `rows`; ParameterError for a column or value that cannot be."""
         source = f"record {self.step}, table {name}"

@@ -19,7 +19,10 @@ from husai_lib.report.reexecution import expected_notebook, reexecute, stored_ou
 OPEN = "from husai_lib import open_step\nstep = open_step('gate', run, earlier=earlier)"
 
 
-def test_a_run_that_is_what_it_says_has_no_problem_with_its_figures_drawn(tmp_path: Path) -> None:
+def test_a_run_that_is_what_it_says_has_no_problem_with_its_figures_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "empty"))
     run = smoke_copy(tmp_path)
     audit = audit_run(run)
     assert audit.problems == []
