@@ -131,7 +131,7 @@ def race_fits(
 ) -> tuple[Race, float]:
     """L1 probes on the same k latents of every SAE and data set; and the largest difference of test AUCs."""
     params = ProbingParams(ks=[k])
-    splits = [probing._split(task, None, params.seed) for task in tasks]
+    splits = [probing.split_rows(task, params.seed) for task in tasks]
     read = [[probing._best_latents(sae, split, k, "")[1] for sae in saes] for split in splits]
     found: dict[str, list[float]] = {}
 
@@ -144,7 +144,7 @@ def race_fits(
 
     def fit(which: int) -> list[probing.ProbeScore]:
         parts = [np.stack(rows) for rows in zip(*read[which], strict=True)]
-        return probing._fits(parts, [labels for _, labels in splits[which]], params)
+        return probing._fits(parts, [labels for _, labels in splits[which]], params.penalty, params.seed)
 
     def ours() -> None:
         found["ours"] = [score.test_auc for scores in run_tasks(fit, range(len(tasks)), "") for score in scores]
@@ -160,7 +160,7 @@ def race_baseline(tasks: Sequence[probing.ProbeTask], rounds: int) -> Race:
 
     def theirs() -> None:
         for task in tasks:
-            probing._fit(probing._split(task, None, params.seed), params.seed)
+            probing.fit_l2(probing.split_rows(task, params.seed), params.seed)
 
     race = Race(f"raw activation: {len(tasks)} data sets")
     race.run(rounds, theirs, partial(probing.llm_scores, tasks, params))

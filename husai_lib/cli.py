@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sized
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +33,8 @@ from husai_lib.params.cycle import CycleParams, load_cycle
 from husai_lib.params.strict_yaml import override
 
 INTERRUPTED = 130
-SHOWN = {"gates": "gate", "criteria": "gate", "candidates": "selection", "groups": "frontier"}
+SHOWN = (("gates", "gate"), ("criteria", "gate"), ("candidates", "selection"), ("groups", "frontier"),
+         ("groups", "confirmation"))  # fmt: skip
 """Tables that `show` prints, and their steps."""
 EVIDENCE = REPOSITORY / "evidence"
 
@@ -92,6 +94,14 @@ Tolerance = Annotated[
     float, typer.Option(min=0, help="Absolute difference that counts as reproduced; 0 unless on another processor.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")]
+PlanJson = Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")]
+Deltas = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--delta", metavar="GATE=VALUE", help="True value of a gate's number; default: the estimate; repeatable."
+    ),
+]
+Power = Annotated[float, typer.Option(min=0.05, max=0.99, help="Probability of passing that the plan is for.")]
 SiteFolder = Annotated[
     Path | None, typer.Option("--site", metavar="DIR", help="Rendered site to check; default: _site if there is one.")
 ]
@@ -177,7 +187,7 @@ def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
 
     chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
     typer.echo(f"{chosen.name}: {_state(chosen)}\nevidence: {chosen.path}")
-    for table, step in SHOWN.items():
+    for table, step in SHOWN:
         if step in chosen.journal and table in chosen.record(step).data["tables"]:
             rows = chosen.record(step).table(table)
             out.print(Markdown(f"**{table} of step {step}**\n\n{tables.table_of(rows)}"))
@@ -206,6 +216,32 @@ def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Ev
         )
     if fail_on_gate_fail and not policy.pass_all:
         raise GateError(f"{chosen.name} does not pass its gates: {policy.verdict}")
+
+
+@app.command(name="plan")
+def plan_(
+    run: Judged,
+    *,
+    deltas: Deltas = None,
+    power: Power = 0.8,
+    as_json: PlanJson = False,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Say how many fresh seeds or data sets each gate of a run would need to pass, by the run's own spread."""
+    from husai_lib.decisions import of_run, planning  # noqa: PLC0415 - takes a second to import
+    from husai_lib.report.tables import plan_table  # noqa: PLC0415 - as above
+
+    values, chosen = planning.true_values(deltas or []), find_run(evidence, run)
+    chosen.manifest()  # raises for an unfinished run
+    if problems := problems_of(chosen):
+        raise IntegrityError(f"{chosen.name} does not verify: {problems[0]}")
+    judged = of_run.judged_group(chosen.record("selection").summary["selected"], chosen.find_record)
+    needs = [asdict(need) for need in planning.needs(judged, of_run.policy_of(chosen.find_record).gates, values, power)]
+    if as_json:
+        typer.echo(json.dumps(needs, indent=1))
+        return
+    Console(width=None if sys.stdout.isatty() else 240).print(Markdown(plan_table(needs)))
+    typer.echo(f"{chosen.name}: to pass with a probability of {power:.0%}, each gate by itself")
 
 
 @app.command()

@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from husai_lib.evidence.rows.controls import ControlRow, OodRow
 from husai_lib.evidence.rows.decided import CandidateRow, GateRow
-from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow, ProbeRow, SourceRow
+from husai_lib.evidence.rows.measured import CeilingRow, ContrastiveRow, GroupRow, MemberRow, ProbeRow, SourceRow
 from husai_lib.evidence.runs import Run
 from husai_lib.evidence.steps import open_step
 from husai_lib.params.cycle import load_cycle
@@ -25,9 +25,10 @@ def member(condition: str = "topk", seed: int = 0, **changes: Any) -> MemberRow:
         "condition": condition, "architecture": condition, "seed": seed, "d_sae": 64, "k": 8,
         "explained_variance": 0.71349 + 0.01 * seed, "l0": 8.0 + 0.1 * seed, "l0_matched": True,
         "dead_fraction": 0.03125, "saebench_auc": 0.812, "saebench_delta": -0.0421 + 0.004 * seed,
+        "saebench_delta_keep": -0.0821 + 0.004 * seed,
         "cebench_contrastive": 4.5, "cebench_independence": 3.25, "cebench_interpretability": 5.75,
         "cebench_calibrated": 1.5, "cebench_calibrated_contrastive": 1.25,
-        "cebench_delta": 0.25 + 0.125 * seed, "cebench_ceiling": 7.875,
+        "cebench_delta": 0.25 + 0.125 * seed, "cebench_calibrated_delta": 0.5 + 0.25 * seed, "cebench_ceiling": 7.875,
         "key": "ab" * 32, "weights_sha256": "cd" * 32,
     }  # fmt: skip
     return MemberRow(**values | changes)
@@ -45,7 +46,9 @@ def group(condition: str = "topk", **changes: Any) -> GroupRow:
         "condition": condition, "architecture": condition, "n_seeds": 3, "pwmcc": 0.523, "pwmcc_low": 0.48,
         "pwmcc_high": 0.566, "pwmcc_max": 0.61, "null_random": 0.29, "null_gaussian": 0.40, "pwmcc_corrected": 0.205,
         "encoder_mcc": 0.44, "reappearing_fraction": 0.25, "subspace_overlap": 0.73,
-        "saebench_delta": -0.021, "sets_low": -0.093, "sets_high": 0.051,
+        "saebench_delta": -0.021, "saebench_low": -0.093, "saebench_high": 0.051, "saebench_delta_keep": -0.064,
+        "largest_k_delta": -0.034, "full_width_delta": 0.012, "supervised_delta": -0.002, "oracle_delta": 0.045,
+        "single_latent_delta": -0.125,
     }  # fmt: skip
     return GroupRow(**values | changes)
 
@@ -76,10 +79,10 @@ def candidates() -> list[CandidateRow]:
     ]  # fmt: skip
 
 
-def control(name: str = "random_model", **changes: Any) -> ControlRow:
+def control(name: str = "random_model_1", **changes: Any) -> ControlRow:
     values: dict[str, Any] = {
         "control": name, "metric": "pwmcc", "candidate": 0.523, "control_value": 0.41, "delta": 0.113,
-        "delta_low": 0.06, "delta_high": 0.166, "candidate_sha256": "0" * 64,
+        "delta_low": 0.06, "delta_high": 0.166, "level": 0.95, "l0_matched": True, "candidate_sha256": "0" * 64,
     }  # fmt: skip
     return ControlRow(**values | changes)
 
@@ -87,17 +90,20 @@ def control(name: str = "random_model", **changes: Any) -> ControlRow:
 def all_controls() -> list[ControlRow]:
     return [
         control(),
+        control("random_model_2", control_value=0.39, delta=0.133, delta_low=0.08, delta_high=0.186),
         control("random_decoder", control_value=0.29, delta=0.233, delta_low=0.19, delta_high=0.276),
-        control("transcoder", control_value=0.50, delta=-0.023, delta_low=-0.08, delta_high=0.034),
-        control("ood", metric="saebench_delta", candidate=-0.04, control_value=-0.09, delta=0.05, delta_low=0.01,
-                delta_high=0.09, tasks_low=-0.02, tasks_high=0.12),
+        control("transcoder", control_value=0.55, delta=-0.027, delta_low=-0.08, delta_high=0.026),
+        control("in_domain", metric="in_domain_auc", candidate=0.82, control_value=0.5, delta=0.32, delta_low=0.29,
+                delta_high=0.35, tasks_low=0.2, tasks_high=0.44),
+        control("ood", metric="retained_auc", candidate=0.69, control_value=0.8, delta=0.11, delta_low=0.05,
+                delta_high=0.17, tasks_low=-0.02, tasks_high=0.24),
     ]  # fmt: skip
 
 
 def ood_rows() -> list[OodRow]:
     return [
         OodRow(task=task, seed=seed, best_k=2, in_domain_auc=0.81 + 0.01 * seed, in_domain_llm_auc=0.85,
-               shifted_auc=0.7 + 0.02 * seed, shifted_llm_auc=0.78, drop=0.04 - 0.01 * seed, weights_sha256="0" * 64)
+               shifted_auc=0.7 + 0.02 * seed, shifted_llm_auc=0.78, weights_sha256="0" * 64)
         for task in ("87_glue_cola", ATTACK) for seed in range(3)
     ]  # fmt: skip
 
@@ -129,9 +135,26 @@ def sources() -> list[SourceRow]:
     ]
 
 
+def probe(data_set: str = "a", **changes: Any) -> ProbeRow:
+    values: dict[str, Any] = {
+        "condition": "topk", "seed": 0, "data_set": data_set, "duplicates": "drop", "split": 42, "test_rows": 250,
+        "best_k": 5, "validation_auc": 0.9, "test_auc": 0.875, "llm_auc": 0.9, "delta": -0.025,
+    }  # fmt: skip
+    return ProbeRow(**values | changes)
+
+
 def probes() -> list[ProbeRow]:
-    return [ProbeRow(condition="topk", seed=0, data_set=ATTACK, best_k=5, validation_auc=0.9, test_auc=0.875,
-                     llm_auc=0.9, delta=-0.025)]  # fmt: skip
+    """Two splits without duplicates, and the published form."""
+    kept = probe(ATTACK, duplicates="keep", test_rows=500, best_k=2, test_auc=0.85, llm_auc=0.95, delta=-0.1)
+    return [kept, probe(ATTACK), probe(ATTACK, split=43, best_k=1, test_auc=0.825, delta=-0.075)]
+
+
+def ceiling(data_set: str = "a", **changes: Any) -> CeilingRow:
+    values: dict[str, Any] = {
+        "condition": "topk", "seed": 0, "data_set": data_set, "test_rows": 250, "largest_k_delta": -0.025,
+        "full_width_delta": 0.0, "supervised_delta": -0.01, "oracle_delta": 0.05, "single_latent_delta": -0.1,
+    }  # fmt: skip
+    return CeilingRow(**values | changes)
 
 
 def width_row(origin: str, d_sae: int, k: int, **changes: Any) -> ContrastiveRow:

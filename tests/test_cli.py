@@ -26,6 +26,7 @@ COMMANDS = {
     "show": ("RUN", "--evidence"),
     "verify": ("RUN", "--evidence"),
     "gate": ("RUN", "--fail-on-gate-fail", "--evidence"),
+    "plan": ("RUN", "--delta", "--power", "--json", "--evidence"),
     "audit": ("RUN", "--site", "--evidence"),
     "reproduce": ("RUN", "--with-cache", "--tolerance", "--json", "--device", "--jobs", "--evidence"),
     "export": ("RUN", "DIR", "--even-if-failed", "--push", "--evidence"),
@@ -146,7 +147,7 @@ def test_ls_lists_runs_with_state_and_verdict(evidence: Path, made: Run) -> None
     assert (said.code, said.err) == (0, "")
     line = next(line for line in said.out.splitlines() if made.name in line)
     assert "complete" in line
-    assert "Not releasable: 1 of 7 required gates fails (transcoder)." in line
+    assert "Not releasable: 1 of 9 required gates fails (transcoder)." in line
 
 
 def test_ls_of_nothing_is_no_error(tmp_path: Path) -> None:
@@ -318,6 +319,24 @@ def test_a_gate_record_that_its_inputs_contradict_is_an_integrity_error(smoke: R
     path.write_text(path.read_text(encoding="utf-8").replace("pass", "fail"), encoding="utf-8")
     said = husai("gate", "--evidence", evidence)
     assert (said.code, "records/gate.json was changed after it was written" in said.err) == (4, True)
+
+
+def test_a_plan_names_seeds_and_data_sets_gate_by_gate_and_says_why_there_are_none(made: Run, evidence: Path) -> None:
+    said = husai("plan", "smoke", "--delta", "external_cebench=-1", "--power", "0.9", "--evidence", evidence)
+    assert (said.code, said.err) == (0, "")
+    [line] = [line for line in said.out.splitlines() if "external CE-Bench " in line and "calibrated" not in line]
+    assert "does not lie beyond the threshold" in line
+    assert said.out.endswith(f"{made.name}: to pass with a probability of 90%, each gate by itself\n")
+    told = husai("plan", "smoke", "--delta", "external_cebench=1e6", "--json", "--evidence", evidence)
+    needs = {need["gate"]: need for need in json.loads(told.out)}
+    assert needs.keys() == {row.gate for row in made.record("gate").table("gates")} - {"external"}
+    assert needs["external_cebench"]["seeds"] is None  # above the ceiling
+
+
+def test_a_plan_for_an_unknown_gate_is_a_usage_error(evidence: Path) -> None:
+    said = husai("plan", "smoke", "--delta", "cebench=1", "--evidence", evidence)
+    assert said.code == 2
+    assert "gate 'cebench' is unknown; the nearest is 'external_cebench'" in said.err
 
 
 def test_a_run_without_a_gate_step_has_no_gate(tmp_path: Path) -> None:

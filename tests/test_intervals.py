@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from husai_lib.intervals import Interval, difference_interval, jackknife_interval, mean_interval
+from husai_lib.intervals import (
+    Interval,
+    difference_interval,
+    jackknife_interval,
+    mean_interval,
+    pwmcc_difference,
+    pwmcc_interval,
+    share_of_luck,
+    two_way_interval,
+)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "cycle3" / "selection_summary.json"
 values = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)
@@ -32,6 +41,34 @@ def test_t_interval_is_scipys(numbers):
     assert interval.std == pytest.approx(np.std(numbers, ddof=1), rel=1e-9, abs=1e-9)
     if expected:
         assert [interval.low, interval.high] == pytest.approx([expected.low, expected.high], rel=1e-6, abs=1e-6)
+
+
+def test_the_level_of_an_interval_is_chosen():
+    # t(0.995, 2) = 9.92484 on the standard error 1 / sqrt(3); z stays 1.96
+    seeds = [1.0, 2.0, 3.0]
+    assert mean_interval(seeds, level=0.99).high == pytest.approx(2 + 9.92484 / math.sqrt(3), abs=1e-5)
+    assert jackknife_interval(lambda some: np.mean([seeds[i] for i in some]), 3, 1, 0.99).low == pytest.approx(
+        2 - 9.92484 / math.sqrt(3), abs=1e-5
+    )
+    assert mean_interval(seeds, "normal", level=0.99) == mean_interval(seeds, "normal")
+    draws = np.random.default_rng(1).normal(size=50)
+    expected = stats.bootstrap((draws,), np.mean, n_resamples=20000, method="percentile", rng=1, confidence_level=0.8)
+    interval = mean_interval(draws, "bootstrap", bootstraps=20000, level=0.8)
+    assert [interval.low, interval.high] == pytest.approx([*expected.confidence_interval], abs=0.01)
+
+
+def test_the_level_of_pwmcc_intervals_is_chosen():
+    pairs = np.array([[1.0, 0.2, 0.4], [0.2, 1.0, 0.9], [0.4, 0.9, 1.0]])
+    half = stats.t.ppf(0.995, 2) * math.sqrt(0.52 / 3)  # as in the jackknife by hand below
+    assert pwmcc_interval(pairs, 0.99).low == pytest.approx(0.5 - half)
+    assert pwmcc_difference(pairs, np.ones((3, 3)), 0.99).low == pytest.approx(-0.5 - half)
+
+
+@pytest.mark.parametrize(("method", "stated"), [("t", 0.025), ("normal", 0.103), ("bootstrap", 0.127)])
+def test_with_three_seeds_only_t_bounds_lie_above_the_truth_as_rarely_as_they_state(method, stated):
+    draws = np.random.default_rng(0).normal(size=(4000, 3))
+    above = np.mean([mean_interval(seeds, method, bootstraps=200).low > 0 for seeds in draws])
+    assert above == pytest.approx(stated, abs=3 * math.sqrt(stated * (1 - stated) / 4000))
 
 
 @given(values, st.sampled_from(["t", "normal", "bootstrap"]))
@@ -122,6 +159,116 @@ def test_jackknife_refuses_too_few_seeds_and_what_is_not_finite():
         jackknife_interval(len, 1)
     with pytest.raises(ValueError, match="not finite"):
         jackknife_interval(lambda seeds: math.nan if 0 in seeds else 1.0, 3)
+
+
+# Over seeds and data sets
+
+
+def mean_of(table):
+    return lambda seeds, sets: float(table[np.ix_(seeds, sets)].mean())
+
+
+def test_a_two_way_interval_by_hand():
+    # Seeds -0.1, 0, 0.1: deviation 0.1, error 0.1 / sqrt(3), t(0.975, 2) = 4.30265: half width 0.248414.
+    # Data sets 0, 0, 0.3, 0.3: deviation sqrt(0.03), error sqrt(0.03) / 2, t(0.975, 3) = 3.18245: half width 0.275608.
+    # The root of the sum of their squares is 0.371035.
+    table = np.add.outer([-0.1, 0.0, 0.1], [0.0, 0.0, 0.3, 0.3])
+    found = two_way_interval(mean_of(table), 3, 4)
+    assert (found.mean, found.n, found.std) == (pytest.approx(0.15), 3, pytest.approx(0.1))
+    assert [found.low, found.high] == pytest.approx([0.15 - 0.371035, 0.15 + 0.371035], abs=1e-5)
+    # One part alone gives its interval at its own level: t(0.995, 2) = 9.92484, t(0.995, 3) = 5.84091
+    seeds, sets = np.add.outer([-0.1, 0.0, 0.1], [0.0] * 4), np.add.outer([0.0] * 3, [0.0, 0.0, 0.3, 0.3])
+    assert two_way_interval(mean_of(seeds), 3, 4, 0.99).high == pytest.approx(9.92484 * 0.1 / math.sqrt(3), abs=1e-5)
+    assert two_way_interval(mean_of(seeds), 3, 4, 0.95, 0.99).high == pytest.approx(0.248414, abs=1e-5)
+    both = two_way_interval(mean_of(sets), 3, 4, 0.95, 0.99), two_way_interval(mean_of(sets), 3, 4, 0.99)
+    assert [one.high - 0.15 for one in both] == pytest.approx([5.84091 * math.sqrt(0.03) / 2] * 2, abs=1e-5)
+
+
+def test_the_luck_of_the_best_of_several_groups_is_its_median():
+    # At 0.99 the error rate of 0.95 is shared by five groups, each with a t(3) statistic of its data sets.
+    largest = np.random.default_rng(0).standard_t(3, size=(40_000, 5)).max(1)
+    assert share_of_luck(4, 0.99) * stats.t.ppf(0.995, 3) == pytest.approx(np.median(largest), rel=0.02)
+
+
+@given(st.integers(2, 6), st.integers(2, 9), st.integers(0, 2**32 - 1))
+@settings(max_examples=examples(100))
+def test_the_two_way_interval_of_a_mean_has_the_half_widths_of_both_t_intervals(n_seeds, n_sets, seed):
+    table = np.random.default_rng(seed).normal(size=(n_seeds, n_sets))
+    found = two_way_interval(lambda seeds, sets: table[np.ix_(seeds, sets)].mean(), n_seeds, n_sets)
+    halves = [stats.sem(own) * stats.t.ppf(0.975, len(own) - 1) for own in (table.mean(axis=1), table.mean(axis=0))]
+    assert found.mean == pytest.approx(table.mean(), abs=1e-12)
+    assert found.high - found.mean == pytest.approx(math.hypot(*halves), rel=1e-9)
+    assert found.std == pytest.approx(table.mean(axis=1).std(ddof=1), rel=1e-9)
+
+
+def test_the_luck_of_data_sets_that_selected_is_added_and_not_squared():
+    table = np.add.outer([-1.0, 0.0, 1.0], [0.0, 2.0, 4.0, 6.0])
+    found = two_way_interval(lambda seeds, sets: table[np.ix_(seeds, sets)].mean(), 3, 4, 0.95, 1 - 0.05 / 7)
+    error = stats.sem([0.0, 2.0, 4.0, 6.0])
+    luck, whole = stats.t.ppf(0.5 ** (1 / 7), 3) * error, stats.t.ppf(1 - 0.025 / 7, 3) * error
+    seeds = stats.t.ppf(0.975, 2) / math.sqrt(3)
+    assert found.mean - found.low == pytest.approx(luck + math.hypot(seeds, whole - luck))
+    assert found.mean - found.low > math.hypot(seeds, whole)
+
+
+def test_without_a_selection_there_is_no_luck():
+    assert share_of_luck(8, 0.95) == share_of_luck(8, 0.9) == pytest.approx(0, abs=1e-12)
+    assert 0 < share_of_luck(8, 1 - 0.05 / 7) < share_of_luck(8, 1 - 0.05 / 50) < 1
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1), (1, 1)])
+def test_a_single_seed_or_data_set_gives_no_two_way_bounds(shape):
+    table = np.arange(float(math.prod(shape))).reshape(shape)
+    found = two_way_interval(mean_of(table), *shape)
+    assert (found.mean, found.low, found.high, found.n) == (table.mean(), None, None, shape[0])
+
+
+def test_a_two_way_interval_refuses_what_is_not_finite():
+    with pytest.raises(ValueError, match="not finite"):
+        two_way_interval(lambda seeds, sets: math.nan if 1 not in sets else 0.0, 3, 3)
+
+
+shapes = st.tuples(st.integers(2, 6), st.integers(2, 8))
+tables = shapes.flatmap(lambda s: st.lists(st.lists(st.floats(-10, 10), min_size=s[1], max_size=s[1]), min_size=s[0],
+                                           max_size=s[0]))  # fmt: skip
+levels = st.floats(0.5, 0.999)
+
+
+@given(tables, levels, levels)
+def test_a_two_way_interval_is_never_narrower_than_one_over_seeds_or_over_data_sets(rows, level, sets_level):
+    table = np.array(rows)
+    found = two_way_interval(mean_of(table), *table.shape, level, sets_level)
+    seeds, sets = mean_interval(table.mean(1), level=level), mean_interval(table.mean(0), level=sets_level)
+    half, parts = found.high - found.mean, [one.high - one.mean for one in (seeds, sets)]
+    assert found.mean == pytest.approx(table.mean(), abs=1e-12)
+    assert half >= math.hypot(*parts) * (1 - 1e-7) - 1e-9
+
+
+@given(tables, levels, st.floats(0, 1), st.booleans())
+def test_a_higher_level_never_narrows_a_two_way_interval(rows, level, more, sets):
+    table, higher = np.array(rows), level + more * (0.999 - level)
+    chosen = [(0.95, x) if sets else (x, 0.95) for x in (level, higher)]
+    narrow, wide = (two_way_interval(mean_of(table), *table.shape, *own) for own in chosen)
+    assert wide.high >= narrow.high - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("of_seeds", "of_sets", "of_both"), [(1.0, 1.0, 0.0), (1.0, 0.3, 1.0), (0.3, 1.0, 1.0), (1.0, 1.0, 3.0)]
+)
+def test_a_two_way_interval_covers_at_least_as_often_as_it_states(of_seeds, of_sets, of_both):
+    """Seeds and data sets both vary, and their interaction; an interval over one of them alone covers too rarely."""
+    rng, cycles, (n_seeds, n_sets) = np.random.default_rng(0), 1500, (4, 8)
+    covered = {"seeds": 0, "sets": 0, "both": 0}
+    for _ in range(cycles):
+        seeds, sets = rng.normal(size=(n_seeds, 1)) * of_seeds, rng.normal(size=n_sets) * of_sets
+        table = seeds + sets + rng.normal(size=(n_seeds, n_sets)) * of_both
+        found = {"seeds": mean_interval(table.mean(1)), "sets": mean_interval(table.mean(0))}
+        found["both"] = two_way_interval(mean_of(table), n_seeds, n_sets)
+        for name, interval in found.items():
+            covered[name] += interval.low <= 0 <= interval.high
+    noise = math.sqrt(0.95 * 0.05 / cycles)
+    assert covered["both"] / cycles > 0.95 - 3 * noise
+    assert min(covered["seeds"], covered["sets"]) / cycles < 0.95 - 3 * noise
 
 
 samples = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from husai_lib.activations.banks import CHUNK, Bank
 from husai_lib.activations.language_model import LanguageModel, Tokens
+from husai_lib.activations.onednn import LinearByOneDnn
 from husai_lib.activations.texts import ProbingSet, Text
 from husai_lib.errors import DataError, ModelError
 from husai_lib.evidence.cache import cached
@@ -103,6 +104,20 @@ def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:
     return Bank(cached("banks", __name__, inputs, make), bank.hook_name)
 
 
+def scaled_bank(bank: Bank, factor: float) -> Bank:
+    """The rows of `bank` times a factor."""
+    inputs = {"kind": "scaled", "bank": bank.entry.key, "hook": bank.hook_name, "factor": factor}
+
+    def make(folder: Path) -> None:
+        rows = (chunk * factor for chunk in bank.chunks())
+        _write_rows(folder / f"{bank.hook_name}.npy", bank.rows.shape, rows)
+        np.save(folder / "offsets.npy", bank.offsets)
+        limit = bank.meta["norm_limit"]
+        write_json(folder / "meta.json", bank.meta | {"norm_limit": limit and limit * factor})
+
+    return Bank(cached("banks", __name__, inputs, make), bank.hook_name)
+
+
 def _bank(
     model: LanguageModel,
     texts: list[Text],
@@ -130,14 +145,18 @@ def _bank(
         tokens, spans = read()
         offsets = np.cumsum([0, *(max(0, end - start) for start, end in spans)])
         outputs: dict[str, np.memmap] = {}
-        done = 0
-        for batch in _length_sorted([len(ids) for ids in tokens], params.batch_tokens):
-            for hook, values in _forward(model, [tokens[i] for i in batch], hooks).items():
+        texts_of: dict[tuple[int, ...], list[int]] = {}  # prompts that occur several times are read once
+        for i, ids in enumerate(tokens):
+            texts_of.setdefault(tuple(ids), []).append(i)
+        distinct, done = list(texts_of), 0
+        for batch in _length_sorted([len(ids) for ids in distinct], params.batch_tokens):
+            for hook, values in _forward(model, [distinct[j] for j in batch], hooks).items():
                 if hook not in outputs:
                     outputs[hook] = _new_rows(folder / f"{hook}.npy", (int(offsets[-1]), values.shape[-1]))
-                for row, i in enumerate(batch):
-                    outputs[hook][offsets[i] : offsets[i + 1]] = values[row, spans[i][0] : spans[i][1]]
-            done += len(batch)
+                for row, j in enumerate(batch):
+                    for i in texts_of[distinct[j]]:
+                        outputs[hook][offsets[i] : offsets[i + 1]] = values[row, spans[i][0] : spans[i][1]]
+            done += sum(len(texts_of[distinct[j]]) for j in batch)
             if progress:
                 progress(done, len(tokens), "texts")
         for output in outputs.values():
@@ -226,7 +245,6 @@ def _length_sorted(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]
         yield batch
 
 
-@torch.inference_mode()
 def _soonest(point: str) -> str:
     """Where an activation can be read first: a block's input is the output of the block before it."""
     _, layer, name = point.split(".", 2)
@@ -234,7 +252,8 @@ def _soonest(point: str) -> str:
     return f"blocks.{int(layer) - 1}.hook_resid_post" if before else point
 
 
-def _forward(model: LanguageModel, tokens: list[Tokens], hooks: list[str]) -> dict[str, np.ndarray]:
+@torch.inference_mode()
+def _forward(model: LanguageModel, tokens: Sequence[Sequence[int]], hooks: list[str]) -> dict[str, np.ndarray]:
     """Activations `[texts, positions, d]` by hook, those of a joined hook side by side.
 
     Padding is on the right, where no causal position attends to it. No more blocks of the model run than needed.
@@ -248,7 +267,8 @@ def _forward(model: LanguageModel, tokens: list[Tokens], hooks: list[str]) -> di
     points = {point: _soonest(point) for point in "+".join(hooks).split("+")}
     names = list(points.values())
     stop = 1 + max(int(name.split(".")[1]) for name in names)
-    _, captured = model.bridge.run_with_cache(padded.to(model.device), names_filter=names, stop_at_layer=stop)
+    with LinearByOneDnn():
+        _, captured = model.bridge.run_with_cache(padded.to(model.device), names_filter=names, stop_at_layer=stop)
     if absent := [point for point, name in points.items() if name not in captured]:
         layers = f"its {cfg.n_layers} layers are numbered from 0"
         raise ModelError(f"{model_name} has no {absent[0]} ({layers}); choose another activations.hook_name")

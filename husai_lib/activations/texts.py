@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -87,6 +88,20 @@ def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -
             f"the shifted set of {name!r} has the classes {data.classes} but the task {own}; choose another task"
         )
     return data
+
+
+def distinct_rows(data: ProbingSet, apart_from: Collection[str] = ()) -> np.ndarray:
+    """Positions of the prompts that remain without duplicates, ascending, as many of each class.
+
+    Every prompt counts once, where it occurs first. Prompts with both labels and those in `apart_from` are left out.
+    Of the larger class, as many as the smaller one has are drawn at random.
+    """
+    first = {prompt: i for i, prompt in reversed([*enumerate(data.prompts)])}
+    labelled = Counter(prompt for prompt, _ in {*zip(data.prompts, data.labels.tolist(), strict=True)})
+    kept = np.array(sorted(i for p, i in first.items() if labelled[p] == 1 and p not in apart_from), dtype=int)
+    of_class = [kept[data.labels[kept] == label] for label in (0, 1)]
+    generator, count = numpy_generator(0, "balance classes"), min(map(len, of_class))
+    return np.sort(np.concatenate([generator.permutation(own)[:count] for own in of_class]))
 
 
 def drawn_texts(names: list[str], seed: int) -> list[Text]:

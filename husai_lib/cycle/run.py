@@ -43,6 +43,7 @@ STEPS = (
     CycleStep("baselines", "02_baselines.ipynb", ("seeds", "sae", "conditions", "baseline", "probing", "contrastive")),
     CycleStep("frontier", "03_frontier.ipynb", ("seeds", "sae", "conditions", "probing", "contrastive")),
     CycleStep("selection", "06_selection.ipynb", ("selection", "earlier")),
+    CycleStep("confirmation", "06b_confirmation.ipynb", ("confirmation", "baseline", "probing", "contrastive")),
     CycleStep("stress", "07_stress.ipynb", ("model", "texts", "activations", "probing", "stress")),
     CycleStep("gate", "08_gate.ipynb", ("gates", "earlier")),
     CycleStep("report", "09_report.ipynb", ()),
@@ -80,26 +81,35 @@ def check_earlier(params: CycleParams, evidence: Path) -> None:
 
 def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOKS) -> list[PlannedStep]:
     """Every step of the cycle in order, with why it runs, or that it is kept as it is in `run`; writes nothing."""
-    values, seeds = params.model_dump(mode="json"), len(params.seeds)
-    trained: dict[str, list[str]] = {
-        "baselines": [
-            name.replace("baseline", params.baseline.architecture) for name in baseline_shapes(params.conditions)
-        ],
-        "frontier": [condition.name for condition in params.conditions],
-        "stress": [name for name in ("random_model", "transcoder", "ood") if getattr(params.stress, name)],
-    }
+    values = params.model_dump(mode="json")
     planned: list[PlannedStep] = []
     for step in STEPS:
         given = {name: values[name] for name in step.sections}
         kept = {earlier.step.name for earlier in planned if not earlier.reason}
         reason = next(_reasons_to_run(step, given, run, kept, notebooks), "") if run else "new run"
-        names = trained.get(step.name, [])
-        what = "controls" if step.name == "stress" else "members"
-        makes = f"{len(names) * seeds} {what}: {', '.join(names)} at {seeds} seeds" if names else ""
-        if step.name == "baselines" and params.baseline.given:
-            makes = f"{params.baseline.given}; where it is not matched {makes}"
+        makes = _makes(step.name, params)
         planned.append(PlannedStep(step, given, makes, reason))
     return planned
+
+
+def _makes(step: str, params: CycleParams) -> str:
+    """Which SAEs or controls a step makes, in words; empty for a step that makes none."""
+    shapes, seeds, fresh = baseline_shapes(params.conditions), len(params.seeds), len(params.confirmation.seeds)
+    models = range(1, params.stress.random_models + 1) if params.stress.random_model else ()
+    controls = [name for name in ("transcoder", "ood") if getattr(params.stress, name)]
+    trained: dict[str, list[str]] = {
+        "baselines": [name.replace("baseline", params.baseline.architecture) for name in shapes],
+        "frontier": [condition.name for condition in params.conditions],
+        "confirmation": ["the selected condition", "its baseline"] if fresh else [],
+        "stress": [*(f"random_model_{number}" for number in models), *controls],
+    }
+    if not (names := trained.get(step, [])):
+        return ""
+    seeds = fresh or seeds if step in {"confirmation", "stress"} else seeds
+    what = "controls" if step == "stress" else "members"
+    makes = f"{len(names) * seeds} {what}: {', '.join(names)} at {seeds} seeds"
+    given = params.baseline.given if step == "baselines" else ""
+    return f"{given}; where it is not matched {makes}" if given else makes
 
 
 def _reasons_to_run(step: CycleStep, given: dict[str, Any], run: Run, kept: set[str], notebooks: Path) -> Iterator[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +12,9 @@ from husai_lib.errors import DataError
 from husai_lib.evidence.rows.base import IMPORTED, ceiling, is_matched
 from husai_lib.evidence.rows.earlier import EarlierMemberRow
 from husai_lib.evidence.rows.measured import MemberRow
-from husai_lib.evidence.runs import Record
+from husai_lib.evidence.steps import Read
 from husai_lib.files import canonical_json
 
-Read = Callable[[str], Record]
-"""Gives the record of a step of this run, or of an earlier run as `<cycle>/<run>/<step>`."""
 Members = Sequence[MemberRow]
 METRICS = ("saebench_delta", "cebench_delta", "explained_variance")
 ENDS = {"": "mean", "_low": "low", "_high": "high", "_std": "std"}
@@ -67,10 +65,13 @@ class Candidate:
         return (self.source, self.condition, self.seed is None, self.seed or 0, self.position)
 
 
-def candidates_of(source: str, read: Read, here: Mapping[str, str] | None = None) -> list[Candidate]:
+def candidates_of(
+    source: str, read: Read, here: Mapping[str, str] | None = None, *, duplicates: bool = False
+) -> list[Candidate]:
     """The candidates of a source as parameters name it.
 
-    Raises DataError for a source without SAEs, and for one that was measured on other things than `here`.
+    With `duplicates`, SAEBench deltas are those that keep duplicate prompts, as the rules 2026-02 had them. Raises
+    DataError for a source without SAEs, and for one that was measured on other things than `here`.
     """
     record = read(source)
     if "earlier_members" in record.data["tables"]:
@@ -78,6 +79,9 @@ def candidates_of(source: str, read: Read, here: Mapping[str, str] | None = None
     elif "members" in record.data["tables"]:
         baselines = read(beside(source, "baselines")).table("members")
         found = candidates_from(source, record.table("members"), measured_on(source, read), baselines)
+        if duplicates:
+            kept = {(row.condition, row.seed): row.saebench_delta_keep for row in record.table("members")}
+            found = [replace(one, saebench_delta=kept[one.condition, one.seed or 0]) for one in found]
     else:
         raise DataError(f"selection.sources: {source} holds no SAEs; name a step such as frontier")
     if here and found:

@@ -14,14 +14,26 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from husai_lib.decisions.candidates import describe_setting, differences
-from husai_lib.decisions.gates import External
-from husai_lib.evidence.rows.base import CONTROLS, noted
+from husai_lib.evidence.rows.base import CONTROLS, IMPORTED, noted
 from husai_lib.evidence.rows.decided import CriterionRow
-from husai_lib.intervals import difference_interval
+from husai_lib.intervals import Interval, difference_interval
 
 UNUSED = {"saebench": ("stories", "pairs", "baseline"), "cebench": ("data sets", "probing")}
 """What each benchmark does not use, of all that a run is measured on."""
 NOT_KNOWN = "not known"
+OTHER_IN_IMPORTS = ("transcoder", "ood")
+"""Gates that asked something else in earlier cycles: whether a transcoder is more stable, and for a drop of AUC."""
+
+
+@dataclass(frozen=True)
+class External:
+    """The external deltas of a run's candidate over its seeds, as far as they were measured."""
+
+    saebench: Interval | None
+    cebench: Interval | None
+    """Against the matched baseline."""
+    note: str = ""
+    """Why one is missing."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,9 @@ def _difference(what: str, mine: str, theirs: str) -> str:
 def _gate_row(gate: str, here: Standing, there: Standing) -> CriterionRow:
     (mine, limit), (theirs, its_limit) = (standing.gates.get(gate, ("", None)) for standing in (here, there))
     easier = ""
-    if mine and theirs and here.basis == "value" and there.basis == "bound":
+    if there.name.startswith(f"{IMPORTED}/") and gate in OTHER_IN_IMPORTS:
+        easier = "it asked something else there"
+    elif mine and theirs and here.basis == "value" and there.basis == "bound":
         easier = "judged by the estimate here, by its bound there"
     elif limit is not None and its_limit is not None and (limit > its_limit if gate == "ood" else limit < its_limit):
         easier = f"the threshold is {limit:g} here and {its_limit:g} there"

@@ -1,14 +1,16 @@
 """May the candidate be released? Numbers and thresholds in, verdicts out. Pure: no files, no torch.
 
-A gate reads the conservative end of a 95 % interval (`basis: bound`) or the estimate (`basis: value`).
+A gate reads the conservative end of a two-sided interval (`basis: bound`) or the estimate (`basis: value`).
 What is missing, has no bound or cannot be reached does not pass.
 """
 
 from __future__ import annotations
 
+import math
 import operator
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
@@ -17,13 +19,15 @@ from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evidence.rows.base import CONTROLS, IMPORTED, group_sha256, is_matched
 from husai_lib.evidence.rows.controls import ControlRow
 from husai_lib.evidence.rows.decided import GateRow
-from husai_lib.evidence.rows.measured import MemberRow
-from husai_lib.intervals import Interval, mean_interval
+from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow, saebench_interval
+from husai_lib.intervals import LEVEL, Interval, mean_interval
 from husai_lib.params.rules import GateParams
 
 COMPARE = {">": operator.gt, "≥": operator.ge, "≤": operator.le}
-WORDS = {"pwmcc": "PW-MCC", "saebench": "SAEBench", "cebench": "CE-Bench", "ood": "OOD"}
+WORDS = {"pwmcc": "PW-MCC", "saebench": "SAEBench", "cebench": "CE-Bench", "ood": "OOD", "auc": "AUC"}
 """Words of identifiers that prose writes differently."""
+DEAD_BASELINE = 0.05
+"""A baseline with a share of dead latents so much above the candidate's was handicapped, which is noted."""
 
 
 class Rule(NamedTuple):
@@ -38,22 +42,25 @@ class Rule(NamedTuple):
     sign: str
     """How its number must compare with the threshold: a key of COMPARE."""
     measure: Callable[[MemberRow], float] | None = None
-    """The value of one SAE, for a gate on the mean over the selected group; None for controls and benchmarks."""
+    """The value of one SAE, for a gate on the mean over the judged group; None for controls and benchmarks."""
 
 
 RULES = {
     "random_model": Rule(
-        "Do its seeds agree more than those of the same recipe on a model with random weights?",
+        "Do its seeds agree more than those of the same recipe on every model with random weights?",
         "min_random_model_delta", "require_random_model", ">",
     ),
     "random_decoder": Rule(
         "Do its seeds agree more than random decoders do?", "min_random_model_delta", "require_random_model", ">"
     ),
     "transcoder": Rule(
-        "Do the seeds of a matched transcoder agree at least as much as its own?",
+        "Do its seeds agree about as much as those of a matched transcoder?",
         "min_transcoder_delta", "require_transcoder", "≥",
     ),
-    "ood": Rule("Does its probing delta survive a shift of domain?", "max_ood_drop", "require_ood", "≤"),
+    "in_domain": Rule("Do its probes find the concepts of the shifted tasks at all?", 0.0, "require_ood", ">"),
+    "ood": Rule(
+        "Does it retain as much under a shift of domain as the raw activation?", "max_ood_drop", "require_ood", "≤"
+    ),
     "external_saebench": Rule(
         "Do a few of its latents probe as well as the whole activation?", "min_saebench_delta", "require_external", "≥"
     ),
@@ -61,27 +68,48 @@ RULES = {
         "Do its latents tell stories apart at least as well as a matched baseline's?",
         "min_cebench_delta", "require_external", "≥",
     ),
-    "external": Rule("Do both benchmarks pass?", 0.0, "require_external", "≥"),
+    "external_cebench_calibrated": Rule(
+        "Do they still, when each score is compared with stories whose tokens were mixed?",
+        "min_cebench_calibrated_delta", "require_external", "≥",
+    ),
+    "external": Rule("Do all external benchmarks pass?", 0.0, "require_external", "≥"),
 }  # fmt: skip
 """Every gate, by name. A new gate on the members of the group is one row here."""
+EXTERNAL = [name for name in RULES if name.startswith("external_")]
+COLUMNS = {"external_cebench": "cebench_delta", "external_cebench_calibrated": "cebench_calibrated_delta"}
+"""The columns of members that the gates of CE-Bench read."""
 
 
 @dataclass(frozen=True)
-class External:
-    """The candidate group's external benchmarks, as far as they were measured."""
+class Judged:
+    """The group that the gates judge: its confirmation seeds, or without any those that it was selected by."""
 
-    saebench: Interval | None
-    """SAEBench delta over the group's seeds."""
-    cebench: Interval | None
-    """CE-Bench delta against the matched baseline."""
-    cebench_baseline: float | None = None
-    """The baseline's own CE-Bench interpretability; None leaves reachability unchecked."""
-    cebench_ceiling: float | None = None
-    """The highest CE-Bench score that the candidate's width allows, (d_sae - 1) / sqrt(d_sae)."""
-    note: str = ""
-    """Why a result is missing."""
+    members: Members = ()
+    baselines: Members = ()
+    """The baselines of the same record."""
+    probes: Sequence[ProbeRow] = ()
+    """Its own probes."""
+    group: GroupRow | None = None
+    """Its own row, which holds the ceilings of its probes."""
     source: str = "frontier"
-    """The record the results come from."""
+    """The record that all of these are from."""
+    ks: Sequence[int] = ()
+    """Numbers of latents that a probe may read."""
+    level: float = LEVEL
+    """Confidence of the two-sided intervals over seeds."""
+    sets_level: float = LEVEL
+    """Confidence of their part over data sets."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one external gate reads."""
+
+    interval: Interval | None
+    note: str = ""
+    """Why there is no interval, or what else is to be known about it."""
+    ceiling: float | None = None
+    """The largest value that this group can reach; None where none is known exactly."""
 
 
 @dataclass(frozen=True)
@@ -96,76 +124,76 @@ class Policy:
     basis: Literal["bound", "value"]
 
 
-def evaluate_members(
-    members: Members, baseline: Members, controls: Sequence[ControlRow], params: GateParams, source: str = "frontier"
-) -> Policy:
-    """The decision on the selected group from the rows of its members, the baselines and the controls.
+def evaluate(judged: Judged, controls: Sequence[ControlRow], params: GateParams) -> Policy:
+    """Every gate's verdict and what follows; pass_all needs all required gates to pass.
 
-    `source` names the record of the members. Without members, as when nothing was selected, the external results are
-    missing. Intervals are t over seeds. Raises IntegrityError for a control of other weights than the members'.
+    Without members, as when nothing was selected, the external results are missing. Raises IntegrityError for a control
+    of other weights than the members', DataError for two rows of one control.
     """
-    weights = group_sha256((member.seed, member.weights_sha256) for member in members)
-    if other := [row.control for row in controls if row.candidate_sha256 != weights]:
-        candidate = f"{members[0].condition} at {len(members)} seeds" if members else "none was selected"
+    weights = group_sha256((member.seed, member.weights_sha256) for member in judged.members)
+    if other := [row.control for row in controls if row.delta is not None and row.candidate_sha256 != weights]:
+        own = judged.members
+        candidate = f"{own[0].condition} at {len(own)} seeds" if own else "none was selected"
         raise IntegrityError(
             f"the stress control {other[0]} was run on other weights than the candidate's ({candidate}); "
             "run the cycle again"
         )
-    return evaluate_gates(external_results(members, baseline, source), controls, params, members)
-
-
-def external_results(members: Members, baseline: Members, source: str = "frontier") -> External:
-    """The external deltas of a group with their t intervals; CE-Bench only against a matched baseline.
-
-    Only those rows of `baseline` count that the deltas of these members are taken against.
-    """
-    if not members:
-        imported = source.startswith(f"{IMPORTED}/")
-        why = "the candidate is of an import: its numbers are no measurements of ours" if imported else ""
-        return External(None, None, note=why or "no group was selected", source=source)
-    members = sorted(members, key=lambda row: row.seed)  # a mean of floats depends on their order
-    own = matched_baselines(members, baseline)
-    deltas = [member.cebench_delta for member in members if member.cebench_delta is not None]
-    l0, other = (fmean(row.l0 for row in rows) if rows else 0.0 for rows in (members, own))
-    note = ""
-    if len(deltas) < len(members):
-        note = f"{len(members) - len(deltas)} of {len(members)} members have no cebench_delta"
-    elif not own:
-        note = "the baseline is not matched: none has the candidate's width, target k and seeds"
-    elif not l0 or not is_matched(other, l0):
-        note = f"the baseline is not matched: its l0 is {other:.4g}, the candidate's {l0:.4g}"
-    saebench, cebench = mean_interval([row.saebench_delta for row in members]), None if note else mean_interval(deltas)
-    score = fmean(row.cebench_interpretability for row in own) if own else None
-    return External(saebench, cebench, score, min(row.cebench_ceiling for row in members), note, source)
-
-
-def evaluate_gates(
-    external: External, controls: Sequence[ControlRow], params: GateParams, members: Members = ()
-) -> Policy:
-    """Every gate's verdict and what follows; pass_all needs all required gates to pass.
-
-    A control is read from its one row by its `delta`: candidate minus control for random_model and random_decoder
-    (must exceed the threshold), transcoder minus candidate for transcoder (must reach it), in domain minus shifted for
-    ood (may not exceed it). Raises DataError for two rows of one control.
-    """
-    rows = {row.control: row for row in controls}
-    if len(rows) < len(controls):
-        raise DataError(f"the stress record has {len(controls)} rows for {len(rows)} controls; keep one row a control")
-    gates = []
-    for name in CONTROLS:
-        row = rows.get(name)
-        bound = row and (row.delta_high if name == "ood" else row.delta_low)
-        about = {"metric": row.metric, "note": row.note} if row else {"metric": "", "note": "the control was not run"}
-        gates.append(_gate(name, params, value=row and row.delta, bound=bound, source="stress", **about))
-    gates += _external(external, params)
-    for name, rule in RULES.items():
-        if rule.measure:
-            found = mean_interval([rule.measure(member) for member in members]) if members else None
-            end = found and (found.high if rule.sign == "≤" else found.low)
-            about = {"metric": name, "source": external.source, "note": "" if found else external.note}
-            gates.append(_gate(name, params, value=found and found.mean, bound=end, **about))
+    gates = [_control(name, controls, params) for name in CONTROLS]
+    benchmarks = [_external(name, found, judged, params) for name, found in external_results(judged).items()]
+    gates += [*benchmarks, _joint(benchmarks, params)]
+    gates += [_of_members(name, judged, params) for name, rule in RULES.items() if rule.measure]
     required = [gate.verdict for gate in gates if gate.required]
     return Policy(tuple(gates), {*required} == {"pass"}, verdict_sentence(gates), params.basis)
+
+
+def external_results(judged: Judged) -> dict[str, Measured]:
+    """What each external gate reads, by its name: SAEBench over seeds and data sets, CE-Bench over seeds.
+
+    CE-Bench counts only against a matched baseline, and only the baselines that these members are compared with.
+    """
+    if not judged.members:
+        return dict.fromkeys(EXTERNAL, Measured(None, _why_none(judged)))
+    members = sorted(judged.members, key=lambda row: row.seed)  # a mean of floats depends on their order
+    baselines = matched_baselines(members, judged.baselines)
+    saebench = saebench_interval(judged.probes, judged.level, judged.sets_level)
+    exact = judged.group.single_latent_delta if judged.group and [*judged.ks] == [1] else None
+    claim = f"probes read at most {max(judged.ks)} of {members[0].d_sae:,} latents" if judged.ks else ""
+    found = {"external_saebench": Measured(saebench, claim, exact)}
+    unmatched, handicap = _unmatched(members, baselines), _handicap(members, baselines)
+    for gate, column in COLUMNS.items():
+        deltas = [value for row in members if (value := getattr(row, column)) is not None]
+        lacking = f"{len(members) - len(deltas)} of {len(members)} members have no {column}"
+        missing = lacking if len(deltas) < len(members) else unmatched
+        found[gate] = Measured(None if missing else mean_interval(deltas, level=judged.level), missing or handicap)
+    if baselines:
+        highest = min(row.cebench_ceiling for row in members) - fmean(b.cebench_interpretability for b in baselines)
+        found["external_cebench"] = replace(found["external_cebench"], ceiling=highest)
+    return found
+
+
+def _unmatched(members: Members, baselines: Members) -> str:
+    """Why the baselines are not matched; empty if they are."""
+    if not baselines:
+        return "the baseline is not matched: none has the candidate's width, target k and seeds"
+    l0, other = (fmean(row.l0 for row in rows) for rows in (members, baselines))
+    if not l0 or not is_matched(other, l0):
+        return f"the baseline is not matched: its l0 is {other:.4g}, the candidate's {l0:.4g}"
+    return ""
+
+
+def _handicap(members: Members, baselines: Members) -> str:
+    dead, own = (fmean(row.dead_fraction for row in rows) if rows else 0.0 for rows in (baselines, members))
+    much = f"the baseline is handicapped: {dead:.0%} of its latents are dead, {own:.0%} of the candidate's"
+    return much if dead > own + DEAD_BASELINE else ""
+
+
+def _why_none(judged: Judged) -> str:
+    imported = judged.source.startswith(f"{IMPORTED}/")
+    return (
+        "the candidate is of an import: its numbers are no measurements of ours"
+        if imported
+        else "no group was selected"
+    )
 
 
 def verdict_sentence(gates: Sequence[GateRow]) -> str:
@@ -184,7 +212,7 @@ def verdict_sentence(gates: Sequence[GateRow]) -> str:
 def describe(name: str) -> str:
     """The name of a gate, control or metric in prose."""
     words = " ".join(WORDS.get(word, word) for word in name.split("_"))
-    return "external (both)" if name == "external" else words
+    return "external (all)" if name == "external" else words
 
 
 def requirement(gate: str, threshold: float) -> str:
@@ -209,39 +237,75 @@ def release_policy(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _external(external: External, params: GateParams) -> list[GateRow]:
-    """The gates of both benchmarks, and the joint one."""
-    both = []
-    for name, interval in (("saebench", external.saebench), ("cebench", external.cebench)):
-        value, bound, note = (interval.mean, interval.low, "") if interval else (None, None, external.note)
-        about = {"metric": f"{name}_delta", "source": external.source, "note": note}
-        both.append(_gate(f"external_{name}", params, value=value, bound=bound, **about))
-    threshold, baseline, highest = params.min_cebench_delta, external.cebench_baseline, external.cebench_ceiling
-    if external.cebench and baseline is not None and highest is not None and baseline + threshold > highest:
-        note = (
-            f"refused: the threshold {threshold:.4g} plus the baseline's {baseline:.4g} "
-            f"lies above {highest:.4g}, the highest score of this width"
-        )
-        both[1] = both[1].model_copy(update={"verdict": "unreachable", "note": note})
-    verdicts = {gate.verdict for gate in both}
+def _control(name: str, controls: Sequence[ControlRow], params: GateParams) -> GateRow:
+    """The gate of a control; of several random models, the one that is nearest to the candidate decides."""
+    rows = [row for row in controls if re.fullmatch(rf"{name}(_\d+)?", row.control)]
+    if len({row.control for row in rows}) < len(rows):
+        raise DataError(f"the stress record has {len(rows)} rows for the control {name}; keep one row a control")
+    if not rows:
+        return _gate(name, params, None, metric="", source="stress", note="the control was not run")
+
+    def interval(row: ControlRow) -> Interval | None:
+        return None if row.delta is None else Interval(row.delta, row.delta_low, row.delta_high, 0, None)
+
+    def rank(row: ControlRow) -> tuple[bool, bool, float]:
+        read = row.delta_low if params.basis == "bound" else row.delta
+        return (row.delta is not None, row.l0_matched, -math.inf if read is None else read)
+
+    worst = min(rows, key=rank)
+    of_several = f"{describe(worst.control)} is the nearest of {len(rows)}" if len(rows) > 1 else ""
+    about = {"metric": worst.metric, "level": worst.level, "source": "stress"}
+    gate = _gate(name, params, interval(worst), note="; ".join(filter(None, (of_several, worst.note))), **about)
+    return gate if worst.l0_matched or worst.delta is None else gate.model_copy(update={"verdict": "missing"})
+
+
+def _external(name: str, found: Measured, judged: Judged, params: GateParams) -> GateRow:
+    """The gate of one external benchmark; a threshold above what the group can reach is refused."""
+    about = {"metric": f"{name.removeprefix('external_')}_delta", "level": judged.level, "source": judged.source}
+    about |= {"sets_level": judged.sets_level} if name == "external_saebench" else {}
+    gate = _gate(name, params, found.interval, note=found.note, ceiling=found.ceiling, **about)
+    if not found.interval or found.ceiling is None or gate.threshold <= found.ceiling:
+        return gate
+    note = f"refused: {gate.threshold:.4g} lies above {found.ceiling:.4g}, the largest value that this group can reach"
+    return gate.model_copy(update={"verdict": "unreachable", "note": note})
+
+
+def _joint(benchmarks: Sequence[GateRow], params: GateParams) -> GateRow:
+    """The gate that all benchmarks pass: its number is the smallest margin over their thresholds."""
+    verdicts = {gate.verdict for gate in benchmarks}
     worst = next((verdict for verdict in ("missing", "unreachable", "fail") if verdict in verdicts), "pass")
-    note = "" if worst == "pass" else "both benchmarks must pass"
-    joint = {"gate": "external", "metric": "smaller margin over both thresholds", "threshold": 0.0}
+    margins: dict[str, float | None] = {}
     for end in ("value", "bound"):
-        margins = [getattr(gate, end) - gate.threshold for gate in both if getattr(gate, end) is not None]
-        joint[end] = min(margins) if len(margins) == len(both) else None
-    return [*both, both[0].model_copy(update=joint | {"verdict": worst, "note": note})]
+        own = [getattr(gate, end) - gate.threshold for gate in benchmarks if getattr(gate, end) is not None]
+        margins[end] = min(own) if len(own) == len(benchmarks) else None
+    metric, note = "smallest margin over all thresholds", "" if worst == "pass" else "all benchmarks must pass"
+    joint = _gate(
+        "external", params, None, metric=metric, level=benchmarks[0].level, source=benchmarks[0].source, note=note
+    )
+    return joint.model_copy(update=margins | {"verdict": worst, "note": note})
 
 
-def _gate(name: str, params: GateParams, **columns: Any) -> GateRow:
-    """A gate with its metric, value, bound, source and note, and its verdict."""
-    rule, number = RULES[name], columns["bound" if params.basis == "bound" else "value"]
+def _of_members(name: str, judged: Judged, params: GateParams) -> GateRow:
+    """A gate on the mean over the members of a number that each has."""
+    measure = RULES[name].measure
+    assert measure
+    found = mean_interval([measure(row) for row in judged.members], level=judged.level) if judged.members else None
+    note = "" if found else _why_none(judged)
+    return _gate(name, params, found, metric=name, level=judged.level, source=judged.source, note=note)
+
+
+def _gate(name: str, params: GateParams, found: Interval | None, **columns: Any) -> GateRow:
+    """A gate on an estimate with its interval; other columns as given."""
+    rule = RULES[name]
+    value, low, high = (found.mean, found.low, found.high) if found else (None, None, None)
+    bound = high if rule.sign == "≤" else low
+    number = bound if params.basis == "bound" else value
     threshold = getattr(params, rule.threshold) if isinstance(rule.threshold, str) else rule.threshold
     required = getattr(params, rule.required) if isinstance(rule.required, str) else rule.required
     verdict = "pass" if number is not None and COMPARE[rule.sign](number, threshold) else "fail"
-    if columns["value"] is None:
+    if value is None:
         verdict, columns["note"] = "missing", columns["note"] or "no result"
     elif number is None:
-        columns["note"] = "; ".join(filter(None, ("too few seeds for a 95 % bound", columns["note"])))
+        columns["note"] = "; ".join(filter(None, ("too few seeds for a bound", columns["note"])))
     columns |= {"direction": "below" if rule.sign == "≤" else "above", "required": required}
-    return GateRow(gate=name, threshold=threshold, verdict=verdict, **columns)
+    return GateRow(gate=name, value=value, bound=bound, threshold=threshold, verdict=verdict, **columns)

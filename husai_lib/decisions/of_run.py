@@ -9,30 +9,31 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from husai_lib.decisions import candidates
-from husai_lib.decisions.criteria import Standing, compare
-from husai_lib.decisions.gates import External, Policy, evaluate_members, external_results
+from husai_lib.decisions.criteria import External, Standing, compare
+from husai_lib.decisions.gates import Judged, Policy, evaluate, external_results
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.rows.decided import CriterionRow, GateRow
 from husai_lib.evidence.rows.earlier import EarlierGroupRow
-from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record
-from husai_lib.intervals import Interval
+from husai_lib.evidence.steps import Read, confirmed_members, levels_of
+from husai_lib.intervals import Interval, mean_interval
 from husai_lib.params.rules import GateParams, SelectionParams
 
 ReadRun = Callable[[str], Mapping[str, Record]]
 """All records of an earlier run, by step."""
 
 
-def candidates_for(rules: SelectionParams, read: candidates.Read) -> list[candidates.Candidate]:
+def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candidate]:
     """The candidates of all sources.
 
     Raises DataError for a source that was measured on other things than this run, except under the rules 2026-02.
     """
     found: list[candidates.Candidate] = []
+    then = rules.rules == "2026-02"
     for source in rules.sources:
-        compared = "/" in source and rules.rules == "current"
-        found += candidates.candidates_of(source, read, candidates.measured_on("frontier", read) if compared else None)
+        here = candidates.measured_on("frontier", read) if "/" in source and not then else None
+        found += candidates.candidates_of(source, read, here, duplicates=then)
     return found
 
 
@@ -41,37 +42,55 @@ def source_of(chosen: Mapping[str, Any] | None) -> str:
     return str(chosen["source"]) if chosen else "frontier"
 
 
-def selected_group(chosen: Mapping[str, Any] | None, read: candidates.Read) -> tuple[list[MemberRow], list[MemberRow]]:
-    """The members of the selected group, and the baselines of its run.
+def judged_group(chosen: Mapping[str, Any] | None, read: Read) -> Judged:
+    """What the gates judge: the confirmation seeds of the selected group, or without any those it was selected by.
 
     There are no members without a selection, nor of an imported cycle: its rows were not measured here.
     """
-    source, group = source_of(chosen), []
-    if chosen and not source.startswith(f"{IMPORTED}/"):
-        group = [row for row in read(source).table("members") if row.condition == chosen["condition"]]
-    return group, read(candidates.beside(source, "baselines")).table("members")
+    source, (level, sets_level) = source_of(chosen), levels_of(read)
+    if not chosen or source.startswith(f"{IMPORTED}/"):
+        return Judged(source=source, level=level, sets_level=sets_level)
+    ks = read(candidates.beside(source, "baselines")).data["parameters"]["probing"]["ks"]
+    if confirmed_members(read):
+        source = baselines = "confirmation"
+    else:
+        baselines = candidates.beside(source, "baselines")
+    record, name = read(source), chosen["condition"]
+    members, probes, groups = ([row for row in record.table(table) if row.condition == name]
+                               for table in ("members", "probes", "groups"))  # fmt: skip
+    others = [row for row in read(baselines).table("members") if row.is_baseline]
+    return Judged(members, others, probes, next(iter(groups), None), source, ks, level, sets_level)
 
 
-def policy_of(read: candidates.Read) -> Policy:
+def policy_of(read: Read) -> Policy:
     """The gates by the parameters in the record of their step; raises IntegrityError for controls of other weights."""
-    chosen = read("selection").summary["selected"]
     thresholds = GateParams.model_validate(read("gate").data["parameters"]["gates"])
-    group, baselines = selected_group(chosen, read)
-    return evaluate_members(group, baselines, read("stress").table("controls"), thresholds, source_of(chosen))
+    judged = judged_group(read("selection").summary["selected"], read)
+    return evaluate(judged, read("stress").table("controls"), thresholds)
 
 
-def against(earlier: Sequence[str], policy: Policy, read: candidates.Read, read_run: ReadRun) -> list[CriterionRow]:
+def against(earlier: Sequence[str], policy: Policy, read: Read, read_run: ReadRun) -> list[CriterionRow]:
     """Both decision criteria against each earlier run."""
     here = _standing("this cycle", policy.gates, policy.basis, read)
     return [row for name in earlier for row in compare(here, earlier_standing(name, read_run))]
 
 
-def _standing(name: str, gates: Sequence[GateRow], basis: Literal["bound", "value"], read: candidates.Read) -> Standing:
+def _standing(name: str, gates: Sequence[GateRow], basis: Literal["bound", "value"], read: Read) -> Standing:
     chosen = read("selection").summary["selected"]
-    source, (group, baselines) = source_of(chosen), selected_group(chosen, read)
-    measured = candidates.measured_on(source, read) | {candidates.BASELINE: candidates.baseline_of(group, baselines)}
+    source, judged = source_of(chosen), judged_group(chosen, read)
+    own = candidates.baseline_of(judged.members, judged.baselines)
+    measured = candidates.measured_on(source, read) | {candidates.BASELINE: own}
     verdicts = {row.gate: (row.verdict, row.threshold) for row in gates if row.required}
-    return Standing(name, external_results(group, baselines, source), measured, verdicts, basis)
+    return Standing(name, _external(judged), measured, verdicts, basis)
+
+
+def _external(judged: Judged) -> External:
+    """Both deltas over the seeds alone: two runs that are compared were measured on the same data sets."""
+    found = external_results(judged)["external_cebench"]
+    deltas = [row.saebench_delta for row in sorted(judged.members, key=lambda row: row.seed)]
+    cebench = [row.cebench_delta for row in judged.members if row.cebench_delta is not None]
+    own = found.interval and mean_interval(cebench)
+    return External(mean_interval(deltas) if deltas else None, own, "" if own else found.note)
 
 
 def earlier_standing(name: str, read_run: ReadRun) -> Standing:
@@ -82,7 +101,10 @@ def earlier_standing(name: str, read_run: ReadRun) -> Standing:
 
     def read(step: str) -> Record:
         run, _, its_step = step.rpartition("/")
-        return (read_run(run) if run else records)[its_step]
+        found = read_run(run) if run else records
+        if its_step not in found:
+            raise DataError(f"{run or name} has no record of step {its_step!r}; name a run of today's steps")
+        return found[its_step]
 
     gate = read("gate")
     return _standing(name, gate.table("gates"), gate.data["parameters"]["gates"]["basis"], read)

@@ -26,13 +26,15 @@ SELECTED = ("source", "condition", "architecture", "seed", "key", "weights_sha25
 
 @dataclass(frozen=True)
 class Group:
-    """The members of one condition of one source that passed the floors, by seed."""
+    """The members of one condition of one source that can be ranked, by seed."""
 
     row: CandidateRow
     """Intervals over the members, scores and what became of the group, as a record holds them."""
     members: tuple[Candidate, ...]
     dropped: str
     """Why it cannot be selected; empty if it can."""
+    by_floor: bool = False
+    """Whether a floor dropped it: it was compared with the others, by the numbers that the gate reads."""
     representative: Candidate | None = None
     """The member that represents the group where one checkpoint is needed."""
 
@@ -51,7 +53,7 @@ class Selection:
     reason: str
     """One sentence: why the winner, or why nobody."""
     members: int
-    """Number of members given; those that passed the floors are in the groups."""
+    """Number of members given; those that can be ranked are in the groups."""
     sensitivity: dict[str, str | None] = field(default_factory=dict)
     """The winner's name under other rules, by what is changed; None where nobody wins."""
     by_scaling: dict[str, str | None] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Selection:
                 "eligible_members": sum(row.n_seeds for row in self.rows()),
                 "groups": len(self.groups),
                 "eligible_groups": sum(not group.dropped for group in self.groups),
+                "compared_groups": sum(not group.dropped or group.by_floor for group in self.groups),
                 "pareto": sum(row.on_front for row in self.rows()),
             },
             "dropped": {group.name: group.row.note for group in self.groups if group.row.note},
@@ -129,21 +132,25 @@ def _groups(members: Sequence[Candidate], rules: SelectionParams) -> list[Group]
 
 
 def _group(members: list[Candidate], rules: SelectionParams) -> Group:
-    reasons = [(member, _ineligible(member, rules)) for member in members]
-    kept = tuple(member for member, reason in reasons if not reason)
+    """The group of these members; the rules 2026-02 leave out single members, today's drop the whole group."""
+    then = rules.rules == "2026-02"
+    reasons = [_lacking(member, rules) or (_below_floor(member, rules) if then else "") for member in members]
+    kept = tuple(member for member, reason in zip(members, reasons, strict=True) if not reason)
     columns: dict[str, Any] = {"joint_score": None, "on_front": False, "selected": False, "selection_probability": None}
     for metric in METRICS:
         known = [value for member in kept if (value := getattr(member, metric)) is not None]
-        enough = len(known) == len(kept) or rules.rules == "2026-02"  # then, over the members that have it
+        enough = len(known) == len(kept) or then  # then, over the members that have it
         interval = mean_interval(known, rules.interval, rules.seed) if known and enough else None
         columns |= {f"{metric}{end}": interval and getattr(interval, part) for end, part in ENDS.items()}
     first, sources = members[0], dict.fromkeys(member.source for member in members)
     columns |= {"source": " + ".join(sources), "architecture": first.architecture, "n_seeds": len(kept)}
     condition = f"{first.condition}_seed{first.seed}" if rules.grouping == "seed" else first.condition
     row = CandidateRow(condition=condition, **columns)
-    dropped = _why_dropped(members, row, rules)
-    notes = [dropped, *(f"seed {member.seed}: {reason}" for member, reason in reasons if reason)]
-    return Group(row.model_copy(update={"note": "; ".join(filter(None, notes))}), kept, dropped)
+    left_out = [f"seed {one.seed}: {reason}" for one, reason in zip(members, reasons, strict=True) if reason]
+    unfit = "" if then else "; ".join(left_out)
+    unfit, floor = unfit or _why_dropped(members, row, rules), "" if then else _below_floor(row, rules)
+    note = "; ".join(filter(None, [unfit or floor, *(left_out if then else [])]))
+    return Group(row.model_copy(update={"note": note}), kept, unfit or floor, by_floor=bool(floor and not unfit))
 
 
 def _why_dropped(members: Sequence[Candidate], row: CandidateRow, rules: SelectionParams) -> str:
@@ -161,15 +168,26 @@ def _why_dropped(members: Sequence[Candidate], row: CandidateRow, rules: Selecti
     return ""
 
 
-def _ineligible(member: Candidate, rules: SelectionParams) -> str:
-    floors = {"saebench_delta": rules.min_saebench_delta, "cebench_delta": rules.min_cebench_delta}
-    for metric, floor in floors.items():
-        value = getattr(member, metric)
-        if value is None and (rules.require_both_external or (floor is not None and rules.rules == "current")):
+def _lacking(member: Candidate, rules: SelectionParams) -> str:
+    """What a member lacks to be ranked, whatever its values are."""
+    for metric, floor in _floors(rules).items():
+        wanted = rules.require_both_external or (floor is not None and rules.rules == "current")
+        if wanted and getattr(member, metric) is None:
             return f"no {metric}"
+    return member.failed
+
+
+def _below_floor(row: Candidate | CandidateRow, rules: SelectionParams) -> str:
+    """Which floor the values of a group, or then of a member, lie below."""
+    for metric, floor in _floors(rules).items():
+        value = getattr(row, metric)
         if value is not None and floor is not None and value < floor:
             return f"{metric} {value:.4g} is below {floor:.4g}"
-    return member.failed
+    return ""
+
+
+def _floors(rules: SelectionParams) -> dict[str, float | None]:
+    return {"saebench_delta": rules.min_saebench_delta, "cebench_delta": rules.min_cebench_delta}
 
 
 def _ranked_by(rules: SelectionParams) -> list[str]:

@@ -14,7 +14,13 @@ from scipy import stats
 
 from husai_lib.earlier.records import RUN_ID
 from husai_lib.evidence.rows.base import ceiling, is_matched
-from husai_lib.evidence.rows.earlier import CaveatRow, EarlierGroupRow, EarlierMemberRow, EarlierSweepRow
+from husai_lib.evidence.rows.earlier import (
+    CaveatRow,
+    EarlierGateRow,
+    EarlierGroupRow,
+    EarlierMemberRow,
+    EarlierSweepRow,
+)
 from husai_lib.evidence.runs import Record
 
 Found = Iterator[tuple[str, str, int, str]]
@@ -35,9 +41,10 @@ def caveats(records: Mapping[str, Record]) -> list[CaveatRow]:
     """All that the records of one import show to be wrong, by caveat and record."""
     found, probed = [], []
     for name, record in records.items():
-        members, groups, sweep = (_rows(record, table) for table in ("members", "groups", "sweep"))
+        members, groups, sweep, gates = (_rows(record, of) for of in ("members", "groups", "sweep", "gates"))
         seeds, reference = record.summary.get("members", []), record.summary.get("seed_ref")
         found += [*_of_members(name, members), *_of_groups(name, groups, seeds), *_of_sweep(name, sweep, reference)]
+        found += _of_gates(name, gates)
         if (n := len(groups or sweep)) > 1:
             what = f"The best of {n} conditions is reported, with bounds that leave out that it was chosen."
             found.append(("best_of_many", name, n, what))
@@ -118,6 +125,14 @@ def _of_sweep(name: str, rows: Sequence[EarlierSweepRow], seed: Any) -> Found:
     if pulled := [row.lambda_consistency for row in rows if row.lambda_consistency]:
         what = f"At lambda {', '.join(map(str, pulled))} all SAEs are drawn to the one of seed {seed}"
         yield "one_reference", name, len(pulled), f"{what}: that they agree with each other is by construction."
+
+
+def _of_gates(name: str, rows: Sequence[EarlierGateRow]) -> Found:
+    for value, threshold in [(row.value, row.threshold) for row in rows if row.gate == "transcoder"]:
+        if value is not None and threshold is not None:
+            asks = f"PW-MCC(transcoder) - PW-MCC(SAE) >= {threshold:g}, which is {value:.4g}"
+            why = "the less stable an SAE is, the more surely it passes, and random decoders would"
+            yield "transcoder_direction", name, 1, f"The transcoder gate asks for {asks}: {why}."
 
 
 def _stale_results(probed: Probed) -> Found:

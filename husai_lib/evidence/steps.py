@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,15 @@ from typing import Any
 from husai_lib.evidence.cache import cache_folder, versions
 from husai_lib.evidence.code import git_commit, library_hash
 from husai_lib.evidence.rows import TABLES
-from husai_lib.evidence.rows.base import Candidate, Row
+from husai_lib.evidence.rows.base import Candidate, Row, shared_level
+from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record, Run, utc_now
 from husai_lib.files import canonical_json, sha256_text, write_bytes, write_json, write_text
 from husai_lib.params.cycle import check_sections
 from husai_lib.version import __version__
+
+Read = Callable[[str], Record]
+"""Gives the record of a step of this run, or of an earlier run as `<cycle>/<run>/<step>`."""
 
 
 @dataclass
@@ -115,11 +119,11 @@ class Step:
         }
 
 
-def candidate_of(selected: Mapping[str, Any] | None, read: Callable[[str], Record]) -> Candidate:
-    """The selected candidate as stress controls need it; `read` gives a record by its name.
+def selected_group(selected: Mapping[str, Any] | None, read: Read) -> Candidate:
+    """The group that was selected, at the seeds that it was selected by; `read` gives a record by its name.
 
-    Controls need the rows that it was trained on, so it must come from a run of the same model, activations and
-    training texts, and not from an import.
+    Confirmation and controls need the rows that it was trained on, so it must come from a run of the same model,
+    activations and training texts, and not from an import.
     """
     if not selected:
         return Candidate()
@@ -134,6 +138,30 @@ def candidate_of(selected: Mapping[str, Any] | None, read: Callable[[str], Recor
         return Candidate(why_none=f"the candidate of {source} was trained on other {differing[0]} than this run's")
     members = [row for row in record.table("members") if row.condition == selected["condition"]]
     return Candidate(members, record.table("pairs"), "")
+
+
+def candidate_of(selected: Mapping[str, Any] | None, read: Read) -> Candidate:
+    """The selected group as controls and gates read it: at its confirmation seeds, where it has any."""
+    chosen, (level, _) = selected_group(selected, read), levels_of(read)
+    confirmed, record = confirmed_members(read), read("confirmation")
+    if chosen.members and confirmed:
+        return Candidate(confirmed, record.table("pairs"), "", level)
+    return replace(chosen, level=level)
+
+
+def confirmed_members(read: Read) -> list[MemberRow]:
+    """The fresh seeds of the selected condition, without their baselines; none where nothing was confirmed."""
+    return [row for row in read("confirmation").table("members") if not row.is_baseline]
+
+
+def levels_of(read: Read) -> tuple[float, float]:
+    """The confidence of the gates' two-sided intervals: over seeds, and over data sets.
+
+    A group was chosen among all that were compared, so intervals over what it was chosen by share the error rate with
+    theirs. Fresh seeds were not chosen; the data sets are the same.
+    """
+    shared = shared_level(read("selection").summary["counts"]["compared_groups"])
+    return (shared_level(1) if confirmed_members(read) else shared), shared
 
 
 OPENER: ContextVar[Callable[[str, Any, dict[str, Any]], Step] | None] = ContextVar("OPENER", default=None)

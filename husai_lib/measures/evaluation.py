@@ -10,8 +10,9 @@ import torch
 
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows.base import RunTables, noted
-from husai_lib.evidence.rows.measured import GroupRow, MemberRow, PairRow, ProbeRow
+from husai_lib.evidence.rows.measured import CeilingRow, GroupRow, MemberRow, PairRow, ProbeRow
 from husai_lib.intervals import Pairs, mean_over_pairs
+from husai_lib.measures.ceilings import ceiling_rows
 from husai_lib.measures.contrastive import contrastive_scores
 from husai_lib.measures.matching import group_stability, pair_rows, pairwise_pwmcc, random_decoders
 from husai_lib.measures.probing import ProbeTask, llm_scores, probe_rows, sae_scores
@@ -64,20 +65,25 @@ def measure(sae: Any, held_out: Bank, target: Bank | None = None) -> Reconstruct
 
 
 def member_rows(
-    saes: Sequence[TrainedSae], benches: Benches, baseline: Sequence[MemberRow], progress: Progress | None = None
-) -> tuple[list[MemberRow], list[ProbeRow]]:
-    """Every measurement of every SAE, and its probes data set by data set.
+    saes: Sequence[TrainedSae],
+    benches: Benches,
+    step: str,
+    baselines: Sequence[MemberRow] = (),
+    progress: Progress | None = None,
+) -> tuple[list[MemberRow], list[ProbeRow], list[CeilingRow]]:
+    """Every measurement of every SAE, its probes and their ceilings data set by data set, as rows of the step's record.
 
-    The CE-Bench delta is taken against the row of `baseline` with the same width, k and seed, or against a given SAE
-    that is matched. It is null without either, as scores of other widths and sparsities cannot be compared.
+    The CE-Bench deltas are taken against the row of `baselines` with the same width, k and seed, or against a given SAE
+    that is matched. They are null without either, as scores of other widths and sparsities cannot be compared.
     """
-    llm = llm_scores(benches.tasks, benches.probing, progress)
-    probed = sae_scores(saes, benches.tasks, benches.probing, progress)
+    tasks, probing = benches.tasks, benches.probing
+    llm = llm_scores(tasks, probing, progress)
+    probes = probe_rows(saes, tasks, sae_scores(saes, tasks, probing, progress), llm, probing.seed)
+    ceilings = ceiling_rows(saes, tasks, llm, probing, progress)
     stories = contrastive_scores(saes, benches.stories, benches.contrastive, progress)
-    probes = probe_rows(saes, benches.tasks, probed, llm)
-    step = "frontier" if baseline else "baselines"
-    tables = {(step, "probes"): probes, ("baselines", "members"): baseline}
-    run = RunTables(tables, {"probing": benches.probing.model_dump()})
+    of_baselines = "confirmation" if step == "confirmation" else "baselines"
+    tables = {(step, "probes"): probes, (of_baselines, "members"): baselines}
+    run = RunTables(tables, {"probing": probing.model_dump()})
     form = "" if benches.contrastive.independence == "as_published" else "_as_released"
     rows = []
     for trained, story in zip(saes, stories, strict=True):
@@ -85,7 +91,7 @@ def member_rows(
         remarks = {  # they are the note of a given SAE; a trained one's is derived
             trained.note: True,
             "no calibrated CE-Bench score: its null does not vary": story.calibrated is None,
-            "each best k was chosen on the test set": benches.probing.choose_k == "test",
+            "each best k was chosen on the test set": probing.choose_k == "test",
         }
         row = MemberRow.derive(
             step,
@@ -104,20 +110,28 @@ def member_rows(
             note=noted(remarks),
         )
         rows.append(row)
-    return rows, probes
+    return rows, probes, ceilings
 
 
 def group_rows(
-    saes: Sequence[TrainedSae], gaussian: Sequence[TrainedSae], members: Sequence[MemberRow], probes: Sequence[ProbeRow]
+    saes: Sequence[TrainedSae],
+    gaussian: Sequence[TrainedSae],
+    members: Sequence[MemberRow],
+    probes: Sequence[ProbeRow],
+    ceilings: Sequence[CeilingRow],
+    *,
+    step: str = "frontier",
 ) -> tuple[list[GroupRow], list[PairRow]]:
-    """The stability of each condition across seeds beside two nulls, and its SAEBench delta over data sets.
+    """The stability of each condition across seeds beside two nulls, and its SAEBench delta with its ceilings.
 
-    The nulls are random decoders of the same shape, and `gaussian`: the same recipes trained on Gaussian activations.
-    The pairs of seeds, from whose PW-MCC that of a group follows, are rows of their own.
+    The nulls are random decoders of the same shape, and `gaussian`: the same recipes trained on Gaussian activations,
+    perhaps at fewer seeds. The other tables are those of `member_rows` without baselines, for the record of `step`. The
+    pairs of seeds, from whose PW-MCC that of a group follows, are rows of their own.
     """
     groups: list[GroupRow] = []
     pairs: list[PairRow] = []
-    tables = {("frontier", "members"): members, ("frontier", "probes"): probes, ("frontier", "pairs"): pairs}
+    tables = {"members": members, "probes": probes, "ceilings": ceilings, "pairs": pairs}
+    run = RunTables({(step, name): rows for name, rows in tables.items()}, {})
     for name in dict.fromkeys(trained.member.condition.name for trained in saes):
         own, null = ([one for one in group if one.member.condition.name == name] for group in (saes, gaussian))
         seeds = [trained.member.seed for trained in own]
@@ -128,7 +142,7 @@ def group_rows(
             "null_gaussian": decoder_pairs(null),
         }
         means = {column: mean_over_pairs(values) for column, values in (vars(found) | nulls).items()}
-        groups.append(GroupRow.derive("frontier", RunTables(tables, {}), condition=name, **means))
+        groups.append(GroupRow.derive(step, run, condition=name, **means))
     return groups, pairs
 
 

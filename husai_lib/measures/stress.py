@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from husai_lib.activations.banks import Bank
-from husai_lib.activations.extraction import text_bank
+from husai_lib.activations.extraction import scaled_bank, text_bank
 from husai_lib.activations.language_model import open_model
 from husai_lib.activations.texts import drawn_texts
 from husai_lib.errors import DataError
-from husai_lib.evidence.rows.base import CONTROLS, Candidate, Row, RunTables
-from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow
-from husai_lib.evidence.runs import Record
-from husai_lib.evidence.steps import candidate_of
+from husai_lib.evidence.rows.base import Candidate, Row, RunTables
+from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow, control_names
+from husai_lib.evidence.rows.measured import BankRow
+from husai_lib.evidence.steps import Read, candidate_of, confirmed_members
+from husai_lib.measures.confirmation import condition_of
 from husai_lib.measures.probing import ProbeScore, ProbeTask
 from husai_lib.params.conditions import Condition
 from husai_lib.params.inputs import ActivationParams, ModelParams, TextParams
 from husai_lib.saes.trained import Member, TrainedSae, open_trained
 from husai_lib.tasks import Progress, device
 
+HELD_OUT_AT_MOST = 4096
+"""Held-out rows that the L0 of a control's SAEs is measured on."""
+
 
 @dataclass(frozen=True)
 class Stressed:
-    """What is put under stress: the SAEs of the selected condition, one a seed; none where `candidate` says why."""
+    """What is put under stress: the SAEs of the candidate, one a seed; none where `candidate` says why."""
 
     candidate: Candidate
     saes: Sequence[TrainedSae]
@@ -42,35 +46,68 @@ class Stressed:
         return [trained.member.seed for trained in self.saes]
 
 
-def open_candidate(selected: dict[str, Any] | None, read: Callable[[str], Record]) -> Stressed:
-    """The selected condition's SAEs at all their seeds, weights verified; none without a selection, or of an import.
+@dataclass(frozen=True)
+class RandomModel:
+    """The activations of one model with random weights."""
 
-    `read` gives the record that the selection names as its source. Raises DataError if it holds other weights than the
-    selected, and IntegrityError for weights that are not those of the record.
+    control: str
+    """random_model_1 and so on."""
+    rows: Bank
+    """On the cycle's training texts."""
+    held_out: Bank
+    """On its held-out texts, scaled by the same factor."""
+
+    def bank_rows(self) -> list[BankRow]:
+        """Both banks as rows of a record."""
+        return [self.rows.row(self.control), self.held_out.row(f"{self.control}_held_out")]
+
+
+def open_candidate(selected: dict[str, Any] | None, read: Read) -> Stressed:
+    """The candidate's SAEs at all its seeds, weights verified; none without a selection, or of an import.
+
+    They are those of the confirmation, where there is one, and those that were selected otherwise. `read` gives a
+    record by its name. Raises DataError if the record of the selected SAEs holds other weights, and IntegrityError for
+    weights that are not those of the record.
     """
     candidate = candidate_of(selected, read)
     if not selected or candidate.why_none:
         return Stressed(candidate, [])
-    if selected["weights_sha256"] not in [row.weights_sha256 for row in candidate.members]:
+    known = {row.weights_sha256 for row in candidate.members}
+    if not confirmed_members(read) and selected["weights_sha256"] not in known:
         raise DataError(
             f"the selected {selected['source']}/{selected['condition']} has no such weights in the record of frontier; "
             "stress a candidate in the run that trained it"
         )
-    given = {one["name"]: one for one in read(selected["source"]).data["parameters"]["conditions"]}
-    condition = Condition(**given[selected["condition"]])
+    condition = condition_of(selected, read)
     saes = [open_trained(Member(condition, row.seed), row.key, row.weights_sha256) for row in candidate.members]
     return Stressed(candidate, saes)
 
 
-def random_model_bank(
-    model: ModelParams, texts: TextParams, params: ActivationParams, progress: Progress | None = None
-) -> Bank:
-    """The cycle's training rows, read from the same architecture with re-initialised weights."""
+def random_model(
+    model: ModelParams,
+    texts: TextParams,
+    params: ActivationParams,
+    *,
+    number: int,
+    like: Bank,
+    progress: Progress | None = None,
+) -> RandomModel:
+    """What the re-initialisation `number`, from 1, of the same architecture makes of the cycle's texts.
+
+    Its rows are scaled by one factor, so that their mean norm is that of the training rows `like`.
+    """
     name = model.name if model.name.startswith("random:") else f"random:{model.name}"
-    # the model of a smoke cycle is random itself, so the control uses other random weights
-    untrained = open_model(model.model_copy(update={"name": name, "seed": model.seed + 1}), device())
-    drawn = drawn_texts(texts.training, params.seed)
-    return text_bank(untrained, drawn, params, [params.hook_name], params.training_rows, progress=progress)
+    # the model of a smoke cycle is random itself, so that the controls have the seeds after its own
+    untrained = open_model(model.model_copy(update={"name": name, "seed": model.seed + number}), device())
+
+    def read(names: list[str], count: int, limit: float | None = None) -> Bank:
+        drawn, hooks = drawn_texts(names, params.seed), [params.hook_name]
+        return text_bank(untrained, drawn, params, hooks, count, norm_limit=limit, progress=progress)
+
+    rows = read(texts.training, params.training_rows)
+    held_out = read(texts.held_out, min(params.held_out_rows, HELD_OUT_AT_MOST), rows.meta["norm_limit"])
+    factor = rows.scale() / like.scale()  # the reverse ratio of mean norms
+    return RandomModel(f"random_model_{number}", scaled_bank(rows, factor), scaled_bank(held_out, factor))
 
 
 def transcoder_of(condition: Condition) -> Condition:
@@ -81,9 +118,11 @@ def transcoder_of(condition: Condition) -> Condition:
 
 
 @torch.no_grad()
-def control_sae_rows(control: str, stressed: Stressed, saes: Sequence[TrainedSae], rows: Bank) -> list[ControlSaeRow]:
-    """The SAEs trained for a control, as rows of a record; `rows` is the bank that they read."""
-    first, run = next(rows.chunks()), RunTables({}, {}, stressed.candidate)
+def control_sae_rows(
+    control: str, stressed: Stressed, saes: Sequence[TrainedSae], held_out: Bank
+) -> list[ControlSaeRow]:
+    """The SAEs trained for a control, as rows of a record, with their L0 on the first 4,096 rows of `held_out`."""
+    first, run = next(held_out.chunks(HELD_OUT_AT_MOST)), RunTables({}, {}, stressed.candidate)
     found = []
     for trained in saes:
         l0 = float((trained.sae.encode(first) != 0).sum(1).double().mean())
@@ -95,10 +134,7 @@ def control_sae_rows(control: str, stressed: Stressed, saes: Sequence[TrainedSae
 def ood_rows(
     stressed: Stressed, tasks: Sequence[ProbeTask], scores: Sequence[Sequence[ProbeScore]], llm: Sequence[ProbeScore]
 ) -> list[OodRow]:
-    """Probes fitted in domain, in and out of domain: a row for each seed and task; `scores` is `[seeds][tasks]`.
-
-    The drop is what the SAE loses beyond what the raw activation loses under the same shift.
-    """
+    """Probes fitted in domain, in and out of domain: a row for each seed and task; `scores` is `[seeds][tasks]`."""
     run = RunTables({}, {}, stressed.candidate)
     return [
         OodRow.derive(
@@ -122,4 +158,4 @@ def control_rows(
 ) -> list[ControlRow]:
     """A row for every control, from the tables `pairs`, `control_saes` and `ood`; one that was not run says why."""
     run = RunTables({("stress", name): rows for name, rows in tables.items()}, parameters, stressed.candidate)
-    return [ControlRow.derive("stress", run, control=control) for control in CONTROLS]
+    return [ControlRow.derive("stress", run, control=control) for control in control_names(parameters)]

@@ -25,8 +25,13 @@ class ProbingParams(Section):
     """Numbers of latents that a probe may use; the best is chosen."""
     choose_k: Literal["validation", "test"] = "validation"
     """Rows on which the best k is chosen; `test` only reproduces old numbers and is labelled as such."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Which `saebench_delta` selection ranks by: without prompts that occur more than once, or with them, as published.
+    Both are computed; the gate always reads `drop`."""
+    splits: Annotated[int, Field(ge=1, le=20)] = 5
+    """Splits of each data set into training and test rows, whose AUCs are averaged; with duplicates only the first."""
     seed: int = 42
-    """Seed of the splits and fits (sae-probes: 42)."""
+    """Seed of the first split and of the fits (sae-probes: 42); further splits have the seeds after it."""
 
     @model_validator(mode="after")
     def _protocol_binarizes(self) -> Self:
@@ -73,6 +78,8 @@ class StressParams(Section):
 
     random_model: bool = True
     """Whether to train the same recipe on the model with re-initialised weights, and to draw random decoders."""
+    random_models: Positive = 2
+    """Number of re-initialisations of the model, each a control of its own."""
     transcoder: bool = True
     """Whether to train a matched TopK transcoder over the MLP of the same layer."""
     ood: bool = True

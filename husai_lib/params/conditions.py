@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -142,3 +143,8 @@ def baseline_shapes(conditions: Iterable[SaeParams]) -> dict[str, SaeParams]:
     if len(longest) == 1:
         return {"baseline": next(iter(longest.values()))}
     return {f"baseline_{d_sae}_k{k}": longest[d_sae, k] for d_sae, k in sorted(longest)}
+
+
+def is_baseline_name(name: str) -> bool:
+    """Whether a condition is a baseline: the given SAE, or one that `baseline_shapes` names."""
+    return re.fullmatch(r"given|baseline(_\d+_k\d+)?", name) is not None

@@ -12,9 +12,9 @@ from pydantic import Field, create_model, model_validator
 from husai_lib.errors import ParameterError
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams, StressParams
 from husai_lib.params.catalogue import layer_count, local_path
-from husai_lib.params.conditions import BaselineParams, Condition, SaeParams
+from husai_lib.params.conditions import BaselineParams, Condition, SaeParams, is_baseline_name
 from husai_lib.params.inputs import ActivationParams, ModelParams, TextParams
-from husai_lib.params.rules import EarlierRun, GateParams, SelectionParams
+from husai_lib.params.rules import ConfirmationParams, EarlierRun, GateParams, SelectionParams
 from husai_lib.params.sections import NAME, Count, Section, check, distinct
 from husai_lib.params.strict_yaml import override, parse_yaml
 
@@ -58,6 +58,8 @@ class CycleParams(Sections):
     """The CE-Bench benchmark."""
     selection: SelectionParams = SelectionParams()
     """How the candidate is chosen."""
+    confirmation: ConfirmationParams = ConfirmationParams()
+    """The fresh seeds that the gate reads."""
     stress: StressParams = StressParams()
     """The stress controls."""
     gates: GateParams = GateParams()
@@ -71,7 +73,11 @@ class CycleParams(Sections):
         distinct(self.earlier, "earlier run")
         distinct([condition.name for condition in self.conditions], "condition")
         joined = self.activations.hook_name.count("+") + 1
+        if twice := sorted({*self.seeds} & {*self.confirmation.seeds}):
+            raise ValueError(f"confirmation.seeds: {twice[0]} is also one of seeds; fresh seeds confirm, others do not")
         for condition in self.conditions:
+            if is_baseline_name(condition.name):
+                raise ValueError(f"condition {condition.name!r} has the name of a baseline; choose another name")
             if condition.architecture == "topk_transcoder":
                 raise ValueError("a transcoder is no condition but a control, switched on by stress.transcoder")
             layers = condition.hyperparameters.get("layers", joined)

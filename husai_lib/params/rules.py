@@ -14,6 +14,8 @@ EarlierRun = Annotated[str, Field(pattern=rf"^{RUN}$")]
 Source = Annotated[str, Field(pattern=rf"^({RUN}/)?[a-z][a-z0-9_]*$")]
 """A step of this run, or `<earlier run>/<step>`."""
 
+FEW_SEEDS = 10
+"""Below this number of seeds only t intervals cover as often as they state."""
 Metric = Literal["saebench", "cebench", "train_ev"]
 WEIGHTS: dict[str, dict[Metric, float]] = {
     "balanced": {"saebench": 0.5, "cebench": 0.5, "train_ev": 0.1},
@@ -30,8 +32,9 @@ class SelectionParams(Section):
     """How one group is chosen among all that were measured."""
 
     rules: Literal["current", "2026-02"] = "current"
-    """`2026-02` reproduces decisions of that time: bounds are 1.96 standard errors, conditions are merged by name over
-    all sources, neither L0 nor what was measured on what is checked, and the best-scoring seed represents a group."""
+    """`2026-02` reproduces decisions of that time: bounds are 1.96 standard errors, floors drop single seeds,
+    conditions are merged by name over all sources, neither L0 nor what was measured on what is checked, SAEBench deltas
+    keep duplicate prompts, and the best-scoring seed represents a group."""
     sources: Annotated[list[Source], Field(min_length=1)] = ["frontier"]  # noqa: RUF012 -- pydantic copies it
     """Where candidates come from: steps of this run, and steps of earlier runs as `<cycle>/<run>/<step>`."""
     mode: Literal["lcb", "mean"] = "lcb"
@@ -39,22 +42,24 @@ class SelectionParams(Section):
     grouping: Literal["condition", "seed"] = "condition"
     """`seed` ranks every SAE alone, by its own values: it rewards the luckiest seed, and serves only for comparison."""
     interval: Literal["t", "normal", "bootstrap"] = "t"
-    """How a bound over seeds is computed; `normal` only reproduces old decisions."""
+    """How a bound over seeds is computed. `bootstrap` and `normal` are too narrow for few seeds (with 3, their lower
+    bounds lie above the truth in 13 % and 10 % of cases instead of 2.5 %), so they need min_seeds of 10 or more;
+    `normal` also reproduces old decisions."""
     scaling: Literal["minmax", "rank"] = "minmax"
     """How metrics become scores: min-max over the eligible groups, or the rank on the Pareto front, which no dominated
     group can change."""
     min_seeds: Positive = 3
     """Number of seeds that a group needs; smaller groups are dropped."""
     require_both_external: bool = True
-    """Whether to drop members without both external deltas."""
+    """Whether to drop groups with a member that lacks an external delta."""
     require_matched_l0: bool = True
     """Whether to drop groups whose L0 is more than 10 % off the target k: their CE-Bench baseline is not matched."""
     require_matched_baseline: bool = True
     """Whether to drop groups whose CE-Bench delta is against a baseline of another width or L0, or of unknown ones."""
     min_saebench_delta: float | None = None
-    """Lowest SAEBench delta (AUC) that a member may have; null for none."""
+    """Lowest mean SAEBench delta (AUC) that a group may have; null for none."""
     min_cebench_delta: float | None = None
-    """Lowest CE-Bench delta (standard deviations over latents) that a member may have; null for none."""
+    """Lowest mean CE-Bench delta (standard deviations over latents) that a group may have; null for none."""
     weights: Annotated[dict[Metric, Weight], BeforeValidator(_named_weights), Field(min_length=3)] = WEIGHTS["balanced"]
     """Weights of the scaled metrics in the joint score, or the name of a set: `balanced` (0.5, 0.5, 0.1) or
     `probing_first` (0.70, 0.25, 0.05)."""
@@ -75,8 +80,28 @@ class SelectionParams(Section):
         distinct(self.sources, "source")
         if self.rules == "2026-02" and (self.interval, self.scaling) != ("normal", "minmax"):
             raise ValueError("the rules 2026-02 have interval: normal and scaling: minmax only; leave both out")
+        if self.rules == "current" and self.interval != "t" and self.min_seeds < FEW_SEEDS:
+            raise ValueError(
+                f"interval: {self.interval} is too narrow for fewer than {FEW_SEEDS} seeds, and min_seeds is "
+                f"{self.min_seeds}; write interval: t"
+            )
         if self.mode == "lcb" and self.grouping == "condition" and self.min_seeds < 2 and self.interval != "normal":
             raise ValueError("min_seeds must be at least 2 in lcb mode: one seed has no bound")
+        return self
+
+
+class ConfirmationParams(Section):
+    """Fresh seeds of the selected condition and its baselines, trained after selection: the gate reads only these."""
+
+    seeds: list[Count] = []  # noqa: RUF012 -- pydantic copies it
+    """Seeds that no SAE of the selection has, at least 3. Without any, the gate reads the seeds that were selected, by
+    bounds whose error rate is shared among all groups that were compared."""
+
+    @model_validator(mode="after")
+    def _enough_for_bounds(self) -> Self:
+        distinct(self.seeds, "confirmation seed")
+        if 0 < len(self.seeds) < 3:
+            raise ValueError(f"confirmation.seeds: {len(self.seeds)} give PW-MCC no bound; give at least 3, or none")
         return self
 
 
@@ -87,20 +112,23 @@ class GateParams(Section):
     """Whether a gate reads the conservative end of the 95 % interval or the estimate."""
     min_random_model_delta: float = 0.0
     """PW-MCC of the candidate minus that of each random control must exceed this."""
-    min_transcoder_delta: float = 0.0
-    """PW-MCC of the transcoder minus the candidate's must reach this."""
+    min_transcoder_delta: float = -0.05
+    """PW-MCC of the candidate minus the transcoder's must reach this: below 0, it may be that much less stable."""
     max_ood_drop: float = 0.10
-    """SAEBench delta (AUC) in domain minus out of domain may not exceed this."""
+    """The share of its AUC above chance that the raw activation retains under shift, minus the share that the SAE
+    retains, may not exceed this."""
     min_saebench_delta: float = 0.0
     """The candidate group's SAEBench delta (AUC) must reach this."""
     min_cebench_delta: float = 0.0
     """The candidate group's CE-Bench delta against the matched baseline (standard deviations over latents) must reach
     this."""
+    min_cebench_calibrated_delta: float = 0.0
+    """The same of the calibrated score (standard deviations of its permutation null)."""
     require_random_model: bool = True
-    """Whether both random controls must pass: the model with random weights and random decoders."""
+    """Whether both random controls must pass: every model with random weights, and random decoders."""
     require_transcoder: bool = True
     """Whether the transcoder control must pass."""
     require_ood: bool = True
-    """Whether the out-of-distribution control must pass."""
+    """Whether the out-of-distribution control must pass, and probes in domain must exceed chance."""
     require_external: bool = True
-    """Whether both external benchmarks must pass: SAEBench and CE-Bench."""
+    """Whether both external benchmarks must pass: SAEBench, and CE-Bench raw and calibrated."""

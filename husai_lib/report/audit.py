@@ -19,9 +19,10 @@ from husai_lib.earlier.imports import audit_import
 from husai_lib.errors import EvidenceError
 from husai_lib.evidence.cache import CACHED
 from husai_lib.evidence.code import CHANGED, file_at, library_hash_at
-from husai_lib.evidence.rows.base import CONTROLS, GIVEN, IMPORTED, RunTables
+from husai_lib.evidence.rows.base import GIVEN, IMPORTED, RunTables
+from husai_lib.evidence.rows.controls import control_names
 from husai_lib.evidence.runs import Record, Run
-from husai_lib.evidence.steps import candidate_of, step_key
+from husai_lib.evidence.steps import candidate_of, selected_group, step_key
 from husai_lib.evidence.verification import problems_of
 from husai_lib.files import REPOSITORY, read_json
 from husai_lib.params.conditions import Condition, baseline_shapes
@@ -36,7 +37,22 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 WELL_KNOWN = {"results.json", "selection_summary.json", "selected_candidate.json", "pareto_front.json",
               "release_policy.json"}  # fmt: skip
 """Files that people and scripts look for in every complete run."""
-NAMING = {"condition", "origin", "seed", "data_set", "at", "task", "control", "bank", "of", "seed_a", "seed_b", "role"}
+NAMING = {
+    "condition",
+    "origin",
+    "seed",
+    "data_set",
+    "at",
+    "duplicates",
+    "split",
+    "task",
+    "control",
+    "bank",
+    "of",
+    "seed_a",
+    "seed_b",
+    "role",
+}
 """Columns that say which row of a table is meant."""
 
 
@@ -190,21 +206,37 @@ def _completeness(one: Audited) -> Iterator[Check]:
     """Which SAEs, groups, pairs, probes and tasks there must be by the parameters, no more and no less."""
     rows, asked = one.tables.rows, one.parameters
     conditions, seeds = [Condition(**given) for given in asked["conditions"]], asked["seeds"]
-    ats = {(probe.data_set, str(probe.at)) for probe in rows("baselines", "probes")}
-    yield "data sets that are probed", sorted({name for name, _ in ats}), sorted(asked["texts"]["probing"])
-    must = {"baselines": _baselines(one, conditions)}
+    ats = {(probe.data_set, str(probe.at), probe.duplicates, probe.split) for probe in rows("baselines", "probes")}
+    yield "data sets that are probed", sorted({at[0] for at in ats}), sorted(asked["texts"]["probing"])
+    forms = {("keep", asked["probing"]["seed"])} | {
+        ("drop", asked["probing"]["seed"] + n) for n in range(asked["probing"]["splits"])
+    }
+    yield "forms and splits of probes", sorted({at[2:] for at in ats}), sorted(forms)
+    must = {"baselines": _baselines(one, "baselines", conditions, seeds)}
     must["frontier"] = [(c.name, c.architecture, seed, c.d_sae, c.k) for c in conditions for seed in seeds]
+    must["confirmation"] = _confirmed(one)
     for step, saes in must.items():
         members = rows(step, "members")
         yield f"SAEs of {step}", [(m.condition, m.architecture, m.seed, m.d_sae, m.k) for m in members], saes
         weights = Counter(member.weights_sha256 for member in members)
         yield f"weights of several SAEs of {step}", [sha256 for sha256, n in weights.items() if n > 1], []
-        probed = sorted((p.condition, p.seed, p.data_set, str(p.at)) for p in rows(step, "probes"))
+        probed = sorted(
+            (p.condition, p.seed, p.data_set, str(p.at), p.duplicates, p.split) for p in rows(step, "probes")
+        )
         yield f"probes of {step}", probed, sorted((sae[0], sae[2], *at) for sae, at in product(saes, ats))
+        limits = sorted((row.condition, row.seed, row.data_set) for row in rows(step, "ceilings"))
+        yield (
+            f"ceilings of {step}",
+            limits,
+            sorted((sae[0], sae[2], name) for sae in saes for name in asked["texts"]["probing"]),
+        )
+    fresh = {one.condition for one in rows("confirmation", "members") if not one.is_baseline}
     yield "conditions of groups", [g.condition for g in rows("frontier", "groups")], [c.name for c in conditions]
+    yield "conditions of confirmed groups", [g.condition for g in rows("confirmation", "groups")], sorted(fresh)
     own = [member.seed for member in one.tables.candidate.members]
     run = [row.control for row in rows("stress", "controls") if row.metric == "pwmcc" and row.delta is not None]
     pairs = {"frontier": {c.name: seeds for c in conditions}, "stress": dict.fromkeys(run, own)}
+    pairs["confirmation"] = dict.fromkeys(fresh, own)
     for step, of in pairs.items():
         made = sorted((row.of, row.seed_a, row.seed_b) for row in rows(step, "pairs"))
         yield f"pairs of {step}", made, sorted((name, *pair) for name in of for pair in combinations(of[name], 2))
@@ -213,7 +245,7 @@ def _completeness(one: Audited) -> Iterator[Check]:
     yield "SAEs of controls", of_controls, sorted(product(trained, own))
     tasks = sorted((row.task, row.seed) for row in rows("stress", "ood"))
     yield "tasks of the OOD control", tasks, sorted(product(asked["texts"]["ood"], own)) if tasks else []
-    yield "controls", [row.control for row in rows("stress", "controls")], [*CONTROLS]
+    yield "controls", [row.control for row in rows("stress", "controls")], control_names(asked)
     study = asked["contrastive"]["study"]
     grids = {"random": study["widths"] + study["random_widths"], "trained": study["widths"]}
     shapes = sorted((origin, seeds[0], d_sae, k) for origin in grids for d_sae in grids[origin] for k in study["ks"])
@@ -232,22 +264,38 @@ def _inputs(one: Audited) -> Iterator[Check]:
     yield "data sets of tasks", sorted({*read} - drawn), sorted(of_tasks)
     yield "data sets that are listed twice", [source for source, n in Counter(read).items() if n > 1], []
     yield "roles of data sets", sorted({role for role, _ in read}), sorted({"training", "held_out", *tasks})
-    banks = ["training", "held_out", "stories", *(("mlp_in", "mlp_out") if stress["transcoder"] else ())]
+    of_transcoder = ("mlp_in", "mlp_out", "mlp_in_held_out") if stress["transcoder"] else ()
+    banks = ["training", "held_out", "stories", *of_transcoder]
     made = [row.bank for row in rows("activations", "banks")]
     yield "banks of activations", sorted(made), sorted([*banks, *("/".join(task) for task in of_tasks)])
+    models = [row.control for row in rows("stress", "controls") if row.control.startswith("random_model")]
+    run = [row.of for row in rows("stress", "pairs")]
+    must = [name for model in models if model in run for name in (model, f"{model}_held_out")]
+    yield "banks of controls", [row.bank for row in rows("stress", "banks")], must
     pairs = one.records["activations"].summary["story_pairs"]
     yield "story pairs are at most max_rows", pairs <= one.parameters["contrastive"]["max_rows"], True
 
 
-def _baselines(one: Audited, conditions: list[Condition]) -> list[tuple[Any, ...]]:
+def _baselines(one: Audited, step: str, conditions: list[Condition], seeds: list[int]) -> list[tuple[Any, ...]]:
     """The given SAE, if there is one, and a trained one for each seed and shape that it does not match."""
-    asked, members = one.parameters, one.tables.rows("baselines", "members")
-    given = [row for row in members[:1] if row.condition == GIVEN]
+    given = [row for row in one.tables.rows(step, "members") if row.condition == GIVEN][:1]
     shapes = baseline_shapes(conditions)
     free = {n: s for n, s in shapes.items() if not any(row.is_baseline_of(s.d_sae, s.k, 0) for row in given)}
-    architecture = asked["baseline"]["architecture"]
-    trained = [(name, architecture, seed, s.d_sae, s.k) for name, s in free.items() for seed in asked["seeds"]]
+    architecture = one.parameters["baseline"]["architecture"]
+    trained = [(name, architecture, seed, s.d_sae, s.k) for name, s in free.items() for seed in seeds]
     return [*((row.condition, row.architecture, 0, row.d_sae, row.k) for row in given), *trained]
+
+
+def _confirmed(one: Audited) -> list[tuple[Any, ...]]:
+    """The selected condition and its baselines at the confirmation seeds; nothing where the run cannot train them."""
+    chosen, seeds = one.records["selection"].summary["selected"], one.parameters["confirmation"]["seeds"]
+    group = selected_group(chosen, one.run.find_record)
+    if not seeds or group.why_none or {*seeds} & {member.seed for member in group.members}:
+        return []
+    given = one.run.find_record(chosen["source"]).data["parameters"]["conditions"]
+    [condition] = [Condition(**found) for found in given if found["name"] == chosen["condition"]]
+    own = [(condition.name, condition.architecture, seed, condition.d_sae, condition.k) for seed in seeds]
+    return own + _baselines(one, "confirmation", [condition], seeds)
 
 
 def _derived(one: Audited) -> Iterator[Check]:

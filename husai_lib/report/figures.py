@@ -19,10 +19,10 @@ from matplotlib.ticker import FixedLocator, LogLocator
 
 from husai_lib.decisions import gates
 from husai_lib.evidence.rows.base import EARLIER_BASELINE, MATCHED_WITHIN, ceiling
-from husai_lib.evidence.rows.controls import ControlRow, OodRow
+from husai_lib.evidence.rows.controls import CHANCE, ControlRow, OodRow
 from husai_lib.evidence.rows.decided import CandidateRow
-from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow
-from husai_lib.intervals import mean_interval
+from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow, ProbeRow
+from husai_lib.intervals import mean_interval, means_by
 
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
           ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"), ("#0072B2", "*"), ("#D55E00", "<"),
@@ -132,14 +132,42 @@ def stability(groups: Sequence[GroupRow]) -> ReportFigure:
 def external(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> ReportFigure:
     """SAEBench and CE-Bench deltas of each condition: every seed, and the mean with its 95 % interval.
 
-    The SAEBench delta has a second interval, over data sets.
+    The SAEBench delta has a second interval, over seeds and data sets.
     """
     saebench = _means((row.condition, row.saebench_delta) for row in members)
     cebench = _means((row.condition, row.cebench_delta) for row in members)
-    sets = {row.condition: Dot(row.saebench_delta, row.sets_low, row.sets_high) for row in groups}
+    sets = {row.condition: Dot(row.saebench_delta, row.saebench_low, row.saebench_high) for row in groups}
     label = "mean, 95 % over seeds; small: one seed"
-    both = {label: saebench, "95 % over data sets": sets}
+    both = {label: saebench, "95 % over seeds and data sets": sets}
     return _dot_plot({"SAEBench delta (AUC)": both, "CE-Bench delta (SD)": {label: cebench}})
+
+
+def duplicates(probes: Sequence[ProbeRow]) -> ReportFigure:
+    """Probing deltas by data set with duplicate prompts and without: means over conditions, each a small point."""
+    forms = {"duplicates kept, as published": "keep", "without duplicates": "drop"}
+    names = dict.fromkeys(probe.data_set for probe in probes)
+    panel = {}
+    for label, form in forms.items():
+        means = means_by(
+            ((probe.data_set, probe.condition), probe.delta) for probe in probes if probe.duplicates == form
+        )
+        own = {name: [mean for (data_set, _), mean in means.items() if data_set == name] for name in names}
+        panel[label] = {name: Dot(fmean(deltas), seeds=deltas) for name, deltas in own.items()}
+    return _dot_plot({"Probing delta (AUC; large: mean, small: one condition)": panel})
+
+
+def confirmation(selected: Sequence[MemberRow], fresh: Sequence[MemberRow]) -> ReportFigure:
+    """The external deltas of one condition at the seeds it was selected by and at fresh ones, a panel for each."""
+    panels = {
+        "SAEBench delta (AUC)": "saebench_delta",
+        "CE-Bench delta (SD)": "cebench_delta",
+        "CE-Bench calibrated delta (SD of null)": "cebench_calibrated_delta",
+    }
+    named = [*(("seeds of the selection", row) for row in selected), *(("fresh seeds", row) for row in fresh)]
+    label = "mean, 95 % over seeds; small: one seed"
+    return _dot_plot(
+        {axis: {label: _means((name, getattr(row, column)) for name, row in named)} for axis, column in panels.items()}
+    )
 
 
 def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
@@ -163,22 +191,32 @@ def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
 
 
 def controls(rows: Sequence[ControlRow]) -> ReportFigure:
-    """Delta of each PW-MCC control with its 95 % interval, beside zero.
-
-    The out-of-distribution control is in AUC, not PW-MCC, so that `ood` shows it.
-    """
-    shown = {gates.describe(row.control): row for row in rows if row.control != "ood"}
+    """Delta of each PW-MCC control with its interval over seeds, beside zero; `ood` shows those about probes."""
+    shown = {gates.describe(row.control): row for row in rows if row.metric == "pwmcc"}
     dots = {name: Dot(row.delta, row.delta_low, row.delta_high) for name, row in shown.items()}
-    return _dot_plot({"Delta of PW-MCC between candidate and control": {"delta, 95 % interval": dots}})
+    return _dot_plot({"PW-MCC of the candidate minus that of the control": {"delta, interval over seeds": dots}})
 
 
 def ood(rows: Sequence[OodRow]) -> ReportFigure:
-    """Each task's probing delta in domain and on its shifted set: every seed, and the mean with its 95 % interval."""
-    dots = {
-        "in domain": _means((row.task, row.in_domain_auc - row.in_domain_llm_auc) for row in rows),
-        "shifted": _means((row.task, row.shifted_auc - row.shifted_llm_auc) for row in rows),
-    }
-    return _dot_plot({"Probing delta (AUC; bar: 95 % interval, small: one seed)": dots})
+    """How far probes exceed chance in domain and on the shifted set, task by task: the SAE beside the raw activation.
+
+    Every seed of the SAE is a point, and its mean has a 95 % interval.
+    """
+    panels = {"AUC above chance, in domain": "in_domain", "AUC above chance, shifted": "shifted"}
+    figure = _dot_plot(
+        {
+            axis: {
+                "SAE: mean, 95 % over seeds; small: one seed": _means(
+                    (row.task, getattr(row, f"{at}_auc") - CHANCE) for row in rows
+                ),
+                "raw activation": {row.task: Dot(getattr(row, f"{at}_llm_auc") - CHANCE) for row in rows},
+            }
+            for axis, at in panels.items()
+        }
+    )
+    figure.axes[1].sharex(figure.axes[0])
+    figure.axes[0].autoscale(axis="x")
+    return figure
 
 
 def _dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> ReportFigure:

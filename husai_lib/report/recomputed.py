@@ -24,7 +24,8 @@ WIDEST = 4096
 CLOSE = 1e-4
 """Relative difference up to which a matched cosine is the same: processors add in other orders."""
 TOO_WIDE = f"pairs of SAEs of more than {WIDEST:,} latents, not matched again"
-SAES = {"frontier": ("members", "condition"), "stress": ("control_saes", "control")}
+SAES = {"frontier": ("members", "condition"), "confirmation": ("members", "condition"),
+        "stress": ("control_saes", "control")}  # fmt: skip
 """The table of the SAEs whose pairs a step measures, and the column that says whose they are."""
 Decoder = NDArray[np.float32]
 
@@ -35,8 +36,8 @@ def check_seeded(run: RunTables) -> Iterator[Check]:
     if "+" in run.parameters["activations"]["hook_name"]:
         yield "random decoders of SAEs that read joined layers", UNCHECKED, None
         return
-    for group in run.rows("frontier", "groups"):
-        members = run.rows("frontier", "members", condition=group.condition)
+    for step, group in [(of, row) for of in ("frontier", "confirmation") for row in run.rows(of, "groups")]:
+        members = run.rows(step, "members", condition=group.condition)
         if members[0].d_sae > WIDEST:
             yield TOO_WIDE, UNCHECKED, None
             continue

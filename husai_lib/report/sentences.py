@@ -9,11 +9,18 @@ from typing import Any
 
 from husai_lib.decisions import gates
 from husai_lib.decisions.criteria import counted, criterion_outcome, lost_controls, passes
-from husai_lib.evidence.rows.base import EARLIER_BASELINE, EARLIER_D_SAE, GIVEN, ceiling
-from husai_lib.evidence.rows.controls import OodRow
+from husai_lib.evidence.rows.base import EARLIER_BASELINE, EARLIER_D_SAE, GIVEN, ceiling, shared_level
+from husai_lib.evidence.rows.controls import OodRow, retained
 from husai_lib.evidence.rows.decided import CandidateRow, CriterionRow, GateRow
 from husai_lib.evidence.rows.earlier import ReplayRow
-from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow
+from husai_lib.evidence.rows.measured import (
+    ENOUGH_TEST_ROWS,
+    ContrastiveRow,
+    GroupRow,
+    MemberRow,
+    ProbeRow,
+    set_weight,
+)
 from husai_lib.report.tables import cell, escape
 
 
@@ -34,6 +41,22 @@ def selection_sentence(rows: Sequence[CandidateRow]) -> str:
     return f"{selected} Groups considered: {len(rows)}; dropped before ranking: {dropped}."
 
 
+def confirmation_sentence(fresh: int, compared: int, why_not: str) -> str:
+    """Whether the selected condition was trained again at fresh seeds, and which intervals the gate therefore reads."""
+    shared = f"{shared_level(compared):.2%}"
+    among = f"among the {compared} groups that were compared" if compared != 1 else "with no other group"
+    if fresh:
+        return (
+            f"**Confirmed at {fresh} fresh seeds.** The gate reads 95 % intervals over these seeds. The data sets are "
+            "those of the selection, so the part of the SAEBench interval over data sets has a confidence of "
+            f"{shared}, which shares the error rate of 2.5 % {among}."
+        )
+    return (
+        f"**Not confirmed**: {escape(why_not)}. The gate reads the seeds of the selection. Its intervals have a "
+        f"confidence of {shared}, which shares the error rate of 2.5 % {among}."
+    )
+
+
 def matched_sentence(rows: Sequence[MemberRow]) -> str:
     """How many SAEs reach their target sparsity, and which conditions do not."""
     off = sorted({escape(row.condition) for row in rows if not row.l0_matched})
@@ -41,16 +64,43 @@ def matched_sentence(rows: Sequence[MemberRow]) -> str:
     return f"{matched}; **not matched**: {', '.join(off)}." if off else f"{matched}."
 
 
-def ood_sentence(rows: Sequence[OodRow]) -> str:
-    """What the shift costs the raw activation and the SAE on average, and the task with the largest drop."""
-    raw = fmean(row.in_domain_llm_auc - row.shifted_llm_auc for row in rows)
-    drops = {name: fmean(row.drop for row in rows if row.task == name) for name in {row.task for row in rows}}
-    worst = max(sorted(drops), key=drops.__getitem__)
-    drop = fmean(drops.values())
+def small_sets_sentence(probes: Sequence[ProbeRow]) -> str:
+    """Which probing data sets have few test rows without duplicates, and what they weigh in the mean delta."""
+    of_set: dict[str, list[ProbeRow]] = {}
+    for probe in probes:
+        if probe.duplicates == "drop":
+            of_set.setdefault(probe.data_set, []).append(probe)
+    small = {name: set_weight(rows) for name, rows in of_set.items() if set_weight(rows) < 1}
+    if not small:
+        return f"Every data set has at least {ENOUGH_TEST_ROWS} test rows without duplicates, so all weigh the same."
+    named = "; ".join(f"{escape(name)} {weight:.2f}" for name, weight in small.items())
     return (
-        f"Averaged over {len(drops)} tasks, the shift costs the raw activation {raw:.3f} of its AUC and the SAE "
-        f"{raw + drop:.3f}, so the drop is {drop:+.3f}. It is largest in {escape(worst)} ({drops[worst]:+.3f})."
+        f"{len(small)} of {len(of_set)} data sets have fewer than {ENOUGH_TEST_ROWS} test rows without duplicates and "
+        f"weigh less than 1 in the mean: {named}."
     )
+
+
+def headroom_sentence(groups: Sequence[GroupRow]) -> str:
+    """What the best condition's SAEBench delta would be with every latent, and at most with a single one."""
+    if not groups:
+        return "No condition was probed."
+    best = max(groups, key=lambda row: row.saebench_delta)
+    template = (
+        "The highest SAEBench delta is {saebench_delta:+.3f}, that of **{condition}**. Probes of all its latents at "
+        "once reach {full_width_delta:+.3f}, and probes that were fitted on the test rows {oracle_delta:+.3f}. **No "
+        "probe of a single latent can exceed {single_latent_delta:+.3f}**; the other two are fits and bound nothing."
+    )
+    return cell(dict(best), template)
+
+
+def ood_sentence(rows: Sequence[OodRow]) -> str:
+    """How much of its AUC above chance the raw activation and the SAE retain, and the task where the SAE loses most."""
+    by_task = {row.task: [other for other in rows if other.task == row.task] for row in rows}
+    shares = {"raw": retained(rows, "llm_auc"), "own": retained(rows), "tasks": len(by_task)}
+    average = "Over {tasks} tasks, the raw activation retains {raw:.0%} of its AUC above chance and the SAE {own:.0%}."
+    losses = {name: fmean(one.in_domain_auc - one.shifted_auc for one in own) for name, own in by_task.items()}
+    worst = max(sorted(losses), key=losses.__getitem__)
+    return f"{cell(shares, average)} The SAE loses most in {escape(worst)} ({losses[worst]:.3f} of its AUC)."
 
 
 def given_sentence(rows: Sequence[MemberRow]) -> str:

@@ -78,6 +78,8 @@ def made_site(folder: Path, runs: Sequence[Run], chosen: Run, renderer: str, ban
     for run in runs:
         for path in [*_data_files(run), *run.path.glob("figures/*.png")]:
             _copy(path, folder / "evidence" / run.name / path.relative_to(run.path))
+    for path in (SETTINGS.parent / "docs").glob("*.png"):
+        _copy(path, folder / "docs" / path.name)
     if renderer == "quarto":
         return _render_with_quarto(folder, runs, chosen, banner)
     _render_with_nbconvert(folder, runs, chosen, banner)

@@ -18,7 +18,7 @@ from typing import Any
 from husai_lib.decisions import gates
 from husai_lib.evidence.rows import TABLES
 from husai_lib.evidence.rows.base import GIVEN, Row
-from husai_lib.evidence.rows.controls import OodRow
+from husai_lib.evidence.rows.controls import OodRow, retained
 from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow
 from husai_lib.intervals import mean_interval, means_by
 
@@ -102,6 +102,7 @@ def _scored(field: str, spec: str) -> Template:
     return lambda row: cell(row, f"{bound})" if row["joint_score"] is None else f"{bound} → {score})")
 
 
+OVER_TASKS = "[{tasks_low:+.3f}, {tasks_high:+.3f}]"
 DIFFERENCE = "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]"
 LAYOUTS: dict[str, Columns] = {
     # One line per data set and role.
@@ -111,18 +112,6 @@ LAYOUTS: dict[str, Columns] = {
         "Texts": "{texts:,d}",
         "Tokens": "{tokens:,d}",
         "Rows kept": "{rows:,d}",
-        "Note": "{note}",
-    },
-    # One line per SAE and probing data set.
-    "probes": {
-        "Condition": "{condition}",
-        "Seed": "{seed:d}",
-        "Data set": "{data_set}",
-        "Best k": "{best_k:d}",
-        "Validation AUC": "{validation_auc:.3f}",
-        "Test AUC": "{test_auc:.3f}",
-        "Test AUC, raw activation": "{llm_auc:.3f}",
-        "Delta": "{delta:+.3f}",
         "Note": "{note}",
     },
     # One line per SAE of the width study: CE-Bench in every form, and the ceiling of its width.
@@ -163,14 +152,16 @@ LAYOUTS: dict[str, Columns] = {
         "Selection probability": "{selection_probability:.0%}",
         "Representative seed": "{representative_seed}",
     },
-    # One line per gate; the bound is the conservative end of the 95 % interval.
+    # One line per gate; the bound is the conservative end of the interval of the stated confidence.
     "gates": {
         "Gate": _described("gate"),
         "Verdict": _verdict,
         "Metric": _described("metric"),
         "Value": "{value:.3f}",
-        "95 % bound": "{bound:.3f}",
+        "Bound": "{bound:.3f}",
+        "Confidence": "{level:.2%}",
         "Must be": lambda row: escape(gates.requirement(row["gate"], row["threshold"])),
+        "Ceiling": lambda row: "" if row["ceiling"] is None else cell(row, "{ceiling:.3f}"),
         "Required": "{required}",
         "Source": "{source}",
         "Note": "{note}",
@@ -186,14 +177,15 @@ LAYOUTS: dict[str, Columns] = {
         "Outcome": lambda row: "met" if row["outcome"] == "met" else f"**{escape(row['outcome'])}**",
         "Note": "{note}",
     },
-    # One line per stress control, compared with the candidate; only the OOD control has the second interval.
+    # One line per stress control, compared with the candidate; only those about probes have the second interval.
     "controls": {
         "Control": _described("control"),
         "Metric": _described("metric"),
         "Candidate": "{candidate:.3f}",
         "Control value": "{control_value:.3f}",
-        "Delta [95 % over seeds]": "{delta:+.3f} [{delta_low:+.3f}, {delta_high:+.3f}]",
-        "95 % over tasks": lambda row: cell(row, "[{tasks_low:+.3f}, {tasks_high:+.3f}]" * (row["control"] == "ood")),
+        "Delta [over seeds]": "{delta:+.3f} [{delta_low:+.3f}, {delta_high:+.3f}]",
+        "Interval over tasks": lambda row: "" if row["tasks_low"] is None else cell(row, OVER_TASKS),
+        "Confidence": "{level:.2%}",
         "Note": "{note}",
     },
     # One line per imported decision, recomputed by its own rules.
@@ -232,7 +224,7 @@ def table_of(rows: Sequence[Row]) -> str:
 
 def _over_seeds(rows: Iterable[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
     """One row for each value of `key`, in order, whose fields list the values of all its rows."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row[key], []).append(row)
     return [{"seeds": len(g)} | {field: [row[field] for row in g] for field in g[0]} for g in groups.values()]
@@ -284,37 +276,118 @@ def frontier_table(rows: Sequence[MemberRow]) -> str:
 
 
 def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> str:
-    """One line per condition: both external deltas with their intervals, and the calibrated CE-Bench score."""
-
-    def interval(deltas: list[float | None]) -> str | None:
-        known = [delta for delta in deltas if delta is not None]
-        template = "{0.mean:+.3f} [{0.low:+.3f}, {0.high:+.3f}]"
-        return _Cell().format(template, mean_interval(known)) if len(known) == len(deltas) else None
-
+    """One line per condition: its external deltas with their intervals, SAEBench in both forms and CE-Bench in both."""
     over_seeds = {line["condition"][0]: line for line in _over_seeds(map(dict, members), "condition")}
-    lines = []
-    for group in groups:
-        own = over_seeds[group.condition]
-        deltas = {"saebench": interval(own["saebench_delta"]), "cebench": interval(own["cebench_delta"])}
-        lines.append(dict(group) | deltas | {"calibrated": own["cebench_calibrated"]})
+    deltas = ("cebench_delta", "cebench_calibrated_delta")
+    lines = [
+        dict(group) | {column: _with_interval(over_seeds[group.condition][column]) for column in deltas}
+        for group in groups
+    ]
     columns: Columns = {
         "Condition": "{condition}",
-        "SAEBench delta [95 % over seeds]": "{saebench}",
-        "95 % over data sets": "[{sets_low:+.3f}, {sets_high:+.3f}]",
-        "CE-Bench delta, SD [95 % over seeds]": "{cebench}",
-        "CE-Bench calibrated (range)": "{calibrated:.2f}",
+        "SAEBench delta [95 % over seeds and data sets]": (
+            "{saebench_delta:+.3f} [{saebench_low:+.3f}, {saebench_high:+.3f}]"
+        ),
+        "SAEBench delta, duplicates kept": "{saebench_delta_keep:+.3f}",
+        "CE-Bench delta, SD [95 % over seeds]": "{cebench_delta}",
+        "CE-Bench calibrated delta, SD of null [95 %]": "{cebench_calibrated_delta}",
     }
     return markdown_table(lines, columns)
 
 
+def _with_interval(values: Sequence[float | None]) -> str | None:
+    """The mean over seeds with its 95 % interval; None where a seed has no value."""
+    known = [value for value in values if value is not None]
+    template = "{0.mean:+.3f} [{0.low:+.3f}, {0.high:+.3f}]"
+    return _Cell().format(template, mean_interval(known)) if known and len(known) == len(values) else None
+
+
+def probes_table(rows: Sequence[ProbeRow]) -> str:
+    """One line per SAE and data set: means over the splits without duplicates with their range, and the other form."""
+    of_splits, lines = ("test_rows", "best_k", "test_auc", "llm_auc", "delta"), []
+    for row in rows:
+        form = {name: getattr(row, name) if row.duplicates == "drop" else None for name in of_splits}
+        line = {
+            "line": (row.condition, row.seed, row.data_set),
+            "kept": row.delta if row.duplicates == "keep" else None,
+        }
+        lines.append(dict(row) | line | form)
+    columns: Columns = {
+        "Condition": "{condition}",
+        "Seed": "{seed:d}",
+        "Data set": "{data_set}",
+        "Test rows": "{test_rows:,.0f}",
+        "Best k": "{best_k:.3g}",
+        "Test AUC": "{test_auc:.3f}",
+        "Test AUC, raw activation": "{llm_auc:.3f}",
+        "Delta (smallest to largest split)": "{delta:+.3f}",
+        "Delta, duplicates kept": "{kept:+.3f}",
+    }
+    return markdown_table(_over_seeds(lines, "line"), columns)
+
+
 def data_sets_table(rows: Sequence[ProbeRow]) -> str:
-    """One line per probing data set: the raw activation's AUC, and each condition's delta, averaged over seeds."""
-    conditions = dict.fromkeys(row.condition for row in rows)
-    raw = means_by((row.data_set, row.llm_auc) for row in rows)
-    delta = means_by(((row.data_set, row.condition), row.delta) for row in rows)
-    lines = [{"data_set": name, "raw": raw[name]} | {c: delta[name, c] for c in conditions} for name in raw]
-    deltas: Columns = {f"{escape(name)}": f"{{{name}:+.3f}}" for name in conditions}
-    return markdown_table(lines, {"Data set": "{data_set}", "Raw AUC": "{raw:.3f}", **deltas})
+    """One line per probing data set: the raw activation's AUC, and each condition's delta, averaged over seeds.
+
+    Both are without duplicates and averaged over splits; the raw AUC is also shown with them.
+    """
+    dropped, kept = ([row for row in rows if row.duplicates == form] for form in ("drop", "keep"))
+    conditions = dict.fromkeys(row.condition for row in dropped)
+    raw, raw_kept = (means_by((row.data_set, row.llm_auc) for row in form) for form in (dropped, kept))
+    delta = means_by(((row.data_set, row.condition), row.delta) for row in dropped)
+    tested = {row.data_set: row.test_rows for row in dropped}
+    lines = [
+        {"data_set": name, "tested": tested[name], "raw": raw[name], "raw_kept": raw_kept.get(name)}
+        | {f"delta_{i}": delta[name, condition] for i, condition in enumerate(conditions)}
+        for name in raw
+    ]
+    deltas: Columns = {escape(name): f"{{delta_{i}:+.3f}}" for i, name in enumerate(conditions)}
+    columns: Columns = {
+        "Data set": "{data_set}",
+        "Test rows": "{tested:,d}",
+        "Raw AUC": "{raw:.3f}",
+        "Raw AUC, duplicates kept": "{raw_kept:.3f}",
+    }
+    return markdown_table(lines, {**columns, **deltas})
+
+
+def ceilings_table(groups: Sequence[GroupRow]) -> str:
+    """One line per condition: its SAEBench delta, and what it would be with more latents, labels or the test rows."""
+    columns: Columns = {
+        "Condition": "{condition}",
+        "SAEBench delta": "{saebench_delta:+.3f}",
+        "All of the largest k": "{largest_k_delta:+.3f}",
+        "Full width": "{full_width_delta:+.3f}",
+        "Supervised": "{supervised_delta:+.3f}",
+        "Oracle": "{oracle_delta:+.3f}",
+        "Best single latent (exact)": "{single_latent_delta:+.3f}",
+    }
+    return markdown_table(groups, columns)
+
+
+CONFIRMED = {
+    "SAEBench delta": "saebench_delta", "SAEBench delta, duplicates kept": "saebench_delta_keep",
+    "CE-Bench delta (SD)": "cebench_delta", "CE-Bench calibrated delta (SD of null)": "cebench_calibrated_delta",
+    "Explained variance": "explained_variance", "L0": "l0", "Dead latents": "dead_fraction",
+}  # fmt: skip
+"""Metrics that the selection and the confirmation both measured, with their columns."""
+
+
+def confirmation_table(selected: Sequence[MemberRow], fresh: Sequence[MemberRow]) -> str:
+    """One line per metric: its mean at the seeds of the selection and at fresh ones, each with its 95 % interval."""
+
+    def mean(rows: Sequence[MemberRow], column: str) -> str | None:
+        return _with_interval([value for row in rows if (value := getattr(row, column)) is not None])
+
+    lines = [
+        {"metric": name, "selected": mean(selected, of), "fresh": mean(fresh, of)} for name, of in CONFIRMED.items()
+    ]
+    columns: Columns = {
+        "Metric": "{metric}",
+        "Selected [95 % over seeds]": "{selected}",
+        "Confirmed [95 % over seeds]": "{fresh}",
+    }
+    return markdown_table(lines, columns)
 
 
 def sensitivity_table(winners: Mapping[str, str | None]) -> str:
@@ -326,25 +399,39 @@ def sensitivity_table(winners: Mapping[str, str | None]) -> str:
 
 
 def ood_table(rows: Sequence[OodRow]) -> str:
-    """One line per task: AUCs and deltas in and out of domain, as means over the seeds with their range."""
-    lines = []
-    for row in rows:
-        inside, outside = row.in_domain_auc - row.in_domain_llm_auc, row.shifted_auc - row.shifted_llm_auc
-        lines.append(dict(row) | {"inside": inside, "outside": outside})
+    """One line per task: AUCs in and out of domain, as means over the seeds with their range, and what is retained."""
+    by_task = {row.task: [other for other in rows if other.task == row.task] for row in rows}
+    shares = [{"own": retained(own), "raw": retained(own, "llm_auc")} for own in by_task.values()]
+    lines = [seeds | share for seeds, share in zip(_over_seeds(map(dict, rows), "task"), shares, strict=True)]
     columns: Columns = {
         "Task": "{task}",
         "SAE AUC in domain": "{in_domain_auc:.3f}",
         "Raw AUC in domain": "{in_domain_llm_auc:.3f}",
         "SAE AUC shifted": "{shifted_auc:.3f}",
         "Raw AUC shifted": "{shifted_llm_auc:.3f}",
-        "Delta in domain": "{inside:+.3f}",
-        "Delta shifted": "{outside:+.3f}",
-        "Drop": "{drop:+.3f}",
+        "Retained by the SAE": "{own:.0%}",
+        "Retained by the raw activation": "{raw:.0%}",
     }
-    return markdown_table(_over_seeds(lines, "task"), columns)
+    return markdown_table(lines, columns)
 
 
 def reproduction_table(values: Iterable[Mapping[str, Any]]) -> str:
     """One line for each value that `husai reproduce` did not find equal."""
     columns = {"Value": "{place}", "Stated": "{stated}", "Reproduced": "{reproduced}", "Outcome": "{outcome}"}
     return markdown_table(values, columns)
+
+
+def plan_table(needs: Iterable[Mapping[str, Any]]) -> str:
+    """One line per gate: what was measured, and how many seeds or data sets would show the assumed true value."""
+    columns: Columns = {
+        "Gate": _described("gate"),
+        "Threshold": "{threshold:g}",
+        "Estimate": "{estimate:+.4g}",
+        "SD over seeds": "{seeds_std:.3g}",
+        "SD over data sets": "{sets_std:.3g}",
+        "Assumed true value": "{true_value:+.4g}",
+        "Seeds needed": "{seeds}",
+        "Data sets needed": "{sets}",
+        "Remark": "{remark}",
+    }
+    return markdown_table(needs, columns)

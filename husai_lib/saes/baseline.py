@@ -20,6 +20,7 @@ from husai_lib.activations.banks import Bank
 from husai_lib.evidence.cache import cached
 from husai_lib.params.conditions import BaselineParams, Condition, SaeParams
 from husai_lib.saes.data import batches
+from husai_lib.saes.stack import DEAD_AFTER
 from husai_lib.saes.trained import Member, TrainedSae
 from husai_lib.tasks import Progress, device, run_tasks
 
@@ -36,7 +37,11 @@ def train_baseline(
     *,
     name: str = "baseline",
 ) -> list[TrainedSae]:
-    """One SAE a seed, trained by SAELens with its defaults, on the same rows and with the same width and k."""
+    """One SAE a seed, trained by SAELens on the same rows and with the same width and k.
+
+    Its defaults apply, but for the number of steps after which a latent counts as dead and is revived: it is the same
+    share of all steps as the candidates have.
+    """
     condition = Condition(
         **sae_params.model_dump(include={"d_sae", "k", "training_samples", "batch_size"}),
         learning_rate=params.learning_rate,
@@ -72,12 +77,14 @@ def _saelens_fit(member: Member, params: BaselineParams, rows: Bank) -> Any:
         torch.manual_seed(member.seed)
         sae = TrainingSAE.from_dict(config_class(normalize_activations="expected_average_only_in", **fields).to_dict())
     data = (rows.take(index) for index in batches(len(rows.rows), condition, member.seed))
+    steps = condition.training_samples // condition.batch_size
     config = SAETrainerConfig(
-        total_training_samples=condition.training_samples // condition.batch_size * condition.batch_size,
+        total_training_samples=steps * condition.batch_size,
         train_batch_size_samples=condition.batch_size,
         lr=condition.learning_rate,
         lr_end=condition.learning_rate,
         device=to,
+        dead_feature_window=int(DEAD_AFTER * steps),  # as the candidates'; its 1,000 steps may be more than all steps
         logger=LoggingConfig(log_to_wandb=False),
     )
     trainer = sae_trainer.SAETrainer(config, sae, data)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
+from torch.linalg import vector_norm
 from torch.utils._pytree import tree_map
 
 from husai_lib.activations.banks import Bank
@@ -175,7 +176,7 @@ class Stack:
     def _clip_gradients(self) -> None:
         """Pass each member's gradients to its parameters, scaled down to `GRADIENT_NORM` if they exceed it."""
         gradients = {name: self._all(p.grad) for name, p in self.computed.items() if p.grad is not None}
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+        norms = torch.stack([vector_norm(g.flatten(1), dim=1) for g in gradients.values()]).norm(dim=0)
         for name, g in gradients.items():
             g.mul_((GRADIENT_NORM / (norms + 1e-6)).clamp(max=1.0).view(-1, *[1] * (g.ndim - 1)))
             self.computed[name].grad = None

@@ -333,6 +333,24 @@ def test_every_probing_set_has_its_bank_in_order(tiny_model: LanguageModel, text
     assert done == [(1, 2, "data sets read"), (2, 2, "data sets read")]
 
 
+def test_a_prompt_that_occurs_several_times_is_read_once_and_has_a_row_each_time(
+    tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, read = tiny_model.bridge.run_with_cache, []
+
+    def noted(tokens: torch.Tensor, **how: Any) -> Any:
+        read.append(len(tokens))
+        return run(tokens, **how)
+
+    monkeypatch.setattr(tiny_model.bridge, "run_with_cache", noted)
+    prompts = [Text(data_set, prompt) for data_set, prompt in (("a", "one"), ("a", "two"), ("b", "one"), ("a", "one"))]
+    bank = last_token_bank(tiny_model, prompts, params(probe_tokens=9), HOOK)
+    assert sum(read) == 2
+    np.testing.assert_array_equal(bank.rows, bank.rows[[0, 1, 0, 0]])
+    assert not np.array_equal(bank.rows[0], bank.rows[1])
+    assert [(row.data_set, row.rows) for row in bank.sources("probing")] == [("a", 3), ("b", 1)]
+
+
 # --- Gaussian activations --------------------------------------------------------------------
 
 

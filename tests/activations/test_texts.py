@@ -16,9 +16,17 @@ from sae_probes.utils_data import get_yvals, read_numbered_dataset_df
 from scipy.stats import chisquare
 
 from husai_lib.activations import texts
-from husai_lib.activations.texts import OFFLINE_STORIES, check_disjoint, drawn_texts, probing_set, story_pairs
+from husai_lib.activations.texts import (
+    OFFLINE_STORIES,
+    check_disjoint,
+    distinct_rows,
+    drawn_texts,
+    probing_set,
+    story_pairs,
+)
 from husai_lib.errors import DataError
 from husai_lib.files import REPOSITORY
+from husai_lib.params.catalogue import data_set_names
 from husai_lib.params.cycle import load_cycle
 from husai_lib.params.inputs import TextParams
 
@@ -98,6 +106,45 @@ def test_max_rows_takes_the_first_rows_of_each_class(own_sets: OwnSets) -> None:
     data = probing_set("a", max_rows=7)
     assert data.labels.tolist().count(0) == data.labels.tolist().count(1) == 3
     assert data.prompts == ("x0", "x0", "y0", "x1", "y1", "y2")
+
+
+# --- duplicates ------------------------------------------------------------------------------
+
+
+def test_of_equal_prompts_the_first_is_kept_and_one_with_both_labels_is_left_out(own_sets: OwnSets) -> None:
+    own_sets(a=[("one", "x"), ("two", "y"), ("one", "x"), ("both", "x"), ("two", "y"), ("both", "y"), ("three", "x"),
+                ("four", "y")])  # fmt: skip
+    data = probing_set("a")
+    assert distinct_rows(data).tolist() == [0, 1, 6, 7]
+    assert distinct_rows(data, {"three", "other"}).size == 2  # as many of each class
+
+
+def test_the_larger_class_is_drawn_from_at_random_but_always_the_same(own_sets: OwnSets) -> None:
+    own_sets(a=[(f"text {i}", "xy"[i < 20]) for i in range(200)])
+    kept = distinct_rows(probing_set("a"))
+    assert kept.tolist() == sorted(kept.tolist()) == distinct_rows(probing_set("a")).tolist()
+    assert kept[:20].tolist() == list(range(20))
+    assert len(kept) == 40
+    assert kept[20:].max() - kept[20:].min() > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "distinct"), [("130_temp_cat_Frequency", 1062, 371), ("41_truthqa_tf", 786, 490)]
+)
+def test_published_data_sets_hold_most_prompts_more_than_once(name: str, rows: int, distinct: int) -> None:
+    data = probing_set(name)
+    kept = distinct_rows(data)
+    assert (len(data.prompts), len(set(data.prompts))) == (rows, distinct)
+    assert len({data.prompts[i] for i in kept}) == len(kept) <= distinct
+    assert np.bincount(data.labels[kept]).tolist() == [len(kept) // 2] * 2
+
+
+def test_nearly_every_published_data_set_can_be_probed_without_duplicates() -> None:
+    sizes = {name: len(distinct_rows(probing_set(name))) for name in data_set_names()}
+    assert sorted(name for name, size in sizes.items() if size < 300) == [
+        "130_temp_cat_Frequency", "131_temp_cat_Typical Time", "132_temp_cat_Event Ordering",
+        "144_cancer_cat_Colon_Cancer",
+    ]  # fmt: skip
 
 
 # --- training and held-out text --------------------------------------------------------------

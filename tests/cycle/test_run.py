@@ -132,7 +132,8 @@ def test_the_plan_names_the_members_of_each_step() -> None:
     makes = {step.step.name: step.makes for step in plan(load_cycle(SMOKE))}
     assert makes["baselines"] == "3 members: topk at 3 seeds"
     assert makes["frontier"] == "12 members: topk, standard, batchtopk, jumprelu at 3 seeds"
-    assert makes["stress"] == "9 controls: random_model, transcoder, ood at 3 seeds"
+    assert makes["stress"] == "12 controls: random_model_1, random_model_2, transcoder, ood at 3 seeds"
+    assert makes["confirmation"] == "6 members: the selected condition, its baseline at 3 seeds"
 
 
 def test_the_plan_names_a_baseline_of_each_shape_and_the_given_sae(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from husai_lib.decisions.candidates import (
     candidates_of,
     describe_setting,
     differences,
+    settings_of,
 )
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows.earlier import EarlierMemberRow
@@ -117,6 +118,37 @@ def test_a_source_that_was_measured_on_other_things_is_refused_by_the_first_of_t
         checked(here, ks="3")
     with pytest.raises(DataError, match=r"hook is not known there and blocks\.0 here"):
         checked(same, ks="1", hook_name="")
+
+
+SECTIONS = {
+    "model": {"name": "org/model", "seed": 0}, "texts": {"probing": ["a", "b"], "stories": "offline"},
+    "activations": {"hook_name": "blocks.0"}, "contrastive": {"max_rows": 12, "independence": "as_published"},
+    "probing": {"ks": [1, 2], "duplicates": "drop", "splits": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "theirs", "ours"), [("duplicates", "keep", "drop"), ("splits", 1, 5)])
+def test_deltas_of_other_forms_or_splits_are_not_ranked_together(key, theirs, ours):
+    there = SECTIONS | {"probing": SECTIONS["probing"] | {key: theirs}}
+
+    def read(name):
+        found = record(name, members=[member()])
+        return Record(name, found.data | {"parameters": there}, "0")
+
+    assert candidates_of("c/run_x/frontier", read, settings_of(there))
+    with pytest.raises(DataError, match=rf"probing {key} is {theirs} there and {ours} here"):
+        candidates_of("c/run_x/frontier", read, settings_of(SECTIONS))
+
+
+def test_on_request_the_deltas_are_those_that_keep_duplicate_prompts():
+    rows = [member("topk", seed, saebench_delta=-0.1, saebench_delta_keep=-0.2 - 0.1 * seed) for seed in range(2)]
+
+    def read(name):
+        return Record(name, record(name, members=rows).data | {"parameters": SECTIONS}, "0")
+
+    dropped, kept = (candidates_of("frontier", read, duplicates=duplicates) for duplicates in (False, True))
+    assert [one.saebench_delta for one in dropped] == [-0.1, -0.1]
+    assert [one.saebench_delta for one in kept] == pytest.approx([-0.2, -0.3])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from husai_lib.decisions.candidates import settings_of
-from husai_lib.decisions.criteria import Standing, compare, criterion_outcome
-from husai_lib.decisions.gates import External
+from husai_lib.decisions.criteria import External, Standing, compare, criterion_outcome
 from husai_lib.decisions.of_run import earlier_standing
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows.decided import CriterionRow
@@ -22,8 +21,9 @@ from husai_lib.report.sentences import outcome_sentence
 from husai_lib.report.tables import DIFFERENCE, cell
 
 RUN, IMPORTED = "quickstart/run_20260101T000000Z", "imported/cycle3"
-GATES = ("random_model", "random_decoder", "transcoder", "ood", "external_saebench", "external_cebench", "external")
-CONTROLS = GATES[:4]
+CONTROLS = ("random_model", "random_decoder", "transcoder", "in_domain", "ood")
+BENCHMARKS = ("external_saebench", "external_cebench", "external_cebench_calibrated")
+GATES = (*CONTROLS, *BENCHMARKS, "external")
 SETS = [f"{n}_set" for n in range(16)]
 MEASURED = {
     "model": {"name": "org/model", "prepend_bos": True, "dtype": "float32", "seed": 0},
@@ -350,8 +350,9 @@ def test_of_two_gates_only_one_can_be_better(a, b):
         shared = {*a} == {*b}
         assert not (shared and forward == back == "met")
         passes = [bool(gates) and set(gates.values()) == {"pass"} for gates in (a, b)]
-        parts = ("external_saebench", "external_cebench")  # of a joint gate that passes, both do
-        real = all(g.get("external") != "pass" or {g.get(part, "pass") for part in parts} == {"pass"} for g in (a, b))
+        real = all(  # of a joint gate that passes, all parts do
+            g.get("external") != "pass" or {g.get(part, "pass") for part in BENCHMARKS} == {"pass"} for g in (a, b)
+        )
         assert not (passes == [True, False] and shared and real) or forward == "met"
         assert not (forward == "met" and any(b.get(g) == "pass" != a.get(g) for g in CONTROLS))
 
@@ -399,7 +400,7 @@ def test_a_wider_interval_on_either_side_never_turns_not_met_into_met(a, b, more
 
 
 def test_the_sentences_say_what_decided():
-    better = compare(shifted(0.25), standing(IMPORTED, gates={"ood": "fail"}))
+    better = compare(shifted(0.25), standing(IMPORTED, gates={"random_decoder": "fail"}))
     half = stats.t.ppf(0.975, 2) / 3**0.5  # of CE-Bench, whose std is 1 and whose difference is 2.5
     differences = ["+0.250 [+0.002, +0.498]", f"+2.500 [{2.5 - half:+.3f}, {2.5 + half:+.3f}]"]
     assert [cell(dict(one), DIFFERENCE) for one in better[:2]] == differences
@@ -408,11 +409,11 @@ def test_the_sentences_say_what_decided():
     assert first == "- Criterion 1 against imported/cycle3: **met**."
     assert second == (
         "- Criterion 2 against imported/cycle3: **met** "
-        "(of 5 gates required there, 5 pass here and 4 there; stress controls lost: none)."
+        "(of 4 gates required there, 4 pass here and 3 there; stress controls lost: none)."
     )
     worse = outcome_sentence(compare(standing(gates={"ood": "fail", "random_model": "missing"}), standing()))
     assert (
-        "**not met** (of 5 gates required there, 3 pass here and 5 there; stress controls lost: random model, OOD)"
+        "**not met** (of 6 gates required there, 4 pass here and 6 there; stress controls lost: random model, OOD)"
         in worse
     )
 
@@ -468,9 +469,33 @@ def test_gates_judged_by_the_estimate_are_not_compared_with_those_judged_by_boun
     assert row(rows, "ood").outcome == "met"
 
 
-def test_both_benchmarks_count_once_where_the_joint_gate_is():
-    there = standing(gates={"external": "fail", "external_saebench": "fail", "external_cebench": "fail"})
-    assert "of 5 gates required there, 5 pass here and 4 there" in outcome_sentence(compare(standing(), there))
+def test_the_benchmarks_count_once_where_the_joint_gate_is():
+    there = standing(gates=dict.fromkeys(["external", *BENCHMARKS], "fail"))
+    assert "of 6 gates required there, 6 pass here and 5 there" in outcome_sentence(compare(standing(), there))
+
+
+@pytest.mark.parametrize("gate", ["transcoder", "ood"])
+@pytest.mark.parametrize(("mine", "theirs"), [("pass", "fail"), ("fail", "pass"), ("pass", "pass")])
+def test_a_gate_that_asked_something_else_in_imports_neither_gains_nor_loses(gate, mine, theirs):
+    """Then a transcoder had to be more stable than the SAE, and a dead SAE lost nothing under shift."""
+    here, there = standing(gates={gate: mine}), {gate: theirs}
+    rows = compare(here, standing(IMPORTED, gates=there))
+    found = row(rows, gate)
+    assert (found.outcome, found.note) == ("not comparable", "it asked something else there")
+    assert (found.verdict_here, found.verdict_there) == (mine, theirs)
+    assert criterion_outcome([one for one in rows if one.criterion == 2]) == "not met"
+    assert "stress controls lost: none" in outcome_sentence(rows)
+    of_ours = row(compare(here, standing(gates=there)), gate)
+    assert of_ours.outcome == ("met" if mine == "pass" else "not met")
+
+
+def test_a_gate_that_earlier_cycles_did_not_have_gains_nothing():
+    old = {gate: "pass" for gate in GATES if gate not in {"in_domain", "external_cebench_calibrated"}}
+    rows = compare(standing(), replace(standing(), gates=gates_of(old)))
+    assert [r.note for r in rows if r.metric in {"in_domain", "external_cebench_calibrated"}] == [
+        "not required there"
+    ] * 2
+    assert outcomes(rows)[2] == "not met"
 
 
 def test_what_is_known_to_be_wrong_with_an_import_stands_beside_its_deltas():

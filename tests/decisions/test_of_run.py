@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stand_ins import synthetic_run
 
 from husai_lib.decisions import of_run as decisions
+from husai_lib.decisions.gates import Judged, evaluate
 from husai_lib.decisions.selection import select
 from husai_lib.earlier.imports import import_earlier
 from husai_lib.errors import DataError
 from husai_lib.evidence.runs import Record, Run
-from husai_lib.params.rules import SelectionParams
+from husai_lib.params.rules import GateParams, SelectionParams
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +42,88 @@ def test_selection_and_gates_come_out_as_they_are_recorded(run: Run) -> None:
     assert policy.verdict == run.record("gate").summary["verdict"]
 
 
-def test_the_selected_group_is_that_of_its_condition_with_the_baselines_of_its_run(run: Run) -> None:
-    chosen = run.record("selection").summary["selected"]
-    group, baselines = decisions.selected_group(chosen, run.find_record)
-    assert [(row.condition, row.seed) for row in group] == [(chosen["condition"], seed) for seed in range(3)]
-    assert baselines == run.record("baselines").table("members")
-    assert decisions.selected_group(None, run.find_record) == ([], baselines)
+def changed(run: Run, **steps: Any) -> Any:
+    """Read as `run.find_record` does, but give these records as changed by a function of their data."""
+
+    def read(name: str) -> Record:
+        record = run.find_record(name)
+        if name not in steps:
+            return record
+        data = json.loads(json.dumps(record.data))
+        steps[name](data)
+        return Record(record.step, data, record.sha256)
+
+    return read
 
 
-def test_a_candidate_of_an_earlier_run_brings_that_runs_members_and_baselines(run: Run, tmp_path: Path) -> None:
-    chosen = run.record("selection").summary["selected"]
-    later = Run(run.path.parent.parent / "later" / "run_x")
-    there = chosen | {"source": f"{run.name}/frontier"}
-    assert decisions.selected_group(there, later.find_record) == decisions.selected_group(chosen, run.find_record)
+def without_rows(data: dict[str, Any]) -> None:
+    """The record of a confirmation that trained nothing."""
+    data["tables"] = {table: [] for table in data["tables"]}
+
+
+def chosen_of(run: Run) -> dict[str, Any]:
+    selected: dict[str, Any] = run.record("selection").summary["selected"]
+    return selected
+
+
+def test_the_gates_judge_the_fresh_seeds_of_the_selected_condition_and_nothing_else(run: Run) -> None:
+    judged, fresh = decisions.judged_group(chosen_of(run), run.find_record), run.record("confirmation")
+    assert [(row.condition, row.seed) for row in judged.members] == [("topk", 3), ("topk", 4), ("topk", 5)]
+    assert [(row.condition, row.seed) for row in judged.baselines] == [
+        ("baseline", 3),
+        ("baseline", 4),
+        ("baseline", 5),
+    ]
+    assert {*judged.members, *judged.baselines} == {*fresh.table("members")}
+    assert {(row.condition, row.seed) for row in judged.probes} == {("topk", 3), ("topk", 4), ("topk", 5)}
+    assert judged.group == fresh.table("groups")[0]
+    assert (judged.source, judged.ks) == ("confirmation", [1, 2, 5])
+    # Two conditions were compared, on the same data sets: 1 - 0.05 / 2
+    assert (judged.level, judged.sets_level) == pytest.approx((0.95, 0.975))
+
+
+def test_without_fresh_seeds_the_gates_judge_the_selected_ones_at_a_higher_level(run: Run) -> None:
+    judged = decisions.judged_group(chosen_of(run), changed(run, confirmation=without_rows))
+    assert [(row.condition, row.seed) for row in judged.members] == [("topk", seed) for seed in range(3)]
+    assert judged.baselines == run.record("baselines").table("members")
+    assert {(row.condition, row.seed) for row in judged.probes} == {("topk", seed) for seed in range(3)}
+    assert judged.group == run.record("frontier").table("groups")[0]
+    assert (judged.source, judged.level, judged.sets_level) == ("frontier", pytest.approx(0.975), pytest.approx(0.975))
+
+
+def test_luck_of_the_selected_seeds_does_not_pass_a_gate_that_fresh_seeds_fail(run: Run) -> None:
+    """The winner's curse: the selection saw +0.5, fresh seeds see nothing."""
+
+    def unlucky(data: dict[str, Any]) -> None:
+        for row, delta in zip(data["tables"]["members"][:3], (-0.1, 0.0, 0.1), strict=True):
+            row["cebench_delta"] = delta
+
+    def verdict(read: Any) -> tuple[str, float | None]:
+        policy = evaluate(decisions.judged_group(chosen_of(run), read), [], GateParams())
+        [row] = [row for row in policy.gates if row.gate == "external_cebench"]
+        return row.verdict, row.value
+
+    assert verdict(run.find_record) == ("pass", pytest.approx(0.46))
+    assert verdict(changed(run, confirmation=unlucky)) == ("fail", pytest.approx(0.0))
+
+
+def test_nothing_is_judged_without_a_selection(run: Run) -> None:
+    assert decisions.judged_group(None, run.find_record) == Judged(level=0.95, sets_level=pytest.approx(0.975))
+
+
+def test_a_candidate_of_an_earlier_run_brings_that_runs_members_and_baselines(run: Run) -> None:
+    read = changed(run, confirmation=without_rows)
+    there = chosen_of(run) | {"source": f"{run.name}/frontier"}
+    own = decisions.judged_group(chosen_of(run), read)
+    assert decisions.judged_group(there, read) == replace(own, source=f"{run.name}/frontier")
 
 
 def test_a_candidate_of_an_import_has_no_members_of_ours(run: Run) -> None:
     chosen = {"source": "imported/c/frontier", "condition": "topk"}
-    assert decisions.selected_group(chosen, run.find_record)[0] == []
+    judged = decisions.judged_group(chosen, run.find_record)
+    assert (judged.members, judged.probes, judged.group) == ((), (), None)
+    notes = {row.note for row in evaluate(judged, [], GateParams()).gates if row.gate.startswith("external_")}
+    assert notes == {"the candidate is of an import: its numbers are no measurements of ours"}
 
 
 def test_a_cycle_does_not_improve_on_itself_and_loses_no_control(run: Run) -> None:
@@ -125,12 +192,34 @@ def test_a_source_of_another_run_must_be_measured_on_what_this_run_measures_on(r
 
 
 def test_gates_name_the_record_of_the_candidate(run: Run) -> None:
-    chosen = run.record("selection").summary["selected"]
-    moved = Record("selection", {"summary": {"selected": chosen | {"source": f"{run.name}/frontier"}}}, "0")
+    def moved(data: dict[str, Any]) -> None:
+        data["summary"]["selected"]["source"] = f"{run.name}/frontier"
 
-    def read(name: str) -> Record:
-        return moved if name == "selection" else run.find_record(name)
+    for read, source in (
+        (run.find_record, "confirmation"),
+        (changed(run, selection=moved), "confirmation"),
+        (changed(run, selection=moved, confirmation=without_rows, stress=without_rows), f"{run.name}/frontier"),
+    ):
+        sources = {row.gate: row.source for row in decisions.policy_of(read).gates}
+        assert {sources[name] for name in sources if name.startswith("external")} == {source}
+        assert sources["ood"] == "stress"
 
-    sources = {row.gate: row.source for row in decisions.policy_of(read).gates}
-    assert sources["external_saebench"] == f"{run.name}/frontier"
-    assert sources["ood"] == "stress"
+
+def test_only_the_rules_of_2026_02_keep_duplicate_prompts(run: Run) -> None:
+    def duplicated(data: dict[str, Any]) -> None:
+        for row in data["tables"]["members"]:
+            row["saebench_delta_keep"] = -0.5
+
+    read = changed(run, frontier=duplicated)
+    now, then = (
+        decisions.candidates_for(rules, read) for rules in (SelectionParams(), SelectionParams(rules="2026-02"))
+    )
+    assert {one.saebench_delta for one in then} == {-0.5}
+    assert [one.saebench_delta for one in now] == [row.saebench_delta for row in read("frontier").table("members")]
+    assert [replace(one, saebench_delta=0.0) for one in now] == [replace(one, saebench_delta=0.0) for one in then]
+
+
+def test_a_run_of_before_confirmation_cannot_be_compared_with(run: Run) -> None:
+    there = {name: record for name, record in records(run).items() if name != "confirmation"}
+    with pytest.raises(DataError, match=f"{run.name} has no record of step 'confirmation'"):
+        decisions.earlier_standing(run.name, lambda name: there)

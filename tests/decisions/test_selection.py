@@ -45,7 +45,6 @@ pools = st.lists(members, max_size=25, unique_by=lambda m: (m.condition, m.seed)
 rules = st.builds(
     SelectionParams,
     mode=st.sampled_from(["lcb", "mean"]),
-    interval=st.sampled_from(["t", "normal"]),
     min_seeds=st.integers(2, 4),
     require_both_external=st.booleans(),
     require_matched_l0=st.booleans(),
@@ -133,15 +132,64 @@ def test_a_missing_metric_is_worse_than_any_value():
     assert selection.winner.row.condition == "measured"
 
 
-def test_floors_count_per_member_and_say_which():
-    pool = [member("a", 0, 0.1, 0.3), member("a", 1, 0.1, -0.3), member("a", 2, 0.1, 0.3), member("a", 3, 0.1, 0.0)]
-    selection = select(pool, RULES.model_copy(update={"min_cebench_delta": 0.0}))
-    row = selection.rows()[0]
-    assert (row.n_seeds, row.selected, row.note) == (3, True, "seed 1: cebench_delta -0.3 is below 0")
-    assert selection.summary()["counts"] == {
-        "members": 4, "eligible_members": 3, "groups": 1, "eligible_groups": 1, "pareto": 1,
+SPREAD = [member("a", seed, 0.1, x) for seed, x in enumerate([0.3, -0.3, 0.3, 0.1])]
+"""A group whose CE-Bench deltas have the mean 0.1."""
+
+
+def floored(floor, rules=RULES):
+    return rules.model_copy(update={"min_cebench_delta": floor})
+
+
+def test_a_floor_drops_the_group_by_its_mean_and_never_a_single_seed():
+    row = select(SPREAD, floored(0.0)).rows()[0]
+    assert (row.n_seeds, row.selected, row.note) == (4, True, "")
+    assert row.cebench_delta == pytest.approx(0.1)
+    below = select(SPREAD, floored(0.2))
+    assert below.winner is None
+    [row] = below.rows()
+    assert (row.n_seeds, row.note) == (4, "cebench_delta 0.1 is below 0.2")
+    assert below.summary()["dropped"] == {"frontier/a": row.note}
+    assert below.reason == "No group is eligible: frontier/a: cebench_delta 0.1 is below 0.2."
+
+
+def test_bounds_of_groups_that_pass_a_floor_at_their_truth_lie_above_it_as_rarely_as_stated():
+    """Six seeds of true mean 0 and a floor of 0: without the seeds below it, 37.5 % of bounds would lie above 0."""
+    rng, cycles = np.random.default_rng(0), 400
+    above = 0
+    for _ in range(cycles):
+        pool = [member("a", seed, x, x) for seed, x in enumerate(rng.normal(size=6))]
+        [row] = select(pool, floored(0.0).model_copy(update={"min_saebench_delta": 0.0, "bootstraps": 0})).rows()
+        above += row.joint_score is not None and row.cebench_delta_low > 0
+    assert above / cycles < 0.025 + 3 * math.sqrt(0.025 * 0.975 / cycles)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"cebench_delta": None}, "no cebench_delta"),
+        ({"saebench_delta": None}, "no saebench_delta"),
+        ({"failed": "SAEBench ended with code 1"}, "SAEBench ended with code 1"),
+    ],
+)
+def test_a_group_with_a_member_that_cannot_be_ranked_is_dropped_whole(change, why):
+    """Which seeds fail may depend on their values, so the others are no sample of the group."""
+    pool = [*group("a", 1.0, 1.0, seeds=4), *group("b", 0.0, 0.0)]
+    pool[2] = replace(pool[2], **change)
+    selection = select(pool, RULES)
+    row = next(row for row in selection.rows() if row.condition == "a")
+    assert selection.winner.row.condition == "b"
+    assert (row.n_seeds, row.joint_score, row.note) == (3, None, f"seed 2: {why}")
+    then = select(pool, THEN)
+    assert (then.winner.row.condition, then.winner.row.n_seeds) == ("a", 3)
+
+
+def test_groups_below_a_floor_were_compared_and_groups_that_cannot_be_ranked_were_not():
+    pool = [*group("fine", 0.2, 0.2), *group("low", 0.1, -0.1), *group("few", 1.0, 1.0, seeds=2)]
+    pool += [*group("off", 1.0, 1.0, l0_matched=False), *group("failed", 1.0, 1.0, failed="it ended with an error")]
+    counts = select(pool, floored(0.0)).summary()["counts"]
+    assert counts == {
+        "members": 14, "eligible_members": 11, "groups": 5, "eligible_groups": 1, "compared_groups": 2, "pareto": 1,
     }  # fmt: skip
-    assert selection.summary()["dropped"] == {"frontier/a": row.note}
 
 
 def test_too_few_seeds_and_unmatched_l0_drop_a_group_with_the_reason():
@@ -251,8 +299,8 @@ def test_selection_probability_is_the_share_of_resamples_that_a_group_wins():
 
 @pytest.mark.parametrize("interval", ["t", "normal", "bootstrap"])
 def test_a_clear_winner_wins_every_resample(interval):
-    pool = group("a", 1.0, 1.0, spread=0.01) + group("b", 0.0, 0.0, spread=0.01)
-    row = select(pool, RULES.model_copy(update={"interval": interval})).rows()[0]
+    pool = group("a", 1.0, 1.0, spread=0.01, seeds=10) + group("b", 0.0, 0.0, spread=0.01, seeds=10)
+    row = select(pool, SelectionParams(interval=interval, min_seeds=10, bootstraps=50)).rows()[0]
     assert (row.condition, row.selection_probability) == ("a", 1.0)
 
 
@@ -309,6 +357,16 @@ def test_then_one_seed_was_its_own_bound_and_nobody_asked_for_l0_or_a_baseline()
     assert chosen.rows()[0].saebench_delta_std is None
 
 
+def test_then_a_floor_dropped_single_seeds():
+    selection = select(SPREAD, floored(0.0, THEN))
+    row = selection.rows()[0]
+    assert (row.n_seeds, row.selected, row.note) == (3, True, "seed 1: cebench_delta -0.3 is below 0")
+    assert row.cebench_delta == pytest.approx(0.7 / 3)
+    assert selection.summary()["counts"] == {
+        "members": 4, "eligible_members": 3, "groups": 1, "eligible_groups": 1, "compared_groups": 1, "pareto": 1,
+    }  # fmt: skip
+
+
 def test_then_what_was_measured_on_what_was_not_asked_but_the_record_says_it():
     eight, sixteen = {"data sets": "8"}, {"data sets": "16"}
     pool = group("a", 1.0, 1.0, comparability=eight) + group("b", 2.0, 2.0, comparability=sixteen)
@@ -334,13 +392,6 @@ def test_a_group_without_a_matched_baseline_is_dropped_with_the_reason():
     assert note == "its CE-Bench delta is against no matched baseline: the baseline's 47.9 lies above 32.0"
     loose = RULES.model_copy(update={"require_matched_baseline": False})
     assert select(pool, loose).winner.row.condition == "wide"
-
-
-def test_a_member_whose_evaluation_failed_is_not_eligible():
-    pool = group("a", 1.0, 1.0, seeds=4)
-    pool[2] = replace(pool[2], failed="SAEBench ended with code 1")
-    row = select(pool, RULES).rows()[0]
-    assert (row.n_seeds, row.note) == (3, "seed 2: SAEBench ended with code 1")
 
 
 def test_seed_by_seed_the_best_single_value_wins():

@@ -15,6 +15,7 @@ from earlier_files import (
     assignment_v3,
     frontier,
     group,
+    policy,
     read,
     scaling,
     selection,
@@ -110,3 +111,15 @@ def test_sweeps_show_pairs_and_reference() -> None:
     assert "10 pairs of 5 SAEs" in shown["pairs_not_seeds", "a"].what
     assert (shown["one_reference", "a"].rows, shown["best_of_many", "a"].rows) == (1, 2)
     assert "At lambda 0.2 all SAEs are drawn to the one of seed 42" in shown["one_reference", "b"].what
+
+
+@pytest.mark.parametrize("value", [-0.0027, 0.125])
+def test_a_transcoder_gate_shows_that_it_rewards_unstable_saes_whether_it_passes_or_not(value: float) -> None:
+    assert found(a=policy(transcoder_delta=value))["transcoder_direction", "a"].what == (
+        f"The transcoder gate asks for PW-MCC(transcoder) - PW-MCC(SAE) >= 0, which is {value}: the less stable an SAE "
+        "is, the more surely it passes, and random decoders would."
+    )
+
+
+def test_a_transcoder_gate_without_a_result_has_no_caveat() -> None:
+    assert found(a=policy(transcoder_delta=None)) == {}

@@ -36,7 +36,7 @@ def test_a_folder_becomes_evidence_with_provenance(tmp_path: Path) -> None:
     assert summary["bytes"] == len(content)
     assert manifest["files"]["originals/cycle_1_gates.json"] == summary["sha256"]
     assert run.record("cycle_1_frontier").table("earlier_members") == read(frontier())[0]["earlier_members"]
-    assert len({row.caveat for row in run.record("caveats").table("caveats")}) == 9
+    assert len({row.caveat for row in run.record("caveats").table("caveats")}) == 10
     assert audited(run) == []
     assert str(tmp_path) not in "".join(path.read_text() for path in (run.path / "records").iterdir())
 

@@ -5,23 +5,36 @@ from __future__ import annotations
 import getpass
 import math
 import platform
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stand_ins import SMOKE
+from stand_ins import SMOKE, synthetic_run
 
 from husai_lib.errors import ParameterError
 from husai_lib.evidence import steps
+from husai_lib.evidence.rows.base import Candidate
 from husai_lib.evidence.rows.measured import ProbeRow, SourceRow
-from husai_lib.evidence.runs import Run, new_run
-from husai_lib.evidence.steps import OPENER, Step, open_step, results, step_key
+from husai_lib.evidence.runs import Record, Run, new_run
+from husai_lib.evidence.steps import (
+    OPENER,
+    Step,
+    candidate_of,
+    confirmed_members,
+    levels_of,
+    open_step,
+    results,
+    selected_group,
+    step_key,
+)
 from husai_lib.files import read_json, sha256_file
 from husai_lib.params.cycle import load_cycle
 from husai_lib.report.figures import ReportFigure
 
 GATES = load_cycle(SMOKE).model_dump(mode="json")["gates"]
-PROBE = ProbeRow(condition="a", seed=0, data_set="d", best_k=1, validation_auc=0.5, test_auc=0.75, llm_auc=0.5,
-                 delta=0.25)  # fmt: skip
+PROBE = ProbeRow(condition="a", seed=0, data_set="d", duplicates="drop", split=42, test_rows=200, best_k=1,
+                 validation_auc=0.5, test_auc=0.75, llm_auc=0.5, delta=0.25)  # fmt: skip
 
 
 @pytest.fixture
@@ -154,3 +167,98 @@ def test_results_have_no_times_versions_or_paths(run: Run) -> None:
     assert results([record]) == {
         "frontier": {"parameters": {"gates": GATES}, "summary": {"best": 1.5}, "probes": [PROBE.model_dump()]}
     }
+
+
+# The candidate
+
+
+@pytest.fixture(scope="module")
+def confirmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Record]]:
+    """The records of a run whose selected condition was trained again at the seeds 3, 4 and 5."""
+    folder = tmp_path_factory.mktemp("steps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUSAI_CACHE", str(folder / "cache"))
+        run = synthetic_run(folder / "evidence")
+        yield {step: run.record(step) for step in run.journal}
+
+
+@pytest.fixture
+def unconfirmed(confirmed: dict[str, Record]) -> dict[str, Record]:
+    """The same records without a fresh seed."""
+    data = confirmed["confirmation"].data
+    nothing = data | {"tables": {table: [] for table in data["tables"]}}
+    return confirmed | {"confirmation": Record("confirmation", nothing, "")}
+
+
+def selected(records: dict[str, Record]) -> dict[str, Any]:
+    chosen: dict[str, Any] = records["selection"].summary["selected"]
+    return chosen
+
+
+def compared(records: dict[str, Record], groups: int) -> dict[str, Record]:
+    """The records of a run that selected one of so many groups."""
+    summary = {"counts": {"compared_groups": groups}, "selected": selected(records)}
+    return records | {"selection": Record("selection", records["selection"].data | {"summary": summary}, "")}
+
+
+def test_the_selected_group_is_that_of_its_condition_at_the_seeds_of_the_selection(
+    confirmed: dict[str, Record],
+) -> None:
+    group = selected_group(selected(confirmed), confirmed.__getitem__)
+    assert [(row.condition, row.seed) for row in group.members] == [("topk", seed) for seed in range(3)]
+    assert group.pairs == confirmed["frontier"].table("pairs")
+    assert group.why_none == ""
+    assert selected_group(None, confirmed.__getitem__) == Candidate()
+
+
+def test_the_candidate_is_the_group_at_its_fresh_seeds(
+    confirmed: dict[str, Record], unconfirmed: dict[str, Record]
+) -> None:
+    fresh = candidate_of(selected(confirmed), compared(confirmed, 7).__getitem__)
+    assert [(row.condition, row.seed) for row in fresh.members] == [("topk", seed) for seed in (3, 4, 5)]
+    assert fresh.members == confirmed_members(confirmed.__getitem__)
+    assert fresh.pairs == confirmed["confirmation"].table("pairs")
+    assert (fresh.why_none, fresh.level) == ("", pytest.approx(0.95))
+    same = candidate_of(selected(confirmed), compared(unconfirmed, 7).__getitem__)
+    assert [row.seed for row in same.members] == [0, 1, 2]
+    assert same.pairs == confirmed["frontier"].table("pairs")
+    assert same.level == pytest.approx(1 - 0.05 / 7)
+
+
+@pytest.mark.parametrize(
+    ("groups", "fresh", "chosen"),
+    # two-sided intervals with 0.025 on each side, shared among all groups that were compared
+    [(1, (0.95, 0.95), (0.95, 0.95)), (7, (0.95, 1 - 0.05 / 7), (1 - 0.05 / 7, 1 - 0.05 / 7)),
+     (50, (0.95, 0.999), (0.999, 0.999)), (0, (0.95, 0.95), (0.95, 0.95))],
+)  # fmt: skip
+def test_numbers_that_selected_the_group_share_the_error_rate_and_fresh_seeds_do_not(
+    confirmed: dict[str, Record], unconfirmed: dict[str, Record], groups: int, fresh: Any, chosen: Any
+) -> None:
+    """The data sets are those that selected it, with or without fresh seeds."""
+    assert levels_of(compared(confirmed, groups).__getitem__) == pytest.approx(fresh)
+    assert levels_of(compared(unconfirmed, groups).__getitem__) == pytest.approx(chosen)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "what"),
+    [("model", {"seed": 1}, "model"), ("activations", {"training_rows": 1}, "activations"),
+     ("texts", {"training": ["161_agnews_0"]}, "training texts")],
+)  # fmt: skip
+def test_a_group_that_was_trained_on_other_things_has_no_members_here(
+    confirmed: dict[str, Record], section: str, change: dict[str, Any], what: str
+) -> None:
+    activations = confirmed["activations"].data
+    theirs = activations["parameters"] | {section: activations["parameters"][section] | change}
+    there = {"c/run_x/activations": Record("activations", activations | {"parameters": theirs}, ""),
+             "c/run_x/frontier": confirmed["frontier"]}  # fmt: skip
+    chosen = selected(confirmed) | {"source": "c/run_x/frontier"}
+    for candidate in (selected_group, candidate_of):
+        found = candidate(chosen, (confirmed | there).__getitem__)
+        assert found.members == ()
+        assert found.why_none == f"the candidate of c/run_x/frontier was trained on other {what} than this run's"
+
+
+def test_an_import_has_no_weights_to_train_again(confirmed: dict[str, Record]) -> None:
+    imported = {"imported/c/f": Record("f", {"parameters": {}, "tables": {}}, "")}
+    found = selected_group({"source": "imported/c/f", "condition": "topk"}, (confirmed | imported).__getitem__)
+    assert (found.members, found.why_none) == ((), "the candidate is of imported/c/f, an import without weights")

@@ -81,11 +81,11 @@ def test_every_width_and_k_has_its_baseline_and_every_condition_a_delta(rows: Ba
     saes = made(BaselineParams(learning_rate=1e-2), rows, on.held_out, *conditions)
     shapes = ["baseline_64_k16", "baseline_64_k8", "baseline_96_k8"]
     assert sorted(names(saes)) == [(name, seed) for name in shapes for seed in (0, 1)]
-    table, _ = member_rows(saes, on, [])
+    table, *_ = member_rows(saes, on, "baselines")
     assert {row.note for row in table} == {"CE-Bench deltas are measured against this baseline"}
     scores = {(row.condition, row.seed): row.cebench_interpretability for row in table}
     candidates = [sae for one in conditions for sae in random_saes([0, 1], one)]
-    for own, candidate in zip(member_rows(candidates, on, table)[0], candidates, strict=True):
+    for own, candidate in zip(member_rows(candidates, on, "frontier", table)[0], candidates, strict=True):
         shape = f"baseline_{candidate.member.condition.d_sae}_k{candidate.member.condition.k}"
         assert own.cebench_delta == pytest.approx(own.cebench_interpretability - scores[shape, own.seed])
 
@@ -103,10 +103,10 @@ def test_a_matched_sae_is_the_baseline_of_every_seed_and_none_is_trained(
     on = benches()
     saes = made(saved(tmp_path, random_sae(9, d_sae=70)), rows, on.held_out)  # 70 is within 10 % of 64
     assert names(saes) == [("given", 0)]
-    [given], _ = member_rows(saes, on, [])
+    [given], *_ = member_rows(saes, on, "baselines")
     assert (given.architecture, given.d_sae, given.k, given.l0, given.l0_matched) == ("topk", 70, 8, 8.0, True)
     assert given.note == f"folder {tmp_path}; CE-Bench deltas at every seed are measured against it"
-    candidates, _ = member_rows(random_saes([0, 1, 5], TOPK_64), on, [given])
+    candidates, *_ = member_rows(random_saes([0, 1, 5], TOPK_64), on, "frontier", [given])
     for row in candidates:
         assert row.cebench_delta == row.cebench_interpretability - given.cebench_interpretability
     assert "it **is the baseline** at every seed" in sentences.given_sentence([given])
@@ -116,11 +116,11 @@ def test_an_sae_of_another_width_is_reported_beside_the_baseline_with_both_ceili
     on = benches()
     saes = made(saved(tmp_path, random_sae(9, d_sae=256)), rows, on.held_out)
     assert names(saes) == [("given", 0), ("baseline", 0), ("baseline", 1)]
-    table, _ = member_rows(saes, on, [])
+    table, *_ = member_rows(saes, on, "baselines")
     given, *trained_rows = table
     assert "reported beside the baseline" in given.note
     assert given.explained_variance == measure(saes[0].sae, on.held_out).explained_variance
-    candidates, _ = member_rows(random_saes([0, 1], TOPK_64), on, table)
+    candidates, *_ = member_rows(random_saes([0, 1], TOPK_64), on, "frontier", table)
     for row, base in zip(candidates, trained_rows, strict=True):
         assert row.cebench_delta == row.cebench_interpretability - base.cebench_interpretability
     said = sentences.given_sentence(table)
@@ -136,7 +136,7 @@ def test_an_sae_of_another_l0_is_no_baseline(rows: Bank, tmp_path: Path) -> None
     on = benches()
     saes = made(saved(tmp_path, random_sae(9, k=10)), rows, on.held_out)
     assert names(saes)[1:] == [("baseline", 0), ("baseline", 1)]
-    table, _ = member_rows(saes, on, [])
+    table, *_ = member_rows(saes, on, "baselines")
     assert not table[0].l0_matched
     said = sentences.given_sentence(table)
     assert "an L0 of 10.0. It is **not the gate's baseline** for 64 latents and k = 8" in said
@@ -146,8 +146,10 @@ def test_a_given_sae_may_match_one_condition_of_two(rows: Bank, tmp_path: Path) 
     on, wide = benches(), condition("wide", d_sae=96, **SHORT)
     saes = made(saved(tmp_path, random_sae(9)), rows, on.held_out, wide, TOPK_64)
     assert names(saes) == [("given", 0), ("baseline_96_k8", 0), ("baseline_96_k8", 1)]
-    table, _ = member_rows(saes, on, [])
-    own, _ = member_rows([*random_saes([1], TOPK_64), trained(random_sae(1, d_sae=96), 1, wide)], on, table)
+    table, *_ = member_rows(saes, on, "baselines")
+    own, *_ = member_rows(
+        [*random_saes([1], TOPK_64), trained(random_sae(1, d_sae=96), 1, wide)], on, "frontier", table
+    )
     expected = [table[0].cebench_interpretability, table[2].cebench_interpretability]
     assert [row.cebench_interpretability - row.cebench_delta for row in own] == pytest.approx(expected)
 
@@ -165,19 +167,27 @@ def test_a_given_sae_is_matched_within_ten_per_cent_of_width_and_k(d_sae: int, l
 
 
 def test_the_gate_compares_with_the_baseline_of_the_candidates_own_shape() -> None:
-    own = [baseline_row(seed, 5.0).model_copy(update={"cebench_delta": 0.5}) for seed in range(3)]
-    others = [baseline_row(seed, 7.0, d_sae=128) for seed in range(3)]
-    found = gates.external_results(own, [given_row(7.5, 256, 8.0), *others, *(baseline_row(s, 4.5) for s in range(3))])
-    assert (found.cebench_baseline, found.note) == (4.5, "")
-    assert gates.external_results(own, [given_row(7.5, 256, 8.0), given_row(4.0, 64, 8.4)]).cebench_baseline == 4.0
-    assert "not matched" in gates.external_results(own, others).note
+    changes = {"condition": "topk", "cebench_delta": 0.5, "cebench_calibrated_delta": 0.5}
+    own = [baseline_row(seed, 5.0).model_copy(update=changes) for seed in range(3)]
+    probes = [probe("topk", seed, name, 0.0) for seed in range(3) for name in "ab"]
+    trained_ones, others = ([baseline_row(s, 4.5 + d / 128, d_sae=d) for s in range(3)] for d in (64, 128))
+
+    def found(*baselines: MemberRow) -> gates.Measured:
+        return gates.external_results(gates.Judged(own, baselines, probes))["external_cebench"]
+
+    room = {base: own[0].cebench_ceiling - base for base in (5.0, 4.0)}
+    matched = found(given_row(7.5, 256, 8.0), *others, *trained_ones)
+    assert (matched.ceiling, matched.note) == (pytest.approx(room[5.0]), "")
+    assert found(given_row(7.5, 256, 8.0), given_row(4.0, 64, 8.4)).ceiling == pytest.approx(room[4.0])
+    assert "not matched" in found(*others).note
 
 
 def test_the_delta_is_taken_over_the_given_sae_where_it_is_matched() -> None:
-    row, own = baseline_row(2, 5.0), [probe("baseline", 2, "a", 0.0)]
+    row = baseline_row(2, 5.0).model_copy(update={"condition": "topk"})
+    own = [probe("topk", 2, "a", 0.0, form) for form in ("drop", "keep")]
     for base, delta in ((given_row(4.0, 70, 8.0), 1.0), (given_row(4.0, 128, 8.0), None)):
         tables_of_run = {("frontier", "probes"): own, ("baselines", "members"): [base]}
-        run = RunTables(tables_of_run, {"probing": {"choose_k": "validation"}})
+        run = RunTables(tables_of_run, {"probing": {"choose_k": "validation", "duplicates": "drop"}})
         assert row.derived("frontier", run)["cebench_delta"] == delta
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from small_saes import bank, cache, condition, random_sae, random_saes, trained
 
+from husai_lib.activations.banks import Bank
 from husai_lib.activations.texts import ProbingSet
-from husai_lib.evidence.rows.measured import GroupRow, MemberRow, PairRow, ProbeRow
+from husai_lib.evidence.rows.measured import CeilingRow, GroupRow, MemberRow, PairRow, ProbeRow
 from husai_lib.intervals import mean_over_pairs
 from husai_lib.measures import evaluation
 from husai_lib.measures.contrastive import ContrastiveScore, contrastive_scores
@@ -32,37 +34,52 @@ def pwmcc(decoders: Sequence[Any]) -> float:
 
 
 def benches(**probing: Any) -> Benches:
-    """Three data sets of 300 rows of noise, four pairs of stories and 200 held-out rows."""
+    """Three data sets of 300 rows of noise in both forms, four pairs of stories and 200 held-out rows."""
     rng = np.random.default_rng(0)
-    labels = np.arange(300) % 2
     tasks = [
-        ProbeTask(ProbingSet(name, ("prompt",) * 300, labels, ("0", "1")), bank(rng.standard_normal((300, 32))))
-        for name in NAMES
+        replace(ProbeTask(data, rows), kept=kept)
+        for data, rows in (_noise(name, rng) for name in NAMES)
+        for kept in (None, np.arange(300))
     ]
     stories = bank(rng.standard_normal((80, 32)), list(range(0, 81, 10)))
     held_out = bank(rng.standard_normal((200, 32)))
     return Benches(held_out, stories, tasks, ProbingParams(ks=[1], **probing), ContrastiveParams())
 
 
-def probe(condition: str, seed: int, data_set: str, delta: float, at: float | None = None) -> ProbeRow:
-    return ProbeRow(condition=condition, seed=seed, data_set=data_set, at=at, best_k=1, validation_auc=0.5,
-                    test_auc=0.5 + delta, llm_auc=0.5, delta=delta)  # fmt: skip
+def _noise(name: str, rng: np.random.Generator) -> tuple[ProbingSet, Bank]:
+    labels = np.arange(300) % 2
+    prompts = tuple(f"prompt {i}" for i in range(300))
+    return ProbingSet(name, prompts, labels, ("0", "1")), bank(rng.standard_normal((300, 32)))
 
 
-def grouped(saes: list[TrainedSae], gaussian: list[TrainedSae]) -> tuple[list[GroupRow], list[PairRow]]:
+def probe(condition: str, seed: int, data_set: str, delta: float, form: str = "drop") -> ProbeRow:
+    return ProbeRow(condition=condition, seed=seed, data_set=data_set, duplicates=form, split=42, test_rows=99,
+                    best_k=1, validation_auc=0.5, test_auc=0.5 + delta, llm_auc=0.5, delta=delta)  # fmt: skip
+
+
+def limits(condition: str, seed: int) -> CeilingRow:
+    return CeilingRow(
+        condition=condition, seed=seed, data_set="a", test_rows=99, largest_k_delta=0.1, full_width_delta=0.2,
+        supervised_delta=0.3, oracle_delta=0.4, single_latent_delta=0.5,
+    )  # fmt: skip
+
+
+def grouped(
+    saes: list[TrainedSae], gaussian: list[TrainedSae], step: str = "frontier"
+) -> tuple[list[GroupRow], list[PairRow]]:
     """The groups and pairs of these SAEs, each with a probe on one data set."""
-    members = [
-        baseline_row(sae.member.seed, 1.0).model_copy(update={"condition": sae.member.condition.name}) for sae in saes
-    ]
-    return group_rows(saes, gaussian, members, [probe(row.condition, row.seed, "a", 0.1) for row in members])
+    of = [(sae.member.condition.name, sae.member.seed) for sae in saes]
+    members = [baseline_row(seed, 1.0).model_copy(update={"condition": name}) for name, seed in of]
+    probes = [probe(*one, "a", 0.1, form) for one in of for form in ("drop", "keep")]
+    return group_rows(saes, gaussian, members, probes, [limits(*one) for one in of], step=step)
 
 
 def baseline_row(seed: int, score: float, d_sae: int = 64, k: int = 8) -> MemberRow:
     return MemberRow(
         condition="baseline", architecture="topk", seed=seed, d_sae=d_sae, k=k, explained_variance=0.5, l0=8.0,
-        l0_matched=True, dead_fraction=0.0, saebench_auc=0.5, saebench_delta=0.0, cebench_contrastive=1.0,
-        cebench_independence=1.0, cebench_interpretability=score, cebench_calibrated=0.0,
-        cebench_calibrated_contrastive=0.0, cebench_delta=None,
+        l0_matched=True, dead_fraction=0.0, saebench_auc=0.5, saebench_delta=0.0, saebench_delta_keep=0.0,
+        cebench_contrastive=1.0, cebench_independence=1.0, cebench_interpretability=score, cebench_calibrated=0.0,
+        cebench_calibrated_contrastive=0.0, cebench_delta=None, cebench_calibrated_delta=None,
         cebench_ceiling=7.875, key="0" * 64, weights_sha256="1" * 64,
     )  # fmt: skip
 
@@ -70,19 +87,22 @@ def baseline_row(seed: int, score: float, d_sae: int = 64, k: int = 8) -> Member
 def test_every_number_of_a_member_is_that_of_its_own_measurement() -> None:
     saes = [trained(random_sae(0), 5), trained(random_sae(1, "standard"), 6)]
     on = benches()
-    rows, probes = member_rows(saes, on, [baseline_row(5, 1.5), baseline_row(6, 2.5)])
+    rows, probes, ceilings = member_rows(saes, on, "frontier", [baseline_row(5, 1.5), baseline_row(6, 2.5)])
     llm = llm_scores(on.tasks, on.probing)
     for i, (row, sae) in enumerate(zip(rows, saes, strict=True)):
         quality = measure(sae.sae, on.held_out)
         [story] = contrastive_scores([sae], on.stories, on.contrastive)
         [scores] = sae_scores([sae], on.tasks, on.probing)
         own = [probe for probe in probes if probe.seed == row.seed]
-        assert [probe.data_set for probe in own] == NAMES
+        assert [(probe.data_set, probe.duplicates) for probe in own] == [*product(NAMES, ("keep", "drop"))]
         assert [probe.test_auc for probe in own] == [score.test_auc for score in scores]
-        assert row.saebench_auc == pytest.approx(np.mean([score.test_auc for score in scores]))
+        assert row.saebench_auc == pytest.approx(np.mean([score.test_auc for score in scores[1::2]]))
         deltas = [score.test_auc - base.test_auc for score, base in zip(scores, llm, strict=True)]
-        assert row.saebench_delta == pytest.approx(np.mean(deltas))
-        assert row.saebench_delta == pytest.approx(np.mean([probe.delta for probe in own]))
+        assert (row.saebench_delta, row.saebench_delta_keep) == pytest.approx(
+            (np.mean(deltas[1::2]), np.mean(deltas[::2]))
+        )
+        assert row.saebench_delta == pytest.approx(np.mean([probe.delta for probe in own[1::2]]))
+        assert [limit.data_set for limit in ceilings if limit.seed == row.seed] == NAMES
         assert (row.explained_variance, row.l0, row.dead_fraction) == (
             quality.explained_variance, quality.l0, quality.dead_fraction,
         )  # fmt: skip
@@ -90,16 +110,17 @@ def test_every_number_of_a_member_is_that_of_its_own_measurement() -> None:
         assert row.cebench_calibrated == story.calibrated
         assert row.cebench_calibrated_contrastive == story.calibrated_contrastive
         assert row.cebench_delta == pytest.approx(story.interpretability - (1.5 + i))
+        assert row.cebench_calibrated_delta == story.calibrated  # that of the baseline is 0
         assert row.cebench_ceiling == 63 / 8
         assert (row.key, row.weights_sha256, row.note) == (sae.entry.key, sae.weights_sha256, "")
-    assert len(probes) == 6
+    assert (len(probes), len(ceilings)) == (12, 6)
 
 
 @pytest.mark.parametrize(("form", "suffix"), [("as_published", ""), ("as_released", "_as_released")])
 def test_members_have_the_cebench_scores_of_the_form_that_the_parameters_name(form: Any, suffix: str) -> None:
     on = replace(benches(), contrastive=ContrastiveParams(independence=form))
     [sae] = random_saes([0])
-    [row], _ = member_rows([sae], on, [])
+    [row], *_ = member_rows([sae], on, "baselines")
     [story] = contrastive_scores([sae], on.stories, on.contrastive)
     assert row.cebench_independence == getattr(story, f"independence{suffix}")
     assert row.cebench_interpretability == getattr(story, f"interpretability{suffix}")
@@ -109,7 +130,7 @@ def test_what_was_measured_reaches_the_row_and_a_baseline_of_none_has_no_delta(m
     story = ContrastiveScore(1.0, 2.0, 3.0, 4.0, 5.0, None, None, l0=8.0)
     monkeypatch.setattr(evaluation, "contrastive_scores", lambda saes, *_: [story for _ in saes])
     monkeypatch.setattr(evaluation, "measure", lambda *_: Reconstruction(0.5, 8.9, 0.25))
-    rows, _ = member_rows(random_saes([0, 1]), benches(choose_k="test"), [])
+    rows, *_ = member_rows(random_saes([0, 1], condition("baseline")), benches(choose_k="test"), "baselines")
     for row in rows:
         assert (row.explained_variance, row.l0, row.dead_fraction, row.l0_matched) == (0.5, 8.9, 0.25, False)
         assert (row.cebench_contrastive, row.cebench_independence, row.cebench_interpretability) == (1.0, 2.0, 3.0)
@@ -137,12 +158,17 @@ def test_a_group_lies_between_its_nulls_and_identity() -> None:
 def test_a_data_set_with_several_points_has_a_probe_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     [sae] = random_saes([0])
     on = benches()
-    on = replace(on, tasks=[*(replace(on.tasks[0], at=at) for at in (2, 4, 8)), on.tasks[1]])
-    scores = [ProbeScore(1, 0.9, auc) for auc in (0.5, 0.6, 0.7, 0.9)]
+    points = [replace(on.tasks[1], at=at) for at in (100, 150, 200)]
+    on = replace(on, tasks=[*points, on.tasks[3], on.tasks[0]])
+    scores = [ProbeScore(1, 0.9, auc) for auc in (0.5, 0.6, 0.7, 0.9, 0.1)]
     monkeypatch.setattr(evaluation, "llm_scores", lambda tasks, *_: [ProbeScore(32, 0.9, 0.8) for _ in tasks])
     monkeypatch.setattr(evaluation, "sae_scores", lambda *_: [scores])
-    [row], probes = member_rows([sae], on, [])
-    assert [probe.at for probe in probes] == [2, 4, 8, None]
+    monkeypatch.setattr(evaluation, "ceiling_rows", lambda *_: [])
+    [row], probes, _ = member_rows([sae], on, "frontier")
+    assert [(probe.at, probe.test_rows) for probe in probes] == [
+        (100, 199), (150, 149), (200, 99), (None, 99), (None, 99)
+    ]  # fmt: skip
+    # both have 99 test rows at the least, so both weigh the same
     assert (row.saebench_auc, row.saebench_delta) == pytest.approx(((0.6 + 0.9) / 2, (0.6 + 0.9) / 2 - 0.8))
 
 
@@ -166,6 +192,15 @@ def test_every_pair_of_seeds_of_every_condition_is_a_row_with_its_pwmcc() -> Non
 
 def test_members_are_measured_the_same_alone_and_together(cache: Path) -> None:
     on, saes = benches(), random_saes([20, 21])
-    together, _ = member_rows(saes, on, [])
-    alone = [row for sae in saes for row in member_rows([sae], on, [])[0]]
-    assert together == alone
+    together = member_rows(saes, on, "frontier")
+    alone = [member_rows([sae], on, "frontier") for sae in saes]
+    for i, table in enumerate(together):
+        assert table == [row for tables in alone for row in tables[i]]
+
+
+def test_fresh_seeds_are_grouped_from_their_own_record_and_a_null_may_have_fewer_seeds() -> None:
+    saes, gaussian = random_saes([4, 2, 7]), random_saes([4, 2], start=300)
+    [row], pairs = grouped(saes, gaussian, "confirmation")
+    assert row.null_gaussian == pytest.approx(pwmcc([sae.sae.W_dec.detach() for sae in gaussian]))
+    assert (row.n_seeds, len(pairs)) == (3, 3)
+    assert (row.saebench_delta, row.oracle_delta, row.single_latent_delta) == pytest.approx((0.1, 0.4, 0.5))

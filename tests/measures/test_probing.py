@@ -117,6 +117,10 @@ def test_scores_are_kept_until_something_that_they_depend_on_changes(
         (sae, small, ProbingParams(binarize=True)),
         (sae, small, ProbingParams(penalty="l2")),
         (sae, dataclasses.replace(small, at=200), ProbingParams(setting="scarcity")),
+        (sae, dataclasses.replace(small, kept=np.arange(398)), PARAMS),
+        (sae, dataclasses.replace(small, kept=np.arange(2, 400)), PARAMS),
+        (sae, dataclasses.replace(small, shifted_kept=np.arange(300)), PARAMS),
+        (sae, dataclasses.replace(small, split=2), PARAMS),
         (sae, ProbeTask(relabelled, small.bank, small.shifted), PARAMS),
         (sae, ProbeTask(data, moved, small.shifted), PARAMS),
         (sae, ProbeTask(data, small.bank), PARAMS),
@@ -132,7 +136,7 @@ def test_scores_are_kept_until_something_that_they_depend_on_changes(
 def test_scores_of_other_saes_and_data_sets_in_the_cache_enter_nothing(
     banks: dict[str, Bank], saes: list[TrainedSae], cache: Path
 ) -> None:
-    tasks = probe_tasks(NAMES, banks, PARAMS)
+    tasks = probe_tasks(NAMES[:2], banks, ProbingParams(splits=1))
     everything = sae_scores(saes, tasks, PARAMS)
     (cache / "probes" / "stray.json").write_text('[{"k": 1, "validation_auc": 1.0, "test_auc": 1.0}]', encoding="utf-8")
     assert sae_scores(saes[1:], tasks[2:3], PARAMS) == [[everything[1][2]]]
@@ -142,17 +146,90 @@ def test_scores_of_other_saes_and_data_sets_in_the_cache_enter_nothing(
 def test_rows_name_their_data_set_and_hold_the_difference_to_the_raw_activation(
     banks: dict[str, Bank], saes: list[TrainedSae]
 ) -> None:
-    tasks = probe_tasks(NAMES[:2], banks, PARAMS)
+    tasks = probe_tasks(NAMES[:2], banks, ProbingParams(splits=1))[1:3]
     scores = [ProbeScore(2, 0.7, 0.75, latents=[5, 9]), ProbeScore(1, 0.6, 0.5)]
     sae = trained(random_sae(0), 3)
-    rows = probe_rows([sae], tasks, [scores], [ProbeScore(32, 0.9, 0.875), ProbeScore(32, 0.9, 0.25)])
+    rows = probe_rows([sae], tasks, [scores], [ProbeScore(32, 0.9, 0.875), ProbeScore(32, 0.9, 0.25)], 42)
+    # 740 and 728 rows, of which 100 are held back and one is lost
+    assert [(row.duplicates, row.split, row.test_rows) for row in rows] == [("drop", 42, 99), ("keep", 42, 99)]
     assert {(row.condition, row.seed) for row in rows} == {("topk", 3)}
     assert [(row.data_set, row.best_k, row.test_auc, row.llm_auc, row.delta, row.latents) for row in rows] == [
         ("117_us_state_FL", 2, 0.75, 0.875, -0.125, "5 9"),
         ("95_toxic_is", 1, 0.5, 0.25, 0.25, ""),
     ]
     with pytest.raises(ValueError, match="shorter"):  # a missing score is no score
-        probe_rows([sae], tasks, [scores[:1]], scores)
+        probe_rows([sae], tasks, [scores[:1]], scores, 42)
+
+
+# --- duplicates and splits -----------------------------------------------------------------------
+
+
+def repeated(times: int, distinct: int = 100, labels: np.ndarray | None = None) -> tuple[ProbingSet, Bank]:
+    """Noise that says nothing of its labels, each of the prompts `times` times, in random order."""
+    rng = np.random.default_rng(5)
+    which = rng.permutation(np.arange(distinct * times) % distinct)
+    rows, of = rng.standard_normal((distinct, D_IN)), np.arange(distinct) % 2 if labels is None else labels
+    return ProbingSet("repeated", tuple(f"prompt {i}" for i in which), of[which], ("0", "1")), bank(rows[which])
+
+
+def tasks_of(given: tuple[ProbingSet, Bank], patch: pytest.MonkeyPatch, params: ProbingParams) -> list[ProbeTask]:
+    data, rows = given
+    patch.setattr(probing, "probing_set", lambda name: data)
+    return probe_tasks([data.name], {f"probing/{data.name}": rows}, params)
+
+
+def test_a_dense_probe_remembers_duplicates_and_without_them_is_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    noise = bank(np.repeat(rng.standard_normal((330, 300)), 2, axis=0))  # more dimensions than it takes to remember
+    data = ProbingSet("noise", tuple(f"prompt {i // 2}" for i in range(660)), np.arange(660) // 2 % 2, ("0", "1"))
+    kept, dropped = llm_scores(tasks_of((data, noise), monkeypatch, ProbingParams(splits=1)), PARAMS)
+    assert kept.test_auc > 0.8
+    assert abs(dropped.test_auc - 0.5) < 0.15
+
+
+def test_a_task_is_one_published_split_and_several_without_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, *dropped = tasks_of(repeated(3, 400), monkeypatch, ProbingParams(splits=3, seed=7))
+    assert (kept.duplicates, kept.split, len(kept.labels)) == ("keep", 0, 1200)
+    assert [(task.duplicates, task.split, len(task.labels)) for task in dropped] == [("drop", i, 400) for i in range(3)]
+    assert kept.sizes() == (1024, 175)
+    tests = [
+        get_train_test_indices(kept.data.labels[task.kept], 300, 99, 0.5, 7 + i)[1] for i, task in enumerate(dropped)
+    ]
+    for task, expected in zip(dropped, tests, strict=True):
+        (train, _), (test, labels) = probing.split_rows(task, 7)
+        assert task.kept is not None
+        np.testing.assert_array_equal(test, np.array(task.bank.rows)[task.kept][expected])
+        np.testing.assert_array_equal(labels, task.labels[expected])
+        assert not {row.tobytes() for row in train} & {row.tobytes() for row in test}
+    assert len({tuple(test) for test in tests}) == 3
+
+
+def test_splits_are_probed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first, second = tasks_of(_made_up(0, 400, 0.5), monkeypatch, ProbingParams(splits=2))
+    sae = trained(random_sae(3, "standard"))
+    [[one, other]] = sae_scores([sae], [first, second], PARAMS)
+    assert one.test_auc != other.test_auc
+    [[again]] = sae_scores([sae], [first], ProbingParams(seed=43))  # the second split is the first one of the next seed
+    assert again == other
+
+
+def test_a_data_set_of_too_few_distinct_prompts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="'repeated' has 298 rows without duplicate prompts but probing needs 300"):
+        tasks_of(repeated(5, 298), monkeypatch, PARAMS)
+
+
+def test_a_shifted_set_of_prompts_in_domain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, rows = repeated(2, 400)
+    monkeypatch.setattr(probing, "probing_set", lambda name, **_: data)
+    with pytest.raises(DataError, match="every prompt of the shifted set of 'repeated' is also one of its task"):
+        shifted_tasks(["repeated"], {"ood/repeated": rows, "shifted/repeated": rows}, 1200)
+
+
+def test_a_score_cut_off_at_zero_is_that_of_a_latent_trained_on_labels(small: ProbeTask) -> None:
+    [score] = llm_scores([small], PARAMS)
+    assert score.rectified_auc is not None
+    assert 0.55 < score.rectified_auc < score.test_auc + 0.05
+    assert score.rectified_auc != score.test_auc
 
 
 def test_a_data_set_without_its_activations_is_named(banks: dict[str, Bank]) -> None:
@@ -237,6 +314,10 @@ def test_real_shifted_tasks_hold_the_same_classes_and_the_first_rows_of_each(cac
         assert task.data.labels.sum() == 600
         assert len(task.shifted[0].labels) == 300
         assert task.data.classes == task.shifted[0].classes
+        shifted = [task.shifted[0].prompts[i] for i in task.shifted_kept]  # type: ignore[union-attr]
+        assert 250 < len(set(shifted)) == len(shifted)
+        assert not {*shifted} & {*task.data.prompts}
+        assert len({task.data.prompts[i] for i in task.kept}) == len(task.labels)  # type: ignore[union-attr]
 
 
 def test_one_thread_and_several_give_the_same_scores(
@@ -246,14 +327,16 @@ def test_one_thread_and_several_give_the_same_scores(
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tasks = [*probe_tasks(NAMES[:2], banks, PARAMS), small, small]  # two threads may work at the same score
+    tasks = [*probe_tasks(NAMES[:2], banks, ProbingParams(splits=1)), small, small]  # two threads may work at one score
     found = []
     for n in (1, 2, 4):
         shutil.rmtree(cache / "probes", ignore_errors=True)
         monkeypatch.setenv("HUSAI_JOBS", str(n))
         found.append((sae_scores(saes, tasks, PARAMS), llm_scores(tasks, PARAMS)))
     assert found[0] == found[1] == found[2]
-    assert len(list((cache / "probes").iterdir())) == 9  # 2 SAEs and the raw activation on 3 data sets
+    assert (
+        len(list((cache / "probes").iterdir())) == 15
+    )  # 2 SAEs and the raw activation on 3 data sets, two in two forms
 
 
 def test_only_the_saes_that_are_not_in_the_cache_are_fitted(small: ProbeTask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,11 @@ def by_sae_probes(sae: TrainedSae, folder: Path, names: list[str], setting: str,
     return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
+def published(names: list[str], banks: dict[str, Bank]) -> list[ProbeTask]:
+    """The tasks as sae-probes has them: with duplicate prompts."""
+    return [ProbeTask(probing_set(name), banks[f"probing/{name}"]) for name in names]
+
+
 def assert_equal(tasks: list[ProbeTask], sae: TrainedSae, expected: list[list[dict[str, Any]]], **given: Any) -> None:
     params = ProbingParams(**given)
     for task, theirs in zip(tasks, expected, strict=True):
@@ -92,7 +97,7 @@ def test_twelve_data_sets_give_the_latents_and_the_aucs_of_sae_probes(
 ) -> None:
     theirs = by_sae_probes(saes[which], folder, NAMES, "normal", reg_type="l1", ks=KS)
     expected = [theirs[f"{name}_{HOOK}_l1.json"] for name in NAMES]
-    assert_equal(probe_tasks(NAMES, banks, ProbingParams()), saes[which], expected, ks=KS)
+    assert_equal(published(NAMES, banks), saes[which], expected, ks=KS)
 
 
 @pytest.mark.parametrize("options", [{"binarize": True}, {"penalty": "l2"}], ids=str)
@@ -102,7 +107,7 @@ def test_so_do_binary_latents_and_the_l2_penalty(
     names, penalty, binarize = NAMES[1:4], options.get("penalty", "l1"), "binarize" in options
     theirs = by_sae_probes(saes[0], folder, names, "normal", reg_type=penalty, ks=[1, 5], binarize=binarize)
     expected = [theirs[f"{name}_{HOOK}_{penalty}{'_binarized' if binarize else ''}.json"] for name in names]
-    assert_equal(probe_tasks(names, banks, ProbingParams()), saes[0], expected, ks=[1, 5], **options)
+    assert_equal(published(names, banks), saes[0], expected, ks=[1, 5], **options)
 
 
 @pytest.mark.timeout(600)
@@ -111,7 +116,7 @@ def test_so_does_every_point_of_the_other_settings(
     setting: Any, banks: dict[str, Bank], saes: list[TrainedSae], folder: Path
 ) -> None:
     name, given = "95_toxic_is", ProbingParams(setting=setting, ks=[2])
-    tasks = probe_tasks([name], banks, given)
+    tasks = [task for task in probe_tasks([name], banks, given) if task.duplicates == "keep"]
     assert len(tasks) == {"scarcity": 18, "imbalance": 19}[setting]
     theirs = by_sae_probes(saes[0], folder, [name], setting, reg_type="l1", ks=[2])
     middle = "" if setting == "scarcity" else "frac"
@@ -129,13 +134,13 @@ def test_the_baseline_on_raw_activations_is_exactly_that_of_sae_probes(banks: di
         )
     files = [folder / "baseline_results_real" / "normal_setting" / f"{name}_{HOOK}_logreg.json" for name in names]
     expected = [json.loads(path.read_text(encoding="utf-8"))[0] for path in files]
-    scores = llm_scores(probe_tasks(names, banks, ProbingParams()), ProbingParams())
+    scores = llm_scores(published(names, banks), ProbingParams())
     assert [score.test_auc for score in scores] == [row["test_auc"] for row in expected]
     assert [score.validation_auc for score in scores] == [row["val_auc"] for row in expected]
 
 
 def test_a_probe_is_the_same_alone_and_among_others(banks: dict[str, Bank], saes: list[TrainedSae]) -> None:
-    [task] = probe_tasks(["95_toxic_is"], banks, ProbingParams())
+    [task] = published(["95_toxic_is"], banks)
     params = ProbingParams(ks=KS)
     together = _scores_by_k([*saes, saes[0]], task, params)
     assert together == [*_scores_by_k([saes[0]], task, params), *_scores_by_k([saes[1]], task, params), together[0]]

@@ -18,11 +18,11 @@ from stand_ins import SMOKE, smoke_data, write_params
 from husai_lib.errors import ParameterError
 from husai_lib.files import REPOSITORY
 from husai_lib.params.catalogue import data_set_names, layer_count, package_path, shifted_data_set_names
-from husai_lib.params.conditions import BaselineParams, Condition, baseline_shapes
+from husai_lib.params.conditions import BaselineParams, Condition, baseline_shapes, is_baseline_name
 from husai_lib.params.cycle import CycleParams, check_sections, load_cycle
 from husai_lib.params.hyperparameters import ARCHITECTURES
 from husai_lib.params.inputs import ActivationParams, ModelParams
-from husai_lib.params.rules import GateParams
+from husai_lib.params.rules import ConfirmationParams, GateParams, SelectionParams
 from husai_lib.params.sections import check
 from husai_lib.params.strict_yaml import override, parse_yaml
 
@@ -261,6 +261,68 @@ def test_conditions_of_one_width_and_k_share_the_baseline_of_the_longest() -> No
                          ({}, {"training_samples": 32768}, {"d_sae": 128}))  # fmt: skip
     assert baseline_shapes([small]) == {"baseline": small}
     assert baseline_shapes([wide, long, small]) == {"baseline_64_k8": long, "baseline_128_k8": wide}
+
+
+@pytest.mark.parametrize(
+    ("name", "baseline"),
+    [("baseline", True), ("baseline_64_k8", True), ("given", True), ("baselines", False), ("my_baseline", False),
+     ("baseline_64", False), ("baseline_64_k8_long", False), ("given_one", False), ("topk", False)],
+)  # fmt: skip
+def test_no_condition_has_the_name_of_a_baseline(tmp_path: Path, name: str, baseline: bool) -> None:
+    assert is_baseline_name(name) is baseline
+    path = write_params(tmp_path / "p.yaml", smoke_data(conditions=[{"architecture": "topk", "name": name}]))
+    if baseline:
+        with pytest.raises(ParameterError, match=f"condition '{name}' has the name of a baseline; choose another name"):
+            load_cycle(path)
+    else:
+        assert load_cycle(path).conditions[0].name == name
+
+
+def test_every_name_that_baselines_get_is_one() -> None:
+    shapes = [Condition(architecture="topk", **SHARED | {"d_sae": d_sae}) for d_sae in (64, 128)]
+    assert all(map(is_baseline_name, [*baseline_shapes(shapes), *baseline_shapes(shapes[:1])]))
+
+
+# How it is decided
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([3, 4], "confirmation.seeds: 2 give PW-MCC no bound; give at least 3, or none"),
+        ([2, 3, 4], "confirmation.seeds: 2 is also one of seeds; fresh seeds confirm, others do not"),
+        ([3, 4, 4], "confirmation seed 4 is given twice; keep one"),
+    ],
+)
+def test_confirmation_needs_three_fresh_seeds(tmp_path: Path, seeds: list[int], message: str) -> None:
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        load_cycle(write_params(tmp_path / "p.yaml", smoke_data(confirmation={"seeds": seeds})))
+
+
+def test_confirmation_is_left_out_by_default_and_part_of_the_smoke_cycle(tmp_path: Path) -> None:
+    data = smoke_data()
+    assert load_cycle(SMOKE).confirmation.seeds == [3, 4, 5]
+    del data["confirmation"]
+    assert load_cycle(write_params(tmp_path / "p.yaml", data)).confirmation == ConfirmationParams(seeds=[])
+
+
+@pytest.mark.parametrize("interval", ["bootstrap", "normal"])
+def test_only_t_intervals_decide_with_fewer_than_ten_seeds(interval: str) -> None:
+    for other in ({}, {"min_seeds": 9}, {"mode": "mean"}):
+        with pytest.raises(ParameterError, match=f"interval: {interval} is too narrow for fewer than 10 seeds.*write"):
+            check(SelectionParams, {"interval": interval, **other}, "p")
+    assert check(SelectionParams, {"interval": interval, "min_seeds": 10}, "p").interval == interval
+    assert check(SelectionParams, {"interval": "t", "min_seeds": 2}, "p").min_seeds == 2
+    assert check(SelectionParams, {"rules": "2026-02", "min_seeds": 1}, "p").interval == "normal"
+
+
+def test_a_cycle_with_too_few_seeds_for_its_interval_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="selection: interval: bootstrap is too narrow"):
+        load_cycle(write_params(tmp_path / "p.yaml", smoke_data(selection={"interval": "bootstrap"})))
+
+
+def test_the_transcoder_gate_allows_a_margin_by_default() -> None:
+    assert (GateParams().min_transcoder_delta, GateParams().min_cebench_calibrated_delta) == (-0.05, 0.0)
 
 
 # Layers of models, read without torch

@@ -54,7 +54,7 @@ def test_a_document_has_one_title_and_stays_within_the_site(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
     assert len(re.findall(r"(?m)^# ", re.sub(r"(?s)```.*?```", "", text))) == 1
-    assert all(re.fullmatch(r"[\w-]+\.md", address) for address in re.findall(r"\]\(([^)#\s]+)", text))
+    assert all(re.fullmatch(r"[\w-]+\.(md|png)", address) for address in re.findall(r"\]\(([^)#\s]+)", text))
 
 
 def options() -> set[tuple[str, str]]:

@@ -16,6 +16,8 @@ from synthetic_rows import (
     member,
     members,
     ood_rows,
+    probe,
+    probes,
     width_row,
     width_rows,
 )  # fmt: skip
@@ -32,6 +34,7 @@ ALL: list[tuple[Callable[[Any], ReportFigure], list[Any]]] = [
     (figures.frontier, members()),
     (figures.stability, groups()),
     (external, members()),
+    (figures.duplicates, probes()),
     (figures.pareto, candidates()),
     (figures.controls, all_controls()),
     (figures.ood, ood_rows()),
@@ -163,17 +166,24 @@ def test_one_seed_has_a_point_and_no_interval() -> None:
 
 def test_a_missing_control_is_named_and_the_auc_control_left_to_its_own_figure() -> None:
     missing = control("transcoder", delta=None, delta_low=None, delta_high=None, control_value=None)
-    axes = figures.controls([control(), missing, control("ood", metric="ood_drop")]).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["random model", "transcoder"]
+    of_probes = [control("in_domain", metric="in_domain_auc"), control("ood", metric="retained_auc")]
+    axes = figures.controls([control(), control("random_model_2"), missing, *of_probes]).axes[0]
+    names = ["random model 1", "random model 2", "transcoder"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
     assert [text.get_text() for text in axes.texts] == ["n/a"]
     assert axes.lines[0].get_xdata()[0] == 0
 
 
-def test_ood_shows_deltas_not_raw_aucs() -> None:
+def test_ood_shows_how_far_the_sae_and_the_raw_activation_exceed_chance() -> None:
     figure = figures.ood([row for row in ood_rows() if row.task != ATTACK])
-    assert sorted(np.round(points(figure)[:, 0], 6)) == [-0.08, -0.06, -0.04, -0.04, -0.03, -0.02]  # both sides' seeds
-    means = [container.lines[0].get_xdata()[0] for container in figure.axes[0].containers]
-    assert means == pytest.approx([-0.03, -0.06])
+    for panel, seeds, means in ((0, [0.31, 0.32, 0.33], [0.32, 0.35]), (1, [0.20, 0.22, 0.24], [0.22, 0.28])):
+        assert sorted(np.round(points(figure, panel)[:, 0], 6)) == seeds
+        drawn = [container.lines[0].get_xdata()[0] for container in figure.axes[panel].containers]
+        assert drawn == pytest.approx(means)  # the SAE and the raw activation
+    left, right = (axes.get_xlim() for axes in figure.axes)
+    assert left == right
+    assert left[0] < 0.2
+    assert left[1] > 0.35
 
 
 def test_names_from_outside_are_drawn_literally_and_cut() -> None:
@@ -221,3 +231,15 @@ def test_the_widths_are_plain_numbers_and_the_only_ticks() -> None:
 def test_a_missing_calibrated_score_is_left_out_of_its_line() -> None:
     figure = figures.widths([width_row("random", 64, 8, calibrated=None), width_row("random", 128, 8)])
     assert figure.axes[2].lines[0].get_xdata().tolist() == [128]
+
+
+def test_duplicates_has_a_mean_a_form_and_data_set_over_conditions_whose_splits_are_averaged() -> None:
+    rows = [
+        probe("a", delta=-0.1), probe("a", delta=0.1, split=43), probe("a", delta=0.3, condition="standard"),
+        probe("a", delta=-0.4, duplicates="keep"), probe("b", delta=0.2), probe("b", delta=-0.2, duplicates="keep"),
+    ]  # fmt: skip
+    axes = figures.duplicates(rows).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    means = [container.lines[0].get_xdata()[0] for container in axes.containers]  # type: ignore[attr-defined]
+    assert means == pytest.approx([-0.4, -0.2, 0.15, 0.2])  # kept first; of a without duplicates 0 and 0.3
+    assert sorted(points(figures.duplicates(rows))[:, 0]) == pytest.approx([-0.4, -0.2, 0.0, 0.2, 0.3])

@@ -1,19 +1,37 @@
 """Sentences with numbers in them: what each says of given rows."""
 
-from synthetic_rows import candidate, candidates, gate, gates, groups, member, members, ood_rows, width_row, width_rows
+from synthetic_rows import (
+    candidate,
+    candidates,
+    gate,
+    gates,
+    group,
+    groups,
+    member,
+    members,
+    ood_rows,
+    probe,
+    width_row,
+    width_rows,
+)
 
 from husai_lib.evidence.rows.decided import CandidateRow
 from husai_lib.evidence.rows.earlier import ReplayRow
 from husai_lib.report import sentences, tables
 
 
-def test_the_ood_sentence_names_what_the_shift_costs_and_where_most() -> None:
-    worse = [row.model_copy(update={"task": "5_ismale", "drop": row.drop + 0.02}) for row in ood_rows()[:3]]
-    # the raw activation falls from .85 to .78, the SAE by the mean drop of .03 and .05 more
+def test_the_ood_sentence_names_what_is_retained_and_where_most_is_lost() -> None:
+    worse = [row.model_copy(update={"task": "5_ismale", "shifted_auc": 0.6}) for row in ood_rows()[:3]]
+    # above chance, the raw activation has 0.35 and 0.28, the SAE 0.32 in domain, 0.22 and 0.10 shifted
     assert sentences.ood_sentence([*ood_rows()[:3], *worse]) == (
-        "Averaged over 2 tasks, the shift costs the raw activation 0.070 of its AUC and the SAE 0.110, so the drop is "
-        "+0.040. It is largest in 5_ismale (+0.050)."
+        "Over 2 tasks, the raw activation retains 80% of its AUC above chance and the SAE 50%. The SAE loses most in "
+        "5_ismale (0.220 of its AUC)."
     )
+
+
+def test_the_ood_sentence_of_an_sae_at_chance_states_no_share() -> None:
+    dead = [row.model_copy(update={"in_domain_auc": 0.5, "shifted_auc": 0.5}) for row in ood_rows()]
+    assert "and the SAE n/a." in sentences.ood_sentence(dead)
 
 
 def test_the_verdict_counts_required_gates_and_names_those_that_fail() -> None:
@@ -164,3 +182,24 @@ def test_what_comes_from_a_mapping_has_one_order_as_records_are_read_back_sorted
         (tables.sensitivity_table, {"without": "f/a"}, {"at least": None}),
     ):
         assert sentence(one | other) == sentence(other | one)  # type: ignore[operator]
+
+
+def test_sets_of_few_test_rows_are_named_with_their_weight() -> None:
+    kept = probe("c", duplicates="keep", test_rows=10)  # as published, all weigh the same
+    rows = [probe("a", test_rows=50), probe("b", test_rows=99), probe("b", split=43, test_rows=99), probe("c"), kept]
+    assert sentences.small_sets_sentence(rows) == (
+        "2 of 3 data sets have fewer than 200 test rows without duplicates and weigh less than 1 in the mean: "
+        "a 0.25; b 0.49."
+    )
+    assert sentences.small_sets_sentence([probe("c"), kept]) == (
+        "Every data set has at least 200 test rows without duplicates, so all weigh the same."
+    )
+
+
+def test_the_headroom_sentence_calls_only_the_best_single_latent_a_bound() -> None:
+    assert sentences.headroom_sentence([group(), group("batchtopk", saebench_delta=-0.2)]) == (
+        "The highest SAEBench delta is -0.021, that of **topk**. Probes of all its latents at once reach +0.012, and "
+        "probes that were fitted on the test rows +0.045. **No probe of a single latent can exceed -0.125**; the other "
+        "two are fits and bound nothing."
+    )
+    assert sentences.headroom_sentence([]) == "No condition was probed."

@@ -13,6 +13,7 @@ from synthetic_rows import (
     member,
     members,
     ood_rows,
+    probe,
     probes,
     sources,
     width_row,
@@ -51,7 +52,7 @@ def test_a_table_is_a_pipe_table_with_numbers_aligned_right() -> None:
 
 
 def test_text_from_outside_stays_text() -> None:
-    assert column(tables.table_of(probes()), "Data set") == [ATTACK]
+    assert column(tables.probes_table(probes()), "Data set") == [ATTACK]
     assert column(tables.table_of(sources()), "Data set") == ["157_amazon_5star", ATTACK]
     assert column(tables.ood_table(ood_rows()), "Task")[-1] == ATTACK
 
@@ -152,14 +153,17 @@ def test_gate_verdicts_are_words() -> None:
 def test_a_control_without_a_result_is_na() -> None:
     row = control("transcoder", control_value=None, delta=None, delta_low=None, delta_high=None, note="switched off")
     table = tables.table_of([*all_controls(), row])
-    assert column(table, "Delta [95 % over seeds]")[-1] == "n/a [n/a, n/a]"
-    assert column(table, "Delta [95 % over seeds]")[0] == "+0.113 [+0.060, +0.166]"
+    assert column(table, "Delta [over seeds]")[-1] == "n/a [n/a, n/a]"
+    assert column(table, "Delta [over seeds]")[0] == "+0.113 [+0.060, +0.166]"
+    assert column(table, "Control")[:2] == ["random model 1", "random model 2"]
+    assert {*column(table, "Confidence")} == {"95.00%"}
 
 
-def test_only_the_ood_control_has_an_interval_over_tasks() -> None:
-    assert column(tables.table_of(all_controls()), "95 % over tasks") == ["", "", "", "[-0.020, +0.120]"]
+def test_only_controls_of_probes_have_an_interval_over_tasks() -> None:
+    over_tasks = column(tables.table_of(all_controls()), "Interval over tasks")
+    assert over_tasks == ["", "", "", "", "[+0.200, +0.440]", "[-0.020, +0.240]"]
     with pytest.raises(ValueError, match="not in list"):
-        column(tables.table_of(all_controls()[:3]), "95 % over tasks")
+        column(tables.table_of(all_controls()[:4]), "Interval over tasks")
 
 
 def test_the_ood_table_has_a_line_a_task_with_the_range_over_seeds() -> None:
@@ -170,10 +174,14 @@ def test_the_ood_table_has_a_line_a_task_with_the_range_over_seeds() -> None:
         "Raw AUC in domain": "0.850",
         "SAE AUC shifted": "0.720 (0.700 to 0.740)",
         "Raw AUC shifted": "0.780",
-        "Delta in domain": "-0.030 (-0.040 to -0.020)",
-        "Delta shifted": "-0.060 (-0.080 to -0.040)",
-        "Drop": "+0.030 (+0.020 to +0.040)",
+        "Retained by the SAE": "69%",  # 0.22 / 0.32
+        "Retained by the raw activation": "80%",  # 0.28 / 0.35
     }
+
+
+def test_a_task_at_chance_in_domain_retains_no_share() -> None:
+    at_chance = [row.model_copy(update={"in_domain_auc": 0.5}) for row in ood_rows()]
+    assert column(tables.ood_table(at_chance), "Retained by the SAE") == ["n/a", "n/a"]
 
 
 def test_the_baseline_has_no_delta_to_itself() -> None:
@@ -192,3 +200,38 @@ def test_the_contrastive_table_shows_every_form_beside_the_ceiling() -> None:
     assert lines[1] == [
         "random", "1,024", "125.2 (128)", "4.00", "2.00 / 3.00", "4.00 / 5.00", "32.0", "1.00 / n/a",
     ]  # fmt: skip
+
+
+def test_the_probes_of_an_sae_are_a_line_a_data_set_with_the_range_over_splits() -> None:
+    other = probe("b", seed=1, delta=0.1)
+    lines = cells(tables.probes_table([*probes(), other]))
+    assert dict(zip(lines[0], lines[1], strict=True)) == {
+        "Condition": "topk", "Seed": "0", "Data set": ATTACK, "Test rows": "250", "Best k": "3 (1 to 5)",
+        "Test AUC": "0.850 (0.825 to 0.875)", "Test AUC, raw activation": "0.900",
+        "Delta (smallest to largest split)": "-0.050 (-0.075 to -0.025)", "Delta, duplicates kept": "-0.100",
+    }  # fmt: skip
+    assert lines[2][-2:] == ["+0.100", "n/a"]
+
+
+def test_the_deltas_of_a_data_set_are_without_duplicates_and_the_raw_auc_is_in_both_forms() -> None:
+    table = tables.data_sets_table([*probes(), probe(ATTACK, condition="$x$", delta=0.1)])
+    found = {heading: column(table, heading) for heading in cells(table)[0]}
+    assert found == {"Data set": [ATTACK], "Test rows": ["250"], "Raw AUC": ["0.900"],
+                     "Raw AUC, duplicates kept": ["0.950"], "topk": ["-0.050"], "$x$": ["+0.100"]}  # fmt: skip
+
+
+def test_external_deltas_are_in_both_forms_each_with_its_interval() -> None:
+    table = tables.external_table([group()], [member(seed=seed) for seed in range(3)])
+    assert column(table, "SAEBench delta [95 % over seeds and data sets]") == ["-0.021 [-0.093, +0.051]"]
+    assert column(table, "SAEBench delta, duplicates kept") == ["-0.064"]
+    # 0.5, 0.75 and 1.0: 0.75 -+ 4.303 * 0.25 / sqrt(3)
+    assert column(table, "CE-Bench calibrated delta, SD of null [95 %]") == ["+0.750 [+0.129, +1.371]"]
+    none = tables.external_table([group()], [member(cebench_calibrated_delta=None)])
+    assert column(none, "CE-Bench calibrated delta, SD of null [95 %]") == ["n/a"]
+
+
+def test_ceilings_stand_beside_the_delta() -> None:
+    assert cells(tables.ceilings_table([group()]))[1] == [
+        "topk", "-0.021", "-0.034", "+0.012", "-0.002", "+0.045", "-0.125"
+    ]  # fmt: skip
+    assert tables.ceilings_table([]) == "*None.*"

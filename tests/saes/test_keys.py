@@ -11,17 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sae_lens import TopKSAE
 from small_saes import bank
 
+from husai_lib.activations.texts import ProbingSet
 from husai_lib.evidence import cache
 from husai_lib.evidence.cache import cached, code_hash, key_of
 from husai_lib.files import REPOSITORY
 from husai_lib.measures.contrastive import contrastive_scores
-from husai_lib.params.benchmarks import ContrastiveParams
+from husai_lib.measures.evaluation import measure
+from husai_lib.measures.probing import ProbeTask, sae_scores
+from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
 from husai_lib.params.conditions import Condition
 from husai_lib.params.hyperparameters import ARCHITECTURES
 from husai_lib.saes import training
 from husai_lib.saes.architectures import new_sae
+from husai_lib.saes.architectures.routed_topk import RoutedTopKSAE
 from husai_lib.saes.trained import Member, TrainedSae
 
 Change = Callable[[str, str], str]
@@ -108,6 +113,11 @@ def replaced(module: str, old: str, new: str) -> Change:
     return change
 
 
+WITHOUT_ROUTER = replaced(
+    "saes.architectures.routed_topk", "self.activation_fn(allowed) * own", "self.activation_fn(pre)"
+)
+
+
 def test_no_key_changes_with_docstrings_comments_and_layout(edited: Edited) -> None:
     def change(_: str, source: str) -> str:
         source = re.sub(r'^( *)"""(?=.)', r'\1"""Another docstring. ', source, flags=re.MULTILINE)
@@ -160,8 +170,7 @@ def test_an_edit_of_code_changes_the_keys_of_what_it_computes_and_no_others(
 
 
 def test_inference_code_of_this_library_is_part_of_the_keys_of_measures(edited: Edited) -> None:
-    routed = "self.activation_fn(allowed) * own"
-    found = edited(replaced("saes.architectures.routed_topk", routed, "self.activation_fn(pre)"))  # no router
+    found = edited(WITHOUT_ROUTER)
     assert found == {"SAE routed_topk", "probes of routed_topk", "story scores of routed_topk"}
 
 
@@ -169,6 +178,43 @@ def test_what_all_architectures_share_is_part_of_all_that_is_trained_and_of_our_
     edited: Edited,
 ) -> None:
     assert edited(replaced("saes.architectures.base", "self.d_out // 2", "self.d_out // 4")) == SAES | OF_OURS
+
+
+def plain_top_k(sae: RoutedTopKSAE, x: torch.Tensor) -> torch.Tensor:
+    """The published mistake: a routed SAE that is evaluated as a plain TopK one."""
+    latents: torch.Tensor = TopKSAE.encode(sae, x)
+    return latents
+
+
+def a_task() -> ProbeTask:
+    labels = np.arange(400) % 2
+    rows = np.random.default_rng(1).normal(size=(400, 8)) + 0.7 * labels[:, None]
+    data = ProbingSet("made_up", tuple(f"prompt {i}" for i in range(400)), labels, ("no", "yes"))
+    return ProbeTask(data, bank(rows))
+
+
+MEASURES: dict[str, Callable[[TrainedSae], Any]] = {
+    "reconstruction": lambda sae: measure(sae.sae, bank(np.random.default_rng(2).normal(size=(64, 8)))),
+    "probes": lambda sae: sae_scores([sae], [a_task()], ProbingParams()),
+    "stories": lambda sae: contrastive_scores(
+        [sae], bank(np.random.default_rng(0).normal(size=(64, 8)), [0, 16, 32, 48, 64]), ContrastiveParams()
+    ),
+}
+"""What measures an SAE, on data that do not change."""
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_no_measure_keeps_a_stale_number_when_the_router_is_dropped_at_inference(
+    name: str, edit: Callable[..., None], fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = untrained("routed_topk")
+    with_router = MEASURES[name](again(sae))
+    edit(WITHOUT_ROUTER)
+    monkeypatch.setattr(RoutedTopKSAE, "encode", plain_top_k)
+    without = MEASURES[name](again(sae))
+    assert without != with_router
+    monkeypatch.setenv("HUSAI_CACHE", str(fresh_cache.parent / "another"))
+    assert MEASURES[name](again(untrained("routed_topk"))) == without  # what an empty cache gives
 
 
 def test_a_score_of_an_sae_is_computed_again_when_its_inference_code_changes(

@@ -18,6 +18,7 @@ import torch
 from synthetic_banks import bank_of, dictionary, sparse_rows
 from torch import Tensor
 
+from husai_lib.activations import banks
 from husai_lib.activations.banks import Bank
 from husai_lib.errors import DataError, EvidenceError, ParameterError
 from husai_lib.measures.evaluation import measure
@@ -296,7 +297,11 @@ def test_tf32_is_refused_where_there_is_none(rows: Bank) -> None:
 # --- reading rows --------------------------------------------------------------------------------
 
 
-def test_rows_are_read_from_the_file_in_the_order_of_the_index(rows: Bank) -> None:
+@pytest.mark.parametrize("mapped", [1e9, 0])
+def test_rows_are_read_from_the_file_in_the_order_of_the_index(
+    rows: Bank, monkeypatch: pytest.MonkeyPatch, mapped: float
+) -> None:
+    monkeypatch.setattr(banks, "MAPPED_BYTES", mapped)
     index = np.array([5, 0, 2047, 5])
     assert torch.equal(rows.take(index), torch.from_numpy(np.array(rows.rows[index])))
 

@@ -20,6 +20,7 @@ from husai_lib.evidence.rows.earlier import (
 )
 from husai_lib.evidence.rows.measured import (
     BankRow,
+    CeilingRow,
     ContrastiveRow,
     GroupRow,
     MemberRow,
@@ -30,7 +31,7 @@ from husai_lib.evidence.rows.measured import (
 
 TABLES: dict[str, type[Row]] = {
     "sources": SourceRow, "banks": BankRow, "members": MemberRow, "groups": GroupRow, "probes": ProbeRow,
-    "pairs": PairRow,
+    "pairs": PairRow, "ceilings": CeilingRow,
     "candidates": CandidateRow, "controls": ControlRow, "control_saes": ControlSaeRow, "ood": OodRow, "gates": GateRow,
     "contrastive": ContrastiveRow, "criteria": CriterionRow, "replays": ReplayRow, "rule_changes": RuleChangeRow,
     "earlier_members": EarlierMemberRow, "earlier_groups": EarlierGroupRow, "earlier_sweep": EarlierSweepRow,

@@ -17,8 +17,10 @@ IMPORTED = "imported"
 """The folder of `evidence/` that holds records of earlier cycles, in place of a cycle's name."""
 GIVEN = "given"
 """The condition of the SAE that the parameters name as a baseline, in the tables of the step `baselines`."""
-CONTROLS = ("random_model", "random_decoder", "transcoder", "ood")
-"""The stress controls, in the order in which tables and gates have them."""
+CONTROLS = ("random_model", "random_decoder", "transcoder", "in_domain", "ood")
+"""The gates on stress controls, in the order in which tables have them."""
+ERROR_RATE = 0.025
+"""How often a gate may pass a group whose true value only equals the threshold: one side of a 95 % interval."""
 EARLIER_BASELINE, EARLIER_D_SAE = 47.95, 32768
 """CE-Bench interpretability that the gate of earlier cycles asked for: that of a public SAE, and its width."""
 
@@ -36,6 +38,14 @@ def ceiling(d_sae: int) -> float:
     return float((d_sae - 1) / d_sae**0.5)
 
 
+def shared_level(groups: int) -> float:
+    """The confidence of two-sided intervals of which one in `groups` was chosen by the numbers that it rests on.
+
+    The error rate is shared among them (Bonferroni), as the best of many looks good by luck.
+    """
+    return 1 - 2 * ERROR_RATE / max(1, groups)
+
+
 def group_sha256(weights: Iterable[tuple[int, str]]) -> str:
     """One hash of a group's weights, given the seed and the SHA-256 of the weights of each of its SAEs."""
     return sha256_text(canonical_json(sorted(weights)))
@@ -50,14 +60,16 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Candidate:
-    """The selected group as stress controls need it."""
+    """The group that goes through the stress controls and the gate."""
 
     members: Sequence[Any] = ()
-    """Its `MemberRow`s, of this run or of an earlier one."""
+    """Its `MemberRow`s: those of the confirmation seeds, else those that were selected."""
     pairs: Sequence[Any] = ()
-    """The `PairRow`s of the record that it is from."""
+    """The `PairRow`s of their record."""
     why_none: str = "no candidate was selected"
     """Why it has no members that can be stressed in this run; empty if it has."""
+    level: float = 1 - 2 * ERROR_RATE
+    """The confidence of its gates' two-sided intervals; see `steps.levels_of`."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from husai_lib.evidence.rows.base import (
+    CONTROLS,
     Auc,
     MeasuredRow,
     RunTables,
@@ -16,94 +18,149 @@ from husai_lib.evidence.rows.base import (
 )
 from husai_lib.evidence.rows.measured import pairs_of
 
+CHANCE = 0.5
+"""The AUC of a probe that knows nothing."""
+PROBED = {"in_domain": "in_domain_auc", "ood": "retained_auc"}
+"""The controls that are about probes, with their metrics; the others compare PW-MCC."""
+
+
+def control_names(parameters: Mapping[str, Any]) -> list[str]:
+    """The controls of a run by its parameters, in the order of their table: as many random models as it has."""
+    models = [f"random_model_{number + 1}" for number in range(parameters["stress"]["random_models"])]
+    return [*models, *CONTROLS[1:]]
+
+
+def retained(rows: Sequence[OodRow], of: str = "auc") -> float | None:
+    """The share of its AUC above chance that is left under shift, over all rows together.
+
+    `of` is `auc` for the SAE and `llm_auc` for the raw activation. None where nothing is above chance in domain.
+    """
+    inside, shifted = (fmean(getattr(row, f"{at}_{of}") for row in rows) - CHANCE for at in ("in_domain", "shifted"))
+    return shifted / inside if round(inside, 9) > 0 else None
+
 
 class ControlRow(MeasuredRow):
     """One stress control beside the candidate; the statistic is named by `metric`."""
 
     control: str
-    """random_model, random_decoder, transcoder or ood."""
+    """random_model_1 and so on, random_decoder, transcoder, in_domain or ood."""
     metric: str
+    """pwmcc, in_domain_auc or retained_auc."""
     candidate: float | None
     control_value: float | None
+    """Of the control; for in_domain that of chance, for ood that of the raw activation."""
     delta: float | None
+    """The candidate minus the control; for ood the reverse, which is what the SAE loses beyond the raw activation."""
     delta_low: float | None
     delta_high: float | None
-    """95 % interval of the delta over seeds, t(S - 1): of the jackknife for pwmcc, of the mean for ood."""
+    """Interval of the delta over seeds: jackknife, t(S - 1)."""
     tasks_low: float | None = None
     tasks_high: float | None = None
-    """95 % interval of the mean over tasks, t(T - 1), each task averaged over its seeds; null except for ood."""
+    """Interval over tasks instead, t(T - 1), each with all seeds; null except for in_domain and ood."""
+    level: float
+    """Confidence of these intervals."""
+    l0_matched: bool
+    """Whether the L0 of every SAE of the control lies within 10 % of k; true where it has none."""
     candidate_sha256: str
     """Hash of the candidate's weights at all its seeds: the weights that the row holds for."""
 
     def derived(self, step: str, run: RunTables) -> dict[str, Any]:
         """All of it: from pairs of seeds, from tasks under shift, or why it was not run.
 
-        For random_model and random_decoder the delta is PW-MCC of the candidate minus that of the control, for the
-        transcoder the reverse; its interval leaves the same seed out of both. For ood it is the probing delta in domain
-        minus that out of domain, over the same tasks; a second interval is over tasks, each averaged over the seeds.
+        An interval of PW-MCC leaves the same seed out of the candidate and of the control. What is retained under shift
+        is a ratio of means over tasks and seeds, so a task at chance does not dominate it.
         """
         sha256 = group_sha256((member.seed, member.weights_sha256) for member in run.candidate.members)
-        about = {"metric": "saebench_delta" if self.control == "ood" else "pwmcc", "candidate_sha256": sha256}
-        if self.control == "ood" and run.rows(step, "ood"):
+        saes = run.rows(step, "control_saes", control=self.control)
+        about: dict[str, Any] = {"metric": PROBED.get(self.control, "pwmcc"), "candidate_sha256": sha256}
+        about |= {"level": run.candidate.level, "l0_matched": all(sae.l0_matched for sae in saes)}
+        about |= dict.fromkeys(("candidate", "control_value", "delta", "delta_low", "delta_high"))
+        if self.control in PROBED and run.rows(step, "ood"):
             return about | self._of_shift(run.rows(step, "ood"), run)
         if run.candidate.members and run.rows(step, "pairs", of=self.control):
-            return about | self._of_pairs(step, run)
-        switch = "random_model" if self.control == "random_decoder" else self.control
+            return about | self._of_pairs(run.rows(step, "pairs"), saes, run)
+        random = "random_model" if self.control.startswith("random_") else self.control
+        switch = "ood" if self.control in PROBED else random
         off = (
             "the control was not run" if run.parameters["stress"][switch] else f"switched off by stress.{switch}: false"
         )
-        values = dict.fromkeys(("candidate", "control_value", "delta", "delta_low", "delta_high"))
-        return about | values | {"note": off if run.candidate.members else run.candidate.why_none}
+        return about | {"note": off if run.candidate.members else run.candidate.why_none}
 
-    def _of_pairs(self, step: str, run: RunTables) -> dict[str, Any]:
-        from husai_lib.intervals import mean_over_pairs, pwmcc_difference  # noqa: PLC0415 - as above
+    def _of_pairs(self, pairs: Sequence[Any], saes: Sequence[ControlSaeRow], run: RunTables) -> dict[str, Any]:
+        from husai_lib.intervals import mean_over_pairs, pwmcc_difference  # noqa: PLC0415 - as in rows/measured.py
 
-        seeds, hook_name = [member.seed for member in run.candidate.members], run.parameters["activations"]["hook_name"]
-        own = pairs_of(run.candidate.members[0].condition, seeds, run.candidate.pairs)
-        other, transcoder = pairs_of(self.control, seeds, run.rows(step, "pairs")), self.control == "transcoder"
-        delta = pwmcc_difference(other, own) if transcoder else pwmcc_difference(own, other)
-        saes = run.rows(step, "control_saes", control=self.control)
-        off = [f"{row.l0:.1f} at seed {row.seed}" for row in saes if not row.l0_matched]
+        members, joined = run.candidate.members, "+" in run.parameters["activations"]["hook_name"]
+        seeds = [member.seed for member in members]
+        own, other = (
+            pairs_of(name, seeds, rows)
+            for name, rows in ((members[0].condition, run.candidate.pairs), (self.control, pairs))
+        )
+        off = [f"{sae.l0:.1f} at seed {sae.seed}" for sae in saes if not sae.l0_matched]
         notes = {
-            "too few seeds for an interval": delta.low is None,
-            f"the control's L0 is more than 10 % off k = {run.candidate.members[0].k}: {', '.join(off)}": bool(off),
-            "the transcoder is at the last of the joined layers only": transcoder and "+" in hook_name,
+            f"the control's L0 is more than 10 % off k = {members[0].k}: {', '.join(off)}": bool(off),
+            "the transcoder is at the last of the joined layers only": self.control == "transcoder" and joined,
         }
+        delta = pwmcc_difference(own, other, run.candidate.level)
         return _estimate(mean_over_pairs(own), mean_over_pairs(other), delta, notes)
 
     def _of_shift(self, tasks: Sequence[OodRow], run: RunTables) -> dict[str, Any]:
-        from husai_lib.intervals import mean_interval, means_by  # noqa: PLC0415 - as above
-
-        by_seed, by_task = (
-            mean_interval(list(means_by((getattr(row, column), row.drop) for row in tasks).values()))
-            for column in ("seed", "task")
-        )
-        notes = {
-            "too few seeds for an interval": by_seed.low is None,
-            "each best k was chosen on the test set": run.parameters["probing"]["choose_k"] == "test",
-        }
-        inside = fmean(row.in_domain_auc - row.in_domain_llm_auc for row in tasks)
-        shifted = fmean(row.shifted_auc - row.shifted_llm_auc for row in tasks)
-        return _estimate(inside, shifted, by_seed, notes) | {"tasks_low": by_task.low, "tasks_high": by_task.high}
+        statistic = _above_chance if self.control == "in_domain" else _lost_beyond_raw
+        by_seed, by_task = (_interval(statistic, tasks, column, run.candidate.level) for column in ("seed", "task"))
+        on_test = {"each best k was chosen on the test set": run.parameters["probing"]["choose_k"] == "test"}
+        if by_seed is None:
+            return {"note": noted({"nothing is above chance in domain, so no share of it is retained": True} | on_test)}
+        values = (retained(tasks), retained(tasks, "llm_auc"))
+        if self.control == "in_domain":
+            values = (fmean(task.in_domain_auc for task in tasks), CHANCE)
+        notes = {"no interval over tasks: without one of them nothing is above chance": by_task is None} | on_test
+        over_tasks = {"tasks_low": by_task.low, "tasks_high": by_task.high} if by_task else {}
+        return _estimate(*values, by_seed, notes) | over_tasks
 
 
-def _estimate(candidate: float, control: float, delta: Any, notes: Mapping[str, bool]) -> dict[str, Any]:
-    values = {"candidate": candidate, "control_value": control, "delta": delta.mean, "note": noted(notes)}
-    return values | {"delta_low": delta.low, "delta_high": delta.high}
+def _estimate(candidate: Any, control: Any, delta: Any, notes: dict[str, bool]) -> dict[str, Any]:
+    values = {"candidate": candidate, "control_value": control, "delta": delta.mean}
+    note = noted({"too few seeds for an interval": delta.low is None} | notes)
+    return values | {"delta_low": delta.low, "delta_high": delta.high, "note": note}
+
+
+def _interval(statistic: Callable[[Sequence[OodRow]], float], tasks: Sequence[OodRow], by: str, level: float) -> Any:
+    """The jackknife interval over groups of tasks, of one seed or one name each; None where it is not defined."""
+    from husai_lib.intervals import jackknife_interval  # noqa: PLC0415 - as above
+
+    names = list(dict.fromkeys(getattr(row, by) for row in tasks))
+
+    def value(some: Sequence[int]) -> float:
+        kept = {names[i] for i in some}
+        return statistic([row for row in tasks if getattr(row, by) in kept])
+
+    try:
+        return jackknife_interval(value, len(names), 1, level)
+    except ValueError:  # NaN
+        return None
+
+
+def _above_chance(rows: Sequence[OodRow]) -> float:
+    return fmean(row.in_domain_auc for row in rows) - CHANCE
+
+
+def _lost_beyond_raw(rows: Sequence[OodRow]) -> float:
+    """The share that the raw activation retains minus the share that the SAE retains; NaN where either has none."""
+    raw, own = retained(rows, "llm_auc"), retained(rows)
+    return math.nan if raw is None or own is None else raw - own
 
 
 class ControlSaeRow(MeasuredRow):
     """One SAE that was trained for a control."""
 
     control: str
-    """random_model or transcoder."""
+    """random_model_1 and so on, or transcoder."""
     architecture: str
     seed: int
     d_sae: int
     k: int
     """Target L0."""
     l0: float
-    """Mean count of non-zero latents on the first rows of its own training bank."""
+    """Mean count of non-zero latents a held-out row of the activations that it reads."""
     l0_matched: bool
     """Whether l0 lies within 10 % of k."""
     key: str
@@ -128,15 +185,12 @@ class OodRow(MeasuredRow):
     in_domain_llm_auc: Auc
     shifted_auc: Auc
     shifted_llm_auc: Auc
-    drop: float
-    """(in-domain AUC - its LLM AUC) - (shifted AUC - its LLM AUC)."""
     weights_sha256: str
     """Hash of the weights of the candidate's SAE of this seed."""
 
     def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """The drop; the raw activation's AUCs are one number a task; the weights are those of the candidate."""
+        """The raw activation's AUCs are one number a task; the weights are those of the candidate."""
         first = next(iter(run.rows(step, "ood", task=self.task)), self)
         raw = {name: getattr(first, name) for name in ("in_domain_llm_auc", "shifted_llm_auc")}
-        inside, shifted = (self.in_domain_auc - self.in_domain_llm_auc, self.shifted_auc - self.shifted_llm_auc)
         own = next(member for member in run.candidate.members if member.seed == self.seed)
-        return raw | {"note": "", "drop": inside - shifted, "weights_sha256": own.weights_sha256}
+        return raw | {"note": "", "weights_sha256": own.weights_sha256}

@@ -47,7 +47,13 @@ class GateRow(Row):
     metric: str
     value: float | None
     bound: float | None
-    """The conservative end of the value's 95 % interval."""
+    """The conservative end of the value's two-sided interval."""
+    level: float | None = None
+    """Confidence of the interval: 0.95, or higher where the number was also selected by."""
+    sets_level: float | None = None
+    """Confidence of its part over data sets; null but for SAEBench."""
+    ceiling: float | None = None
+    """The largest value that this group can reach; null where none is known exactly."""
     threshold: float
     direction: str
     """`above` or `below` the threshold passes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -21,6 +21,15 @@ from husai_lib.evidence.rows.base import (
     is_matched,
     noted,
 )
+from husai_lib.params.conditions import is_baseline_name
+
+if TYPE_CHECKING:
+    from husai_lib.intervals import Interval
+
+
+ENOUGH_TEST_ROWS = 200
+"""A data set with fewer test rows weighs less."""
+CEILINGS = ("largest_k_delta", "full_width_delta", "supervised_delta", "oracle_delta", "single_latent_delta")
 
 
 class SourceRow(MeasuredRow):
@@ -51,8 +60,9 @@ class BankRow(MeasuredRow):
     """Hash of the stored activations."""
 
     def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """A bank has the rows of its sources; those of a transcoder are the training rows."""
-        role, _, name = ("training" if self.bank.startswith("mlp_") else self.bank).partition("/")
+        """A bank has the rows of its sources; those of a transcoder are the training rows and the held-out rows."""
+        of_transcoder = {"mlp_in": "training", "mlp_out": "training", "mlp_in_held_out": "held_out"}
+        role, _, name = of_transcoder.get(self.bank, self.bank).partition("/")
         kept = [source.rows for source in run.rows(step, "sources", role=role) if name in {"", source.data_set}]
         return {"note": "", "rows": sum(kept) if kept else self.rows}
 
@@ -76,9 +86,12 @@ class MemberRow(MeasuredRow):
     dead_fraction: Share
     """Share of latents that never fire on the held-out rows."""
     saebench_auc: Auc
-    """Mean over the probing data sets of the test AUC at the best k; a set of several sizes or shares counts once."""
+    """Mean over the probing data sets of the test AUC at the best k, in the form that `probing.duplicates` names; a set
+    of several sizes or shares counts once."""
     saebench_delta: float
-    """saebench_auc minus the mean test AUC of logistic regression on the raw activation."""
+    """saebench_auc minus the same mean of logistic regression on the raw activation."""
+    saebench_delta_keep: float
+    """The delta of the published protocol: duplicate prompts kept, one split, every data set with equal weight."""
     cebench_contrastive: float
     cebench_independence: float
     cebench_interpretability: float
@@ -89,11 +102,18 @@ class MemberRow(MeasuredRow):
     """Interpretability in standard deviations of its permutation null."""
     cebench_delta: float | None
     """cebench_interpretability minus the matched baseline's at the same seed; null for the baseline."""
+    cebench_calibrated_delta: float | None
+    """cebench_calibrated minus the matched baseline's at the same seed; null where either is missing."""
     cebench_ceiling: float
     """(d_sae - 1) / sqrt(d_sae): no SAE of this width can score higher."""
     key: str
     """Cache key of the weights."""
     weights_sha256: str
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether CE-Bench deltas of others are taken against it."""
+        return is_baseline_name(self.condition)
 
     def is_baseline_of(self, d_sae: int, k: int, seed: int) -> bool:
         """Whether CE-Bench deltas of SAEs of this width, target L0 and seed are taken against this baseline."""
@@ -119,30 +139,72 @@ class MemberRow(MeasuredRow):
         its metadata do, which no record has.
         """
         probes = run.rows(step, "probes", condition=self.condition, seed=self.seed)
-        baselines = run.rows("baselines", "members") if step != "baselines" else []
-        matched = [row for row in baselines if row.is_baseline_of(self.d_sae, self.k, self.seed)]
-        score, base = self.cebench_interpretability, matched[0].cebench_interpretability if matched else None
+        record = "confirmation" if step == "confirmation" else "baselines"
+        compared = [] if self.is_baseline else [row for row in run.rows(record, "members") if row.is_baseline]
+        base = next((row for row in compared if row.is_baseline_of(self.d_sae, self.k, self.seed)), None)
         notes = {
-            "no CE-Bench delta: no baseline has this width, k and seed": base is None and bool(baselines),
-            "CE-Bench deltas are measured against this baseline": not baselines,
+            "no CE-Bench delta: no baseline has this width, k and seed": base is None and not self.is_baseline,
+            "CE-Bench deltas are measured against this baseline": self.is_baseline,
             "no calibrated CE-Bench score: its null does not vary": self.cebench_calibrated is None,
             "each best k was chosen on the test set": run.parameters["probing"]["choose_k"] == "test",
         }
         return {
-            "saebench_auc": mean_over_sets(probes, "test_auc"),
-            "saebench_delta": mean_over_sets(probes, "delta"),
+            "saebench_auc": mean_over_sets(probes, "test_auc", run.parameters["probing"]["duplicates"]),
+            "saebench_delta": mean_over_sets(probes, "delta", run.parameters["probing"]["duplicates"]),
+            "saebench_delta_keep": mean_over_sets(probes, "delta", "keep"),
             "l0_matched": is_matched(self.l0, self.k),
-            "cebench_delta": None if base is None else score - base,
+            "cebench_delta": base and self.cebench_interpretability - base.cebench_interpretability,
+            "cebench_calibrated_delta": base and _difference(self.cebench_calibrated, base.cebench_calibrated),
             "cebench_ceiling": ceiling(self.d_sae),
             "note": self.note if self.condition == GIVEN else noted(notes),
         }
 
 
-def mean_over_sets(probes: Iterable[ProbeRow], column: str) -> float:
-    """The mean over data sets of a column of probes; a set of several sizes or shares counts once."""
-    from husai_lib.intervals import means_by  # noqa: PLC0415 - numpy, which `husai verify` does without
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
-    return fmean(means_by((probe.data_set, getattr(probe, column)) for probe in probes).values())
+
+def mean_over_sets(probes: Iterable[ProbeRow], column: str, duplicates: str) -> float:
+    """The mean over data sets of a column of the probes of one form.
+
+    Splits are averaged within a data set, as are its sizes or shares. Without duplicates, data sets have the weights of
+    `set_weight`; with them equal weights, as published.
+    """
+    own: dict[str, list[ProbeRow]] = {}
+    for probe in probes:
+        if probe.duplicates == duplicates:
+            own.setdefault(probe.data_set, []).append(probe)
+    weights = [set_weight(rows) if duplicates == "drop" else 1.0 for rows in own.values()]
+    means = [fmean(getattr(row, column) for row in rows) for rows in own.values()]
+    return fmean(means, weights)
+
+
+def set_weight(probes: Sequence[ProbeRow]) -> float:
+    """The weight of a data set: below 200 test rows in proportion, as its AUCs are that much less certain."""
+    return min(1.0, min(probe.test_rows for probe in probes) / ENOUGH_TEST_ROWS)
+
+
+def saebench_interval(
+    probes: Sequence[ProbeRow], level: float | None = None, sets_level: float | None = None
+) -> Interval:
+    """The SAEBench delta of one group without duplicates, with its interval over seeds and data sets.
+
+    `level` is the confidence over seeds, 0.95 by default, and `sets_level` that of the part over data sets.
+    """
+    import numpy as np  # noqa: PLC0415 - as above
+
+    from husai_lib.intervals import LEVEL, means_by, two_way_interval  # noqa: PLC0415 - as above
+
+    dropped = [probe for probe in probes if probe.duplicates == "drop"]
+    mean = means_by(((probe.seed, probe.data_set), probe.delta) for probe in dropped)
+    seeds, names = list(dict.fromkeys(seed for seed, _ in mean)), list(dict.fromkeys(name for _, name in mean))
+    deltas = np.array([[mean[seed, name] for name in names] for seed in seeds])
+    weights = np.array([set_weight([probe for probe in dropped if probe.data_set == name]) for name in names])
+
+    def weighted(some_seeds: Sequence[int], some_sets: Sequence[int]) -> float:
+        return float(np.average(deltas[np.ix_(some_seeds, some_sets)].mean(0), weights=weights[some_sets]))
+
+    return two_way_interval(weighted, len(seeds), len(names), level or LEVEL, sets_level)
 
 
 class GroupRow(MeasuredRow):
@@ -171,10 +233,23 @@ class GroupRow(MeasuredRow):
     subspace_overlap: Share
     """Mean squared cosine of the principal angles of the leading decoder subspaces, over seed pairs."""
     saebench_delta: float
-    """SAEBench delta over all seeds and data sets."""
-    sets_low: float | None
-    sets_high: float | None
-    """Its 95 % interval over data sets, t(D - 1): each is paired with the raw activation's AUC, its seeds averaged."""
+    """SAEBench delta over all seeds and data sets, duplicate prompts left out."""
+    saebench_low: float | None
+    saebench_high: float | None
+    """Its two-way 95 % interval, over seeds and data sets."""
+    saebench_delta_keep: float
+    """The delta of the published protocol, duplicate prompts kept."""
+    largest_k_delta: float
+    """The delta of probes that read as many latents as the parameters allow."""
+    full_width_delta: float
+    """The delta of L2 probes on all latents at once."""
+    supervised_delta: float
+    """The delta of a latent that is trained on the labels: the raw activation's score, cut off at 0; the same for every
+    SAE."""
+    oracle_delta: float
+    """The delta of probes whose latents and weights are fitted on the test rows, latent by latent: no exact bound."""
+    single_latent_delta: float
+    """The delta of the best single latent by its test AUC: exact, no probe of one latent exceeds it."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -184,12 +259,12 @@ class GroupRow(MeasuredRow):
 
     def derived(self, step: str, run: RunTables) -> dict[str, Any]:
         """PW-MCC and its interval from the pairs of seeds, what exceeds the null, and the mean over data sets."""
-        from husai_lib.intervals import mean_interval, means_by, pwmcc_interval  # noqa: PLC0415 - as above
+        from husai_lib.intervals import pwmcc_interval  # noqa: PLC0415 - as above
 
         members = run.rows(step, "members", condition=self.condition)
         pairs = pairs_of(self.condition, [member.seed for member in members], run.rows(step, "pairs"))
         probes, found = run.rows(step, "probes", condition=self.condition), pwmcc_interval(pairs)
-        sets = mean_interval(list(means_by((probe.data_set, probe.delta) for probe in probes).values()))
+        limits, sets = run.rows(step, "ceilings", condition=self.condition), saebench_interval(probes)
         return {
             "architecture": members[0].architecture,
             "n_seeds": len(members),
@@ -198,10 +273,18 @@ class GroupRow(MeasuredRow):
             "pwmcc_high": found.high,
             "pwmcc_corrected": (found.mean - self.null_gaussian) / (1 - self.null_gaussian),
             "saebench_delta": sets.mean,
-            "sets_low": sets.low,
-            "sets_high": sets.high,
+            "saebench_low": sets.low,
+            "saebench_high": sets.high,
+            "saebench_delta_keep": mean_over_sets(probes, "delta", "keep"),
+            **{column: _mean_ceiling(limits, column) for column in CEILINGS},
             "note": "" if found.low is not None else "too few seeds for an interval",
         }
+
+
+def _mean_ceiling(rows: Sequence[CeilingRow], column: str) -> float:
+    """The mean of a ceiling over SAEs and data sets, with the weights of the delta."""
+    weights = [min(1.0, row.test_rows / ENOUGH_TEST_ROWS) for row in rows]
+    return fmean([getattr(row, column) for row in rows], weights)
 
 
 class PairRow(MeasuredRow):
@@ -232,6 +315,11 @@ class ProbeRow(MeasuredRow):
     data_set: str
     at: float | None = None
     """Training rows in the setting `scarcity`, share of class 1 in `imbalance`; null in `normal`."""
+    duplicates: Literal["keep", "drop"]
+    """Whether prompts that occur more than once are kept, as published, or left out."""
+    split: int
+    """Seed of the split into training and test rows."""
+    test_rows: Count
     best_k: int
     validation_auc: Auc
     test_auc: Auc
@@ -248,9 +336,44 @@ class ProbeRow(MeasuredRow):
         return self
 
     def derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- the same in every step
-        """The delta; the raw activation's AUC is one number a data set, whatever SAE is beside it."""
-        raw = [probe.llm_auc for probe in run.rows("baselines", "probes", data_set=self.data_set, at=self.at)]
-        return {"note": "", "delta": self.test_auc - self.llm_auc, "llm_auc": (raw or [self.llm_auc])[0]}
+        """The delta; raw AUC and number of test rows are the same in each form and split, whatever SAE is beside them."""
+        columns = ("data_set", "at", "duplicates", "split")
+        same = (
+            probe
+            for probe in run.tables.get(("baselines", "probes"), ())
+            if all(getattr(probe, column) == getattr(self, column) for column in columns)
+        )
+        first = next(same, self)  # the first is enough, and there can be a hundred thousand
+        return {
+            "note": "",
+            "delta": self.test_auc - self.llm_auc,
+            "llm_auc": first.llm_auc,
+            "test_rows": first.test_rows,
+        }
+
+
+class CeilingRow(MeasuredRow):
+    """What help would give the probes of one SAE on one data set: deltas over the raw activation, without duplicates.
+
+    `full_width_delta` and `oracle_delta` are of the first split, the others means over all splits; `GroupRow` says what
+    each is.
+    """
+
+    condition: str
+    seed: int
+    data_set: str
+    test_rows: Count
+    """The fewest of any of its probes."""
+    largest_k_delta: float
+    full_width_delta: float
+    supervised_delta: float
+    oracle_delta: float
+    single_latent_delta: float
+
+    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
+        """The number of test rows, from its probes."""
+        about = {"condition": self.condition, "seed": self.seed, "data_set": self.data_set, "duplicates": "drop"}
+        return {"note": "", "test_rows": min(probe.test_rows for probe in run.rows(step, "probes", **about))}
 
 
 class ContrastiveRow(MeasuredRow):

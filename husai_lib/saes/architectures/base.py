@@ -15,6 +15,7 @@ from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
+from husai_lib.activations.onednn import linear
 from husai_lib.params.conditions import Condition
 from husai_lib.saes.architectures.latents import (
     Active,
@@ -117,7 +118,7 @@ class TrainableSae(nn.Module):
         The error is summed over dimensions and averaged over rows, as in SAELens.
         """
         latents = self.latents(x)
-        error = target - self.b_dec - latents.decode(self.W_dec)
+        error = latents.error(target + -self.b_dec, self.W_dec)  # `-` would negate the gradient of every row
         total = squared(error) + self.revival_loss(x, error, state.dead) + self.penalty(x, latents, state)
         return Loss(total, latents.firing(), self.estimates(latents, state))
 
@@ -170,8 +171,9 @@ class TrainableSae(nn.Module):
 
     def active(self, inputs: Tensor, norms: Tensor, selection: Selection, of: slice = slice(None)) -> Active | None:
         """The selected entries of some latents, each scored for unit decoder rows; None where dense is faster."""
-        W_enc, b_enc = (self.W_enc[of] * norms[of, None]).T, self.b_enc[of] * norms[of]
-        return selection.active((some @ W_enc).float().add_(b_enc) for some in torch.split(inputs, SCORED_TOGETHER))
+        W_enc, b_enc = self.W_enc[of] * norms[of, None], self.b_enc[of] * norms[of]
+        parts = torch.split(inputs, SCORED_TOGETHER)
+        return selection.active(linear(part, W_enc).float().add_(b_enc) for part in parts)
 
     def latents(self, x: Tensor) -> Latents:
         """The selected latents, cut off at zero."""
@@ -241,4 +243,5 @@ def register(name: str, sae_class: type[Any], config: type[Any], **fields: type[
 def squared(error: Tensor) -> Tensor:
     """The squares of `error [n, d_out]`, summed over dimensions and averaged over rows."""
     flat = error.flatten()
-    return flat.dot(flat) / len(error)
+    total = flat.dot(flat.detach())  # half of the gradient, in one pass; that of `flat.dot(flat)` takes three
+    return (2 * total - total.detach()) / len(error)

@@ -36,7 +36,7 @@ class Sae(standard.Sae):
         gate = self.selected(x)
         magnitude = (gate.values - gate.of(self.b_enc)) * gate.of(self.r_mag).exp() + gate.of(self.b_mag)
         opened, latents = gate.with_values(relu(gate.values)), gate.with_values((gate.values > 0) * relu(magnitude))
-        error, of_gate = (target - self.b_dec - part.decode(self.W_dec) for part in (latents, opened))
+        error, of_gate = (part.error(target + -self.b_dec, self.W_dec) for part in (latents, opened))
         total = squared(error) + squared(of_gate) + self.penalty(x, opened, state)
         return Loss(total + self.revival_loss(x, error, state.dead), latents.firing(), {})
 

@@ -31,7 +31,7 @@ class Sae(topk.Sae):
         latents = self.latents(x)
         values, columns = self._strongest_first(latents)
         with torch.no_grad():
-            error = target - self.b_dec - latents.decode(self.W_dec)
+            error = latents.error(target - self.b_dec, self.W_dec)
             together = ROWS_TOGETHER if self.sparse else len(x)
             squares, to_values, to_rows, to_bias = _over_prefixes(values, columns, self.W_dec, error, together)
         mean = 1 / (len(x) * self.condition.k)

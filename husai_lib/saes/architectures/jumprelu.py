@@ -44,7 +44,7 @@ class Sae(TrainableSae):
         moved = ((pre - fixed).abs() < width / 2) * ((threshold - fixed) / width)
         latents = near.with_values(pre * passed - fixed * moved)
         l0 = (passed - moved).sum() / len(x)
-        error = target - self.b_dec - latents.decode(self.W_dec)
+        error = latents.error(target + -self.b_dec, self.W_dec)
         coefficient = self.option("l0_coefficient") * state.warm_up(self.option("l0_warm_up_fraction"))
         total = squared(error) + coefficient * l0 + self.revival_loss(x, error, state.dead)
         return Loss(total, latents.firing(), {})

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from typing_extensions import override
@@ -181,16 +182,16 @@ class Latents:
         """The same latents with other values."""
         return replace(self, values=values)
 
-    def decode(self, W_dec: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """`latents @ W_dec`, `[n, d_out]`, of the latents between `start` and `stop`."""
+    def error(self, target: Tensor, W_dec: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """`target - latents @ W_dec`, `[n, d_out]`, with the latents between `start` and `stop`."""
         if self.active is None:
-            return self.values[:, start:stop] @ W_dec[start:stop]
+            return target - self.values[:, start:stop] @ W_dec[start:stop]
         values, active = self.values, self.active
         if (start, stop) != (0, None):
             keep = (active.column >= start) & (active.column < (stop or len(W_dec)))
             values, active = values[keep], active.where(keep)
-        decoded: Tensor = _SparseDecode.apply(values, W_dec, active)  # type: ignore[no-untyped-call]
-        return decoded
+        error: Tensor = _SparseError.apply(target, values, W_dec, active)  # type: ignore[no-untyped-call]
+        return error
 
     def firing(self) -> Tensor:
         """`[d_sae]`: in how many rows each latent is positive."""
@@ -224,19 +225,31 @@ class SparsePreActivations(torch.autograd.Function):
         return None, None, grad_inputs, grad_b_dec, grad_W_enc, grad_b_enc
 
 
-class _SparseDecode(torch.autograd.Function):
-    """`latents @ W_dec` for latents given by their active entries."""
+class _SparseError(torch.autograd.Function):
+    """`target - latents @ W_dec` for latents given by their active entries."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, W_dec: Tensor, active: Active) -> Tensor:
-        with torch.enable_grad():  # embedding_bag has the gradient of its weights
-            weights = values.detach().requires_grad_()
-            decoded = active.product(weights, W_dec.detach())
-        ctx.graph, ctx.active = (weights, decoded), active
-        return decoded.detach()
+    def forward(ctx: Any, target: Tensor, values: Tensor, W_dec: Tensor, active: Active) -> Tensor:
+        minus = -values
+        ctx.save_for_backward(minus, W_dec)
+        ctx.active = active
+        return active.product(minus, W_dec).add_(target)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        weights, decoded = ctx.graph
-        (grad_values,) = torch.autograd.grad(decoded, weights, grads[0])
-        return grad_values, ctx.active.transposed_product(weights.detach(), grads[0]), None
+        (minus, W_dec), active, grad = ctx.saved_tensors, ctx.active, grads[0].contiguous()
+        grad_minus = torch.empty_like(minus)
+        _inner_products(*(t.numpy() for t in (active.row, active.column, grad, W_dec, grad_minus)))
+        return grad, -grad_minus, active.transposed_product(minus, grad), None
+
+
+def _products_of_rows(row: Any, column: Any, a: Any, b: Any, products: Any) -> None:
+    """`products[i] = a[row[i]] @ b[column[i]]` for every i, in half the time of embedding_bag's own gradient."""
+    for i in range(len(products)):
+        total = np.float32(0)
+        for j in range(a.shape[1]):
+            total += a[row[i], j] * b[column[i], j]
+        products[i] = total
+
+
+_inner_products = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})(_products_of_rows)

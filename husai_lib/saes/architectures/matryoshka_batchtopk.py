@@ -23,9 +23,9 @@ class Sae(batchtopk.Sae):
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
         """The sum of the levels' squared errors plus the revival loss; the threshold follows as in BatchTopK."""
         latents = self.latents(x)
-        error, total, start = target - self.b_dec, x.new_zeros(()), 0
+        error, total, start = target + -self.b_dec, x.new_zeros(()), 0
         for stop in self.widths():
-            error = error - latents.decode(self.W_dec, start, stop)
+            error = latents.error(error, self.W_dec, start, stop)
             total = total + squared(error)
             start = stop
         total = total + self.revival_loss(x, error, state.dead)

@@ -76,6 +76,8 @@ class Sae(topk.Sae):
         super().__init__(condition, d, d, generator)
         self.W_router = nn.Parameter(normalize(torch.randn(layers, d, generator=generator), dim=1))
         self.b_router = nn.Parameter(torch.zeros(layers))
+        # with biases of zero the loss does not depend on the router, whose first Adam step would follow rounding errors
+        self.b_enc.data.fill_(1e-3)
         self.register_buffer("centre", torch.zeros(d_in))
 
     @override
@@ -89,7 +91,7 @@ class Sae(topk.Sae):
         """Squared error of the routed activation over its squared probability, plus the revival loss."""
         routed, probability = route(x, self.centre, self.W_router, self.b_router)
         latents = self.latents(routed)
-        error = routed - latents.decode(self.W_dec) - self.b_dec
+        error = latents.error(routed + -self.b_dec, self.W_dec)
         revival = self.revival_loss(routed.detach(), error, state.dead)
         return Loss((error / probability).square().sum(-1).mean() + revival, latents.firing(), {})
 

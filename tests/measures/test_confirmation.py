@@ -1,0 +1,55 @@
+"""Confirmation trains what was selected, at seeds that took no part in the choice, or says why not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import synthetic_rows as made_up
+from small_saes import condition
+
+from husai_lib.measures.confirmation import condition_of, why_unconfirmed
+
+SELECTED = {"source": "frontier", "condition": "topk", "seed": 0}
+ABOUT = {"model": {"name": "tiny"}, "activations": {"training_rows": 8}, "texts": {"training": ["a"]}}
+
+
+def records(**changes: Any) -> Any:
+    """Reads records: a frontier with topk at seeds 0 to 2, and the activations of this run and of an earlier one."""
+    conditions = [condition("other", k=4).model_dump(), condition("topk", k=8).model_dump()]
+    members = [made_up.member("topk", seed) for seed in range(3)]
+    frontier = SimpleNamespace(data={"parameters": {"conditions": conditions}}, table=lambda name: members)
+    found = {"frontier": frontier, "old/run/frontier": frontier, "imported/old/selection": frontier}
+    found["activations"] = found["old/run/activations"] = SimpleNamespace(data={"parameters": ABOUT})
+    return (found | changes).__getitem__
+
+
+def test_the_condition_is_the_one_that_was_selected_with_all_its_hyperparameters() -> None:
+    assert condition_of(SELECTED, records()) == condition("topk", k=8)
+
+
+@pytest.mark.parametrize(
+    ("selected", "seeds", "read", "why"),
+    [
+        (SELECTED, [3, 4, 5], records(), ""),
+        (SELECTED | {"source": "old/run/frontier"}, [3, 4, 5], records(), ""),
+        (SELECTED, [], records(), "the parameters name no confirmation seeds"),
+        (None, [3, 4, 5], records(), "no candidate was selected"),
+        (SELECTED, [2, 4, 5], records(), "it was selected at seed 2, which therefore confirms nothing"),
+        (
+            SELECTED | {"source": "old/run/frontier"},
+            [3, 4, 5],
+            records(**{"old/run/activations": SimpleNamespace(data={"parameters": ABOUT | {"model": {"name": "b"}}})}),
+            "the candidate of old/run/frontier was trained on other model than this run's",
+        ),
+        (
+            SELECTED | {"source": "imported/old/selection"},
+            [3, 4, 5],
+            records(**{"imported/old/selection": SimpleNamespace(data={"parameters": {}})}),
+            "the candidate is of imported/old/selection, an import without weights",
+        ),
+    ],
+)
+def test_it_says_why_nothing_is_trained_again(selected: Any, seeds: list[int], read: Any, why: str) -> None:
+    assert why_unconfirmed(selected, seeds, read) == why
