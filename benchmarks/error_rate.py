@@ -471,7 +471,8 @@ def worst_table(cells: Sequence[Cell]) -> str:
     for mode, gate in product(MODES[1:], range(3)):
         cell = max((cell for cell in cells if cell.mode == mode), key=lambda cell: float(cell.rates[gate]))
         world = cell.world
-        what = f"{world.groups} groups, {world.seeds} seeds, {world.sets} sets, spread *{world.spread}*, {world.truth}"
+        number = f"{world.groups} group{'s' if world.groups > 1 else ''}"
+        what = f"{number}, {world.seeds} seeds, {world.sets} sets, spread *{world.spread}*, {world.truth}"
         name = EXTERNAL[gate].removeprefix("external_")
         lines.append([MODE_NAMES[mode], name, percent(float(cell.rates[gate]), float(cell.errors[gate])), what])
     return table(["Gate reads", "Benchmark", "Worst rate (%)", "World"], lines)

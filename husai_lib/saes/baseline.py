@@ -19,8 +19,7 @@ from tqdm import tqdm
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.cache import cached
 from husai_lib.params.conditions import BaselineParams, Condition, SaeParams
-from husai_lib.saes.data import batches
-from husai_lib.saes.stack import DEAD_AFTER
+from husai_lib.saes.data import DEAD_AFTER, batches
 from husai_lib.saes.trained import Member, TrainedSae
 from husai_lib.tasks import Progress, device, run_tasks
 

@@ -12,6 +12,9 @@ from husai_lib.activations.banks import Bank
 from husai_lib.params.conditions import SaeParams
 from husai_lib.randomness import numpy_generator
 
+DEAD_AFTER = 0.1
+"""A latent that has not fired for this share of all steps counts as dead in training, of baselines too."""
+
 
 @dataclass(frozen=True)
 class Data:

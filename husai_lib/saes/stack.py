@@ -30,7 +30,7 @@ from husai_lib.params.conditions import Condition
 from husai_lib.randomness import torch_generator
 from husai_lib.saes.architectures import TrainableSae, new_sae
 from husai_lib.saes.architectures.base import Loss, TrainState
-from husai_lib.saes.data import Data, batches
+from husai_lib.saes.data import DEAD_AFTER, Data, batches
 from husai_lib.saes.trained import Member
 
 GRADIENT_NORM = 1.0
@@ -39,8 +39,6 @@ CHECKPOINT_SECONDS = 45.0
 """Time between checkpoints: the most that a killed run loses."""
 INDICES_TOGETHER = 64
 """Steps whose row indices are moved to the device at once."""
-DEAD_AFTER = 0.1
-"""A latent that has not fired for this share of all steps counts as dead in training."""
 DEAD_EVERY = 8
 """Steps between checks for members with dead latents to revive; a check makes a GPU wait."""
 L0_INTEGRAL, L0_PROPORTIONAL, L0_SMOOTHING = 0.05, 1.0, 0.3

@@ -214,8 +214,8 @@ def test_splits_are_probed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_data_set_of_too_few_distinct_prompts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="'repeated' has 298 rows without duplicate prompts but probing needs 300"):
-        tasks_of(repeated(5, 298), monkeypatch, PARAMS)
+    with pytest.raises(DataError, match="'repeated' has 198 rows without duplicate prompts but probing needs 200"):
+        tasks_of(repeated(5, 198), monkeypatch, PARAMS)
 
 
 def test_a_shifted_set_of_prompts_in_domain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
