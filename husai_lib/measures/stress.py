@@ -11,7 +11,7 @@ import torch
 from husai_lib.activations.banks import Bank
 from husai_lib.activations.extraction import scaled_bank, text_bank
 from husai_lib.activations.language_model import open_model
-from husai_lib.activations.texts import drawn_texts
+from husai_lib.activations.texts import Text, drawn_texts
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows.base import Candidate, Row, RunTables
 from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow, control_names
@@ -55,7 +55,8 @@ class RandomModel:
     rows: Bank
     """On the cycle's training texts."""
     held_out: Bank
-    """On its held-out texts, scaled by the same factor."""
+    """On further texts of the training data sets or, where they have no more, on held-out texts, scaled alike: it is of
+    the training texts' kind that the SAEs of a control must be matched in sparsity."""
 
     def bank_rows(self) -> list[BankRow]:
         """Both banks as rows of a record."""
@@ -100,12 +101,13 @@ def random_model(
     # the model of a smoke cycle is random itself, so that the controls have the seeds after its own
     untrained = open_model(model.model_copy(update={"name": name, "seed": model.seed + number}), device())
 
-    def read(names: list[str], count: int, limit: float | None = None) -> Bank:
-        drawn, hooks = drawn_texts(names, params.seed), [params.hook_name]
-        return text_bank(untrained, drawn, params, hooks, count, norm_limit=limit, progress=progress)
+    def read(drawn: list[Text], count: int, limit: float | None = None) -> Bank:
+        return text_bank(untrained, drawn, params, [params.hook_name], count, norm_limit=limit, progress=progress)
 
-    rows = read(texts.training, params.training_rows)
-    held_out = read(texts.held_out, min(params.held_out_rows, HELD_OUT_AT_MOST), rows.meta["norm_limit"])
+    drawn, others = (drawn_texts(names, params.seed) for names in (texts.training, texts.held_out))
+    rows = read(drawn, params.training_rows)
+    further = [*drawn[len(rows.offsets) - 1 :], *others]
+    held_out = read(further, min(params.held_out_rows, HELD_OUT_AT_MOST), rows.meta["norm_limit"])
     factor = rows.scale() / like.scale()  # the reverse ratio of mean norms
     return RandomModel(f"random_model_{number}", scaled_bank(rows, factor), scaled_bank(held_out, factor))
 
