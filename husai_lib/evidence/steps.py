@@ -19,6 +19,7 @@ from husai_lib.evidence.rows.base import Candidate, Row, shared_level
 from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record, Run, utc_now
 from husai_lib.files import canonical_json, sha256_text, write_bytes, write_json, write_text
+from husai_lib.params.conditions import Condition
 from husai_lib.params.cycle import check_sections
 from husai_lib.version import __version__
 
@@ -138,6 +139,21 @@ def selected_group(selected: Mapping[str, Any] | None, read: Read) -> Candidate:
         return Candidate(why_none=f"the candidate of {source} was trained on other {differing[0]} than this run's")
     members = [row for row in record.table("members") if row.condition == selected["condition"]]
     return Candidate(members, record.table("pairs"), "")
+
+
+def condition_of(selected: Mapping[str, Any], read: Read) -> Condition:
+    """The selected condition with all its hyperparameters; `read` gives the record that the selection names."""
+    given = {one["name"]: one for one in read(selected["source"]).data["parameters"]["conditions"]}
+    return Condition(**given[selected["condition"]])
+
+
+def why_unconfirmed(selected: Mapping[str, Any] | None, seeds: Sequence[int], read: Read) -> str:
+    """Why no fresh seeds are trained; empty where they are."""
+    group = selected_group(selected, read)
+    taken = sorted({*seeds} & {member.seed for member in group.members})
+    if not seeds:
+        return "the parameters name no confirmation seeds"
+    return group.why_none or (f"it was selected at seed {taken[0]}, which therefore confirms nothing" if taken else "")
 
 
 def candidate_of(selected: Mapping[str, Any] | None, read: Read) -> Candidate:

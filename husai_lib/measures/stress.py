@@ -16,8 +16,7 @@ from husai_lib.errors import DataError
 from husai_lib.evidence.rows.base import Candidate, Row, RunTables
 from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow, control_names
 from husai_lib.evidence.rows.measured import BankRow
-from husai_lib.evidence.steps import Read, candidate_of, confirmed_members
-from husai_lib.measures.confirmation import condition_of
+from husai_lib.evidence.steps import Read, candidate_of, condition_of, confirmed_members
 from husai_lib.measures.probing import ProbeScore, ProbeTask
 from husai_lib.params.conditions import Condition
 from husai_lib.params.inputs import ActivationParams, ModelParams, TextParams

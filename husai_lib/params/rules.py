@@ -109,7 +109,7 @@ class GateParams(Section):
     """Thresholds of the release gate. A required gate without a result fails."""
 
     basis: Literal["bound", "value"] = "bound"
-    """Whether a gate reads the conservative end of the 95 % interval or the estimate."""
+    """Whether a gate reads the conservative end of the interval or the estimate."""
     min_random_model_delta: float = 0.0
     """PW-MCC of the candidate minus that of each random control must exceed this."""
     min_transcoder_delta: float = -0.05

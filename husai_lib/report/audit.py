@@ -22,7 +22,7 @@ from husai_lib.evidence.code import CHANGED, file_at, library_hash_at
 from husai_lib.evidence.rows.base import GIVEN, IMPORTED, RunTables
 from husai_lib.evidence.rows.controls import control_names
 from husai_lib.evidence.runs import Record, Run
-from husai_lib.evidence.steps import candidate_of, selected_group, step_key
+from husai_lib.evidence.steps import candidate_of, condition_of, step_key, why_unconfirmed
 from husai_lib.evidence.verification import problems_of
 from husai_lib.files import REPOSITORY, read_json
 from husai_lib.params.conditions import Condition, baseline_shapes
@@ -37,22 +37,8 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 WELL_KNOWN = {"results.json", "selection_summary.json", "selected_candidate.json", "pareto_front.json",
               "release_policy.json"}  # fmt: skip
 """Files that people and scripts look for in every complete run."""
-NAMING = {
-    "condition",
-    "origin",
-    "seed",
-    "data_set",
-    "at",
-    "duplicates",
-    "split",
-    "task",
-    "control",
-    "bank",
-    "of",
-    "seed_a",
-    "seed_b",
-    "role",
-}
+NAMING = {"condition", "origin", "seed", "data_set", "at", "duplicates", "split", "task", "control", "bank", "of",
+          "seed_a", "seed_b", "role"}  # fmt: skip
 """Columns that say which row of a table is meant."""
 
 
@@ -289,11 +275,9 @@ def _baselines(one: Audited, step: str, conditions: list[Condition], seeds: list
 def _confirmed(one: Audited) -> list[tuple[Any, ...]]:
     """The selected condition and its baselines at the confirmation seeds; nothing where the run cannot train them."""
     chosen, seeds = one.records["selection"].summary["selected"], one.parameters["confirmation"]["seeds"]
-    group = selected_group(chosen, one.run.find_record)
-    if not seeds or group.why_none or {*seeds} & {member.seed for member in group.members}:
+    if why_unconfirmed(chosen, seeds, one.run.find_record):
         return []
-    given = one.run.find_record(chosen["source"]).data["parameters"]["conditions"]
-    [condition] = [Condition(**found) for found in given if found["name"] == chosen["condition"]]
+    condition = condition_of(chosen, one.run.find_record)
     own = [(condition.name, condition.architecture, seed, condition.d_sae, condition.k) for seed in seeds]
     return own + _baselines(one, "confirmation", [condition], seeds)
 

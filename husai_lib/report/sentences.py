@@ -43,17 +43,16 @@ def selection_sentence(rows: Sequence[CandidateRow]) -> str:
 
 def confirmation_sentence(fresh: int, compared: int, why_not: str) -> str:
     """Whether the selected condition was trained again at fresh seeds, and which intervals the gate therefore reads."""
-    shared = f"{shared_level(compared):.2%}"
-    among = f"among the {compared} groups that were compared" if compared != 1 else "with no other group"
+    shared = f"a confidence of {shared_level(compared):.2%}"
+    among = f", which shares the error rate of 2.5 % among the {compared} groups that were compared" * (compared > 1)
     if fresh:
         return (
-            f"**Confirmed at {fresh} fresh seeds.** The gate reads 95 % intervals over these seeds. The data sets are "
-            "those of the selection, so the part of the SAEBench interval over data sets has a confidence of "
-            f"{shared}, which shares the error rate of 2.5 % {among}."
+            f"**Trained again at {fresh} fresh seeds.** The gate reads 95 % intervals over these seeds. The data sets "
+            f"are those of the selection, so the part of the SAEBench interval over data sets has {shared}{among}."
         )
     return (
-        f"**Not confirmed**: {escape(why_not)}. The gate reads the seeds of the selection. Its intervals have a "
-        f"confidence of {shared}, which shares the error rate of 2.5 % {among}."
+        f"**Not confirmed**: {escape(why_not)}. The gate reads the seeds of the selection. Its intervals have "
+        f"{shared}{among}."
     )
 
 

@@ -18,9 +18,10 @@ from husai_lib.activations.texts import ProbingSet
 from husai_lib.evidence import cache
 from husai_lib.evidence.cache import cached, code_hash, key_of
 from husai_lib.files import REPOSITORY
+from husai_lib.measures.ceilings import ceiling_rows
 from husai_lib.measures.contrastive import contrastive_scores
 from husai_lib.measures.evaluation import measure
-from husai_lib.measures.probing import ProbeTask, sae_scores
+from husai_lib.measures.probing import ProbeTask, llm_scores, sae_scores
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
 from husai_lib.params.conditions import Condition
 from husai_lib.params.hyperparameters import ARCHITECTURES
@@ -190,12 +191,13 @@ def a_task() -> ProbeTask:
     labels = np.arange(400) % 2
     rows = np.random.default_rng(1).normal(size=(400, 8)) + 0.7 * labels[:, None]
     data = ProbingSet("made_up", tuple(f"prompt {i}" for i in range(400)), labels, ("no", "yes"))
-    return ProbeTask(data, bank(rows))
+    return ProbeTask(data, bank(rows), kept=np.arange(400))
 
 
 MEASURES: dict[str, Callable[[TrainedSae], Any]] = {
     "reconstruction": lambda sae: measure(sae.sae, bank(np.random.default_rng(2).normal(size=(64, 8)))),
     "probes": lambda sae: sae_scores([sae], [a_task()], ProbingParams()),
+    "ceilings": lambda sae: ceiling_rows([sae], [a_task()], llm_scores([a_task()], ProbingParams()), ProbingParams()),
     "stories": lambda sae: contrastive_scores(
         [sae], bank(np.random.default_rng(0).normal(size=(64, 8)), [0, 16, 32, 48, 64]), ContrastiveParams()
     ),

@@ -49,7 +49,7 @@ class GateRow(Row):
     bound: float | None
     """The conservative end of the value's two-sided interval."""
     level: float | None = None
-    """Confidence of the interval: 0.95, or higher where the number was also selected by."""
+    """Confidence of the interval: 0.95, or higher if the group was selected by these seeds."""
     sets_level: float | None = None
     """Confidence of its part over data sets; null but for SAEBench."""
     ceiling: float | None = None

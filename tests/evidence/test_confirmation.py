@@ -9,7 +9,7 @@ import pytest
 import synthetic_rows as made_up
 from small_saes import condition
 
-from husai_lib.measures.confirmation import condition_of, why_unconfirmed
+from husai_lib.evidence.steps import condition_of, why_unconfirmed
 
 SELECTED = {"source": "frontier", "condition": "topk", "seed": 0}
 ABOUT = {"model": {"name": "tiny"}, "activations": {"training_rows": 8}, "texts": {"training": ["a"]}}
