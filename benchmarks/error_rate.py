@@ -341,6 +341,7 @@ def verdicts_from_rows(world: World, mode: str, seen: Seen, i: int) -> list[bool
     about = {"d_sae": 64, "k": 8, "l0": 8.0, "dead_fraction": 0.0, "weights_sha256": ""}
     members = [
         MemberRow.model_construct(
+            l0_matched=True,
             condition="chosen", seed=s, saebench_delta=float(seen.probes[i, s].mean()), cebench_ceiling=1e6,
             cebench_delta=float(seen.cebench[i, s]), cebench_calibrated_delta=float(seen.calibrated[i, s]), **about,
         )

@@ -23,6 +23,8 @@ TOKENS = ("probe_tokens", "skip_positions", "max_norm_ratio")
 """Parameters of the activations that decide which tokens the benchmarks see."""
 PAIRS = ("max_rows", "independence")
 """Parameters of CE-Bench that decide its plain scores."""
+NO_CANDIDATES = ("baselines", "confirmation")
+"""Steps whose SAEs others are compared with, or repeat what was selected."""
 BASELINE = "baseline"
 UNKNOWN = '"not known"'
 
@@ -76,7 +78,7 @@ def candidates_of(
     record = read(source)
     if "earlier_members" in record.data["tables"]:
         found = candidates_from_earlier(source, record.table("earlier_members"))
-    elif "members" in record.data["tables"]:
+    elif "members" in record.data["tables"] and record.step not in NO_CANDIDATES:
         baselines = read(beside(source, "baselines")).table("members")
         found = candidates_from(source, record.table("members"), measured_on(source, read), baselines)
         if duplicates:

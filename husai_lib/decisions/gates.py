@@ -95,6 +95,8 @@ class Judged:
     """The record that all of these are from."""
     ks: Sequence[int] = ()
     """Numbers of latents that a probe may read."""
+    choose_k: str = "validation"
+    """The rows on which the best of them was chosen."""
     level: float = LEVEL
     """Confidence of the two-sided intervals over seeds."""
     sets_level: float = LEVEL
@@ -139,6 +141,8 @@ def evaluate(judged: Judged, controls: Sequence[ControlRow], params: GateParams)
             "run the cycle again"
         )
     gates = [_control(name, controls, params) for name in CONTROLS]
+    if off := _off_target(judged.members):
+        gates = [_missing(gate, off) if gate.metric == "pwmcc" else gate for gate in gates]
     benchmarks = [_external(name, found, judged, params) for name, found in external_results(judged).items()]
     gates += [*benchmarks, _joint(benchmarks, params)]
     gates += [_of_members(name, judged, params) for name, rule in RULES.items() if rule.measure]
@@ -159,6 +163,8 @@ def external_results(judged: Judged) -> dict[str, Measured]:
     exact = judged.group.single_latent_delta if judged.group and [*judged.ks] == [1] else None
     claim = f"probes read at most {max(judged.ks)} of {members[0].d_sae:,} latents" if judged.ks else ""
     found = {"external_saebench": Measured(saebench, claim, exact)}
+    if judged.choose_k == "test":
+        found["external_saebench"] = Measured(None, "each best k was chosen on the test set")
     unmatched, handicap = _unmatched(members, baselines), _handicap(members, baselines)
     for gate, column in COLUMNS.items():
         deltas = [value for row in members if (value := getattr(row, column)) is not None]
@@ -175,10 +181,22 @@ def _unmatched(members: Members, baselines: Members) -> str:
     """Why the baselines are not matched; empty if they are."""
     if not baselines:
         return "the baseline is not matched: none has the candidate's width, target k and seeds"
+    if off := _off_target(members):
+        return off
     l0, other = (fmean(row.l0 for row in rows) for rows in (members, baselines))
     if not l0 or not is_matched(other, l0):
         return f"the baseline is not matched: its l0 is {other:.4g}, the candidate's {l0:.4g}"
     return ""
+
+
+def _off_target(members: Members) -> str:
+    """Which members miss their target L0, so that nothing of equal sparsity stands beside them; empty if none does."""
+    off = [f"{row.l0:.1f} at seed {row.seed}" for row in members if not row.l0_matched]
+    return f"the candidate's L0 is more than 10 % off k: {', '.join(off)}" if off else ""
+
+
+def _missing(gate: GateRow, why: str) -> GateRow:
+    return gate.model_copy(update={"verdict": "missing", "note": "; ".join(filter(None, (why, gate.note)))})
 
 
 def _handicap(members: Members, baselines: Members) -> str:
@@ -253,7 +271,8 @@ def _control(name: str, controls: Sequence[ControlRow], params: GateParams) -> G
         return (row.delta is not None, row.l0_matched, -math.inf if read is None else read)
 
     worst = min(rows, key=rank)
-    of_several = f"{describe(worst.control)} is the nearest of {len(rows)}" if len(rows) > 1 else ""
+    several = len(rows) > 1 and worst.delta is not None
+    of_several = f"{describe(worst.control)} is the nearest of {len(rows)}" if several else ""
     about = {"metric": worst.metric, "level": worst.level, "source": "stress"}
     gate = _gate(name, params, interval(worst), note="; ".join(filter(None, (of_several, worst.note))), **about)
     return gate if worst.l0_matched or worst.delta is None else gate.model_copy(update={"verdict": "missing"})
@@ -306,6 +325,7 @@ def _gate(name: str, params: GateParams, found: Interval | None, **columns: Any)
     if value is None:
         verdict, columns["note"] = "missing", columns["note"] or "no result"
     elif number is None:
-        columns["note"] = "; ".join(filter(None, ("too few seeds for a bound", columns["note"])))
+        few = "too few seeds or data sets" if columns.get("sets_level") else "too few seeds"
+        columns["note"] = "; ".join(filter(None, (f"{few} for a bound", columns["note"])))
     columns |= {"direction": "below" if rule.sign == "≤" else "above", "required": required}
     return GateRow(gate=name, value=value, bound=bound, threshold=threshold, verdict=verdict, **columns)

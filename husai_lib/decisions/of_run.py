@@ -50,7 +50,7 @@ def judged_group(chosen: Mapping[str, Any] | None, read: Read) -> Judged:
     source, (level, sets_level) = source_of(chosen), levels_of(read)
     if not chosen or source.startswith(f"{IMPORTED}/"):
         return Judged(source=source, level=level, sets_level=sets_level)
-    ks = read(candidates.beside(source, "baselines")).data["parameters"]["probing"]["ks"]
+    probing = read(candidates.beside(source, "baselines")).data["parameters"]["probing"]
     if confirmed_members(read):
         source = baselines = "confirmation"
     else:
@@ -59,7 +59,9 @@ def judged_group(chosen: Mapping[str, Any] | None, read: Read) -> Judged:
     members, probes, groups = ([row for row in record.table(table) if row.condition == name]
                                for table in ("members", "probes", "groups"))  # fmt: skip
     others = [row for row in read(baselines).table("members") if row.is_baseline]
-    return Judged(members, others, probes, next(iter(groups), None), source, ks, level, sets_level)
+    return Judged(
+        members, others, probes, next(iter(groups), None), source, probing["ks"], probing["choose_k"], level, sets_level
+    )
 
 
 def policy_of(read: Read) -> Policy:

@@ -150,7 +150,12 @@ def _group(members: list[Candidate], rules: SelectionParams) -> Group:
     unfit = "" if then else "; ".join(left_out)
     unfit, floor = unfit or _why_dropped(members, row, rules), "" if then else _below_floor(row, rules)
     note = "; ".join(filter(None, [unfit or floor, *(left_out if then else [])]))
-    return Group(row.model_copy(update={"note": note}), kept, unfit or floor, by_floor=bool(floor and not unfit))
+    return Group(
+        row.model_copy(update={"note": note}),
+        kept,
+        unfit or floor,
+        by_floor=bool(left_out if then else floor and not unfit),
+    )
 
 
 def _why_dropped(members: Sequence[Candidate], row: CandidateRow, rules: SelectionParams) -> str:

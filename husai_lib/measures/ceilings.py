@@ -30,6 +30,8 @@ from husai_lib.params.benchmarks import ProbingParams
 from husai_lib.saes.trained import TrainedSae
 from husai_lib.tasks import Progress, run_tasks
 
+ORACLE_AT_MOST = 20
+"""Latents that the oracle adds at most, one fit each."""
 Limits = dict[str, float]
 """Test AUCs of one SAE on one task by ceiling; those that take long only at the first split."""
 
@@ -113,18 +115,20 @@ def full_width_auc(train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_t
 
 
 def oracle_auc(latents: np.ndarray, labels: np.ndarray, count: int, singles: Floats) -> float:
-    """Test AUC where up to `count` latents and their weights are fitted on the test rows themselves.
+    """Test AUC where up to `count` latents, at most 20, and their weights are fitted on the test rows themselves.
 
     Starts from the best single latent and adds the one along which the fit would change most; the best fit counts.
     """
     rows = latents / np.maximum(np.abs(latents).max(0), 1e-12)
     spread, best = rows.std(0), float(singles.max())
     chosen = [int(singles.argmax())]
-    while len(chosen) < min(count, int((spread > 0).sum())) and best < 1:
-        slope = np.abs((labels - _fitted(rows[:, chosen], labels)) @ rows) / np.where(spread > 0, spread, np.inf)
+    fitted = _fitted(rows[:, chosen], labels)
+    while len(chosen) < min(count, ORACLE_AT_MOST, int((spread > 0).sum())) and best < 1:
+        slope = np.abs((labels - fitted).astype(rows.dtype) @ rows) / np.where(spread > 0, spread, np.inf)
         slope[chosen] = -1
         chosen.append(int(slope.argmax()))
-        best = max(best, float(roc_auc_score(labels, _fitted(rows[:, chosen], labels))))
+        fitted = _fitted(rows[:, chosen], labels)
+        best = max(best, float(roc_auc_score(labels, fitted)))
     return best
 
 

@@ -50,10 +50,10 @@ def confirmation_sentence(fresh: int, compared: int, why_not: str) -> str:
             f"**Trained again at {fresh} fresh seeds.** The gate reads 95 % intervals over these seeds. The data sets "
             f"are those of the selection, so the part of the SAEBench interval over data sets has {shared}{among}."
         )
-    return (
-        f"**Not confirmed**: {escape(why_not)}. The gate reads the seeds of the selection. Its intervals have "
-        f"{shared}{among}."
-    )
+    unconfirmed = f"**Not confirmed**: {escape(why_not)}."
+    if not compared:
+        return unconfirmed
+    return f"{unconfirmed} The gate reads the seeds of the selection. Its intervals have {shared}{among}."
 
 
 def matched_sentence(rows: Sequence[MemberRow]) -> str:
@@ -94,6 +94,8 @@ def headroom_sentence(groups: Sequence[GroupRow]) -> str:
 
 def ood_sentence(rows: Sequence[OodRow]) -> str:
     """How much of its AUC above chance the raw activation and the SAE retain, and the task where the SAE loses most."""
+    if not rows:
+        return "No task was probed under a shift of domain."
     by_task = {row.task: [other for other in rows if other.task == row.task] for row in rows}
     shares = {"raw": retained(rows, "llm_auc"), "own": retained(rows), "tasks": len(by_task)}
     average = "Over {tasks} tasks, the raw activation retains {raw:.0%} of its AUC above chance and the SAE {own:.0%}."
@@ -261,4 +263,5 @@ def _answer(row: GateRow) -> str:
     if row.bound is None:
         return f"{word}: {row.value:+.3f}; {escape(row.note)}."
     must = escape(gates.requirement(row.gate, row.threshold))
-    return f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the worse end of its interval; it must be {must}."
+    note = f" ({escape(row.note)})" if row.note else ""
+    return f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the worse end of its interval; it must be {must}{note}."

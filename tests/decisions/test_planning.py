@@ -25,8 +25,8 @@ def judged(saebench: Any, cebench: Any = (0.1, 0.5, 0.9), *, sets_level: float =
     """A group with these SAEBench deltas `[seeds, data sets]` and CE-Bench deltas, raw and calibrated alike."""
     table = np.asarray(saebench)
     members = [
-        MemberRow.model_construct(condition="topk", seed=s, saebench_delta=float(table[s].mean()), cebench_delta=value,
-                                  cebench_calibrated_delta=value, cebench_ceiling=ceiling, **ABOUT)
+        MemberRow.model_construct(condition="topk", seed=s, l0_matched=True, saebench_delta=float(table[s].mean()),
+                                  cebench_delta=value, cebench_calibrated_delta=value, cebench_ceiling=ceiling, **ABOUT)
         for s, value in enumerate(map(float, cebench))
     ]  # fmt: skip
     baselines = [MemberRow.model_construct(condition="baseline", seed=one.seed, cebench_interpretability=7.0, **ABOUT)
