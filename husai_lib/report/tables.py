@@ -103,7 +103,7 @@ def _scored(field: str, spec: str) -> Template:
 
 
 OVER_TASKS = "[{tasks_low:+.3f}, {tasks_high:+.3f}]"
-SETS_APART = "{level:.4g}, data sets {sets_level:.4g}"
+SETS_APART = "{level:.2%}, data sets {sets_level:.2%}"
 DIFFERENCE = "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]"
 LAYOUTS: dict[str, Columns] = {
     # One line per data set and role.
@@ -160,7 +160,7 @@ LAYOUTS: dict[str, Columns] = {
         "Metric": _described("metric"),
         "Value": "{value:.3f}",
         "Bound": "{bound:.3f}",
-        "Confidence": lambda row: cell(row, "{level:.4g}" if row["sets_level"] in (None, row["level"]) else SETS_APART),
+        "Confidence": lambda row: cell(row, "{level:.2%}" if row["sets_level"] in (None, row["level"]) else SETS_APART),
         "Must be": lambda row: escape(gates.requirement(row["gate"], row["threshold"])),
         "Ceiling": lambda row: "" if row["ceiling"] is None else cell(row, "{ceiling:.3f}"),
         "Required": "{required}",
@@ -186,7 +186,7 @@ LAYOUTS: dict[str, Columns] = {
         "Control value": "{control_value:.3f}",
         "Delta [over seeds]": "{delta:+.3f} [{delta_low:+.3f}, {delta_high:+.3f}]",
         "Interval over tasks": lambda row: "" if row["tasks_low"] is None else cell(row, OVER_TASKS),
-        "Confidence": lambda row: cell(row, "{level:.4g}" if row["sets_level"] in (None, row["level"]) else SETS_APART),
+        "Confidence": "{level:.2%}",
         "Note": "{note}",
     },
     # One line per imported decision, recomputed by its own rules.
