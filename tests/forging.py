@@ -128,7 +128,7 @@ def rewrite(run: Run, step: str, change: Change) -> None:
 
 def derive_again(run: Run) -> None:
     """Recompute every derived column of the measuring steps, and write everything again that follows."""
-    for step in ("baselines", "frontier", "stress"):
+    for step in ("baselines", "frontier", "confirmation", "stress"):
         forge_hashes(run)
         path, tables = run.path / "records" / f"{step}.json", Audited(run).tables
         record, known = read_json(path), cast("dict[tuple[str, str], Any]", tables.tables)
@@ -147,6 +147,8 @@ def show_again(run: Run, forged: Collection[str] = ()) -> None:
     for step in STEPS:
         path = run.path / "records" / f"{step.name}.json"
         record = _with_inputs(run, read_json(path))
+        if step.name in ("confirmation", "stress") and step.name not in forged:  # as if it had been made for the winner
+            record["summary"]["selected"] = run.record("selection").summary["selected"]
         given = {"run": f"evidence/{run.name}"} | record["parameters"]
         notebook = expected_notebook((NOTEBOOKS / step.notebook).read_text(encoding="utf-8"), given)
         _note(run, step.name, record, [])

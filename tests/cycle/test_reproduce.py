@@ -43,9 +43,9 @@ def update(table: str, **columns: Any) -> Change:
 
 TOPK = {"condition": "topk", "seed": 1}
 MEASURED: dict[str, tuple[str, Change, str]] = {
-    "an AUC raised": ("frontier", row("probes", "test_auc", 0.001, **TOPK), "frontier.probes.2.test_auc"),
-    "an AUC lowered": ("baselines", row("probes", "test_auc", -0.001, seed=1), "baselines.probes.2.test_auc"),
-    "a validation AUC": ("frontier", row("probes", "validation_auc", 0.01, **TOPK), "frontier.probes.2.validation_auc"),
+    "an AUC raised": ("frontier", row("probes", "test_auc", 0.001, **TOPK), "frontier.probes.6.test_auc"),
+    "an AUC lowered": ("baselines", row("probes", "test_auc", -0.001, seed=1), "baselines.probes.6.test_auc"),
+    "a validation AUC": ("frontier", row("probes", "validation_auc", 0.01, **TOPK), "frontier.probes.6.validation_auc"),
     "latents of a probe": ("frontier", update("probes", best_k=2, latents="1 2"), "frontier.probes.0.latents"),
     "a best k": ("frontier", update("probes", best_k=1, latents="3"), "frontier.probes.0.best_k"),
     "a CE-Bench score": ("frontier", row("members", "cebench_interpretability", 0.01, **TOPK),
@@ -80,7 +80,7 @@ def test_a_falsified_measurement_is_found_by_a_reproduction_alone(
 
 
 def test_another_device_is_found_by_a_reproduction_alone(made: Run, run: Run) -> None:
-    steps = ("activations", "baselines", "frontier", "stress")
+    steps = ("activations", "baselines", "frontier", "confirmation", "stress")
     for step in steps:
         change_record(run, step, lambda record: record["environment"].update(device="cuda (H200)"))
     derive_again(run)

@@ -388,7 +388,7 @@ def test_notebook_code_ignores_outputs_and_prose(tmp_path: Path) -> None:
 
 def test_the_steps_are_those_of_the_design_and_their_sections_exist() -> None:
     names = [step.name for step in cycle.STEPS]
-    assert names == ["activations", "baselines", "frontier", "selection", "stress", "gate", "report"]
+    assert names == ["activations", "baselines", "frontier", "selection", "confirmation", "stress", "gate", "report"]
     assert {section for step in cycle.STEPS for section in step.sections} <= set(type(PARAMS).model_fields)
     assert os.path.commonpath([cycle.NOTEBOOKS, REPOSITORY]) == str(REPOSITORY)
 

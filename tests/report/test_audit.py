@@ -139,12 +139,12 @@ def shown_in_run(run: Run, text: str) -> None:
 
 def test_a_cell_that_a_user_adds_is_audited_without_an_entry_anywhere(run: Run, tmp_path: Path) -> None:
     folder = notebooks_with(tmp_path / "notebooks", shown_by_user)
-    shown_in_run(run, "7")
+    shown_in_run(run, "9")
     assert audit_run(run, folder).problems == []
-    edit(run.path / "notebooks" / "08_gate.ipynb", '"7"', '"8"')
+    edit(run.path / "notebooks" / "08_gate.ipynb", '"9"', '"8"')
     forge_hashes(run)
     [problem] = audit_run(run, folder).problems
-    assert problem.endswith("is '8' but must be '7'")
+    assert problem.endswith("is '8' but must be '9'")
 
 
 def test_notebooks_of_the_records_commit_are_held_to_hashes_and_not_executed(
@@ -216,8 +216,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return synthetic_run(tmp_path / "evidence")
 
 
-SAES, BANKS, PAIRS = 9 + 6, 1, 6 + 6
-"""SAEs of members and of controls, banks, and pairs of seeds of two conditions and of two trained controls."""
+SAES, BANKS, PAIRS = 9 + 6 + 9, 1, 6 + 3 + 9
+"""SAEs of members, of the confirmation and of controls; banks; pairs of seeds of two conditions, of the confirmed one
+and of three trained controls."""
 
 
 def cached(run: Run) -> Audit:
@@ -270,7 +271,7 @@ def test_a_pair_that_the_weights_do_not_have_is_found(trained: Run) -> None:
     pair["pwmcc"] += 0.001
     trained.note_step("stress", {"files": {"records/stress.json": write_json(path, data)}, "key": ""})
     [problem] = cached(trained).problems
-    assert problem.startswith("PW-MCC of transcoder, seeds 0 and 1 is 0.491 but must be 0.4899")
+    assert problem.startswith("PW-MCC of transcoder, seeds 3 and 4 is 0.741 but must be 0.74")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from husai_lib.evidence.rows.base import (
 )
 from husai_lib.evidence.rows.measured import pairs_of
 
+NUMBERS = ("candidate", "control_value", "delta", "delta_low", "delta_high", "tasks_low", "tasks_high")
+"""Columns of a control that are null where it was not run."""
 CHANCE = 0.5
 """The AUC of a probe that knows nothing."""
 PROBED = {"in_domain": "in_domain_auc", "ood": "retained_auc"}
@@ -74,7 +76,7 @@ class ControlRow(MeasuredRow):
         saes = run.rows(step, "control_saes", control=self.control)
         about: dict[str, Any] = {"metric": PROBED.get(self.control, "pwmcc"), "candidate_sha256": sha256}
         about |= {"level": run.candidate.level, "l0_matched": all(sae.l0_matched for sae in saes)}
-        about |= dict.fromkeys(("candidate", "control_value", "delta", "delta_low", "delta_high"))
+        about |= dict.fromkeys(NUMBERS)
         if self.control in PROBED and run.rows(step, "ood"):
             return about | self._of_shift(run.rows(step, "ood"), run)
         if run.candidate.members and run.rows(step, "pairs", of=self.control):
