@@ -161,7 +161,7 @@ def confirmation(selected: Sequence[MemberRow], fresh: Sequence[MemberRow]) -> R
     panels = {
         "SAEBench delta (AUC)": "saebench_delta",
         "CE-Bench delta (SD)": "cebench_delta",
-        "CE-Bench calibrated delta (SD of null)": "cebench_calibrated_delta",
+        "calibrated delta (SD of null)": "cebench_calibrated_delta",
     }
     named = [*(("seeds of the selection", row) for row in selected), *(("fresh seeds", row) for row in fresh)]
     label = "mean, 95 % over seeds; small: one seed"
