@@ -139,6 +139,26 @@ def mean_over_pairs(pairs: Pairs, seeds: Sequence[int] | None = None) -> float:
     return float(chosen[np.triu_indices(len(chosen), 1)].mean())
 
 
+def between_units(pairs: Pairs, units: Sequence[Hashable]) -> Pairs:
+    """The table `[U, U]` of a pair statistic between units of related seeds: each the mean over its pairs of seeds.
+
+    Seeds that were aligned with the same reference are related, so only pairs of different units say whether unrelated
+    seeds agree. `units` names that of each seed; where all differ, the table is the same.
+    """
+    names = list(dict.fromkeys(units))
+    of = [[i for i, unit in enumerate(units) if unit == name] for name in names]
+    return pair_table(
+        len(of), {(a, b): float(pairs[np.ix_(of[a], of[b])].mean()) for b in range(len(of)) for a in range(b)}
+    )
+
+
+def mean_within_units(pairs: Pairs, units: Sequence[Hashable]) -> float | None:
+    """The mean of a pair statistic over the pairs of related seeds; None where there are none."""
+    n = len(units)
+    within = [float(pairs[i, j]) for j in range(n) for i in range(j) if units[i] == units[j]]
+    return fmean(within) if within else None
+
+
 def pwmcc_interval(pairs: Pairs, level: float = LEVEL) -> Interval:
     """PW-MCC of several seeds with its jackknife interval, from the values of their pairs."""
     return jackknife_interval(lambda seeds: mean_over_pairs(pairs, seeds), len(pairs), level=level)

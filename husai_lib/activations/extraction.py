@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -102,6 +103,18 @@ def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:
         write_json(folder / "meta.json", {"norm_limit": None, "sources": []})
 
     return Bank(cached("banks", __name__, inputs, make), bank.hook_name)
+
+
+def rows_bank(rows: np.ndarray, hook_name: str) -> Bank:
+    """Given rows `[n, d_in]` as a bank, those of one text."""
+    inputs = {"kind": "given", "sha256": hashlib.sha256(rows.tobytes()).hexdigest(), "hook": hook_name}
+
+    def make(folder: Path) -> None:
+        _write_rows(folder / f"{hook_name}.npy", rows.shape, [rows])
+        np.save(folder / "offsets.npy", np.array([0, len(rows)]))
+        write_json(folder / "meta.json", {"norm_limit": None, "sources": []})
+
+    return Bank(cached("banks", __name__, inputs, make), hook_name)
 
 
 def scaled_bank(bank: Bank, factor: float) -> Bank:

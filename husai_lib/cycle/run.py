@@ -19,7 +19,7 @@ from husai_lib.evidence.cache import CACHED, cache_folder
 from husai_lib.evidence.runs import Run, find_runs, new_run
 from husai_lib.evidence.steps import environment, step_key
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
-from husai_lib.params.conditions import baseline_shapes
+from husai_lib.params.conditions import baseline_seeds
 from husai_lib.params.cycle import CycleParams
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -29,19 +29,28 @@ OTHER_FOLDER = "name another folder with --evidence or in HUSAI_CACHE"
 
 @dataclass(frozen=True)
 class CycleStep:
-    """One step of every cycle."""
+    """One step of a cycle."""
 
     name: str
     notebook: str
     """File name in `notebooks/`."""
     sections: tuple[str, ...]
     """Sections of the parameters that the notebook is given; nothing else can change its result."""
+    only_with: str = ""
+    """The section without which the step is left out."""
 
 
 STEPS = (
     CycleStep("activations", "01_activations.ipynb", ("model", "texts", "activations", "contrastive", "stress")),
-    CycleStep("baselines", "02_baselines.ipynb", ("seeds", "sae", "conditions", "baseline", "probing", "contrastive")),
+    CycleStep(
+        "baselines",
+        "02_baselines.ipynb",
+        ("seeds", "sae", "conditions", "baseline", "probing", "contrastive", "consistency"),
+    ),
     CycleStep("frontier", "03_frontier.ipynb", ("seeds", "sae", "conditions", "probing", "contrastive")),
+    CycleStep(
+        "consistency", "04_consistency.ipynb", ("seeds", "sae", "probing", "contrastive", "consistency"), "consistency"
+    ),
     CycleStep("selection", "06_selection.ipynb", ("selection", "earlier")),
     CycleStep("confirmation", "06b_confirmation.ipynb", ("confirmation", "baseline", "probing", "contrastive")),
     CycleStep("stress", "07_stress.ipynb", ("model", "texts", "activations", "probing", "stress")),
@@ -61,6 +70,11 @@ class PlannedStep:
     """Which SAEs or controls it makes, in words."""
     reason: str
     """Why it runs; empty where its result of an earlier attempt is kept."""
+
+
+def steps_of(parameters: dict[str, Any]) -> list[CycleStep]:
+    """The steps of a cycle by its sections: one whose section is absent is left out."""
+    return [step for step in STEPS if not step.only_with or parameters[step.only_with]]
 
 
 def check_earlier(params: CycleParams, evidence: Path) -> None:
@@ -83,7 +97,7 @@ def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOK
     """Every step of the cycle in order, with why it runs, or that it is kept as it is in `run`; writes nothing."""
     values = params.model_dump(mode="json")
     planned: list[PlannedStep] = []
-    for step in STEPS:
+    for step in steps_of(values):
         given = {name: values[name] for name in step.sections}
         kept = {earlier.step.name for earlier in planned if not earlier.reason}
         reason = next(_reasons_to_run(step, given, run, kept, notebooks), "") if run else "new run"
@@ -94,20 +108,22 @@ def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOK
 
 def _makes(step: str, params: CycleParams) -> str:
     """Which SAEs or controls a step makes, in words; empty for a step that makes none."""
-    shapes, seeds, fresh = baseline_shapes(params.conditions), len(params.seeds), len(params.confirmation.seeds)
+    fresh = len(params.confirmation.seeds)
+    sweep, seeds, at_last = params.consistency, len(params.seeds), fresh or len(params.seeds)
     models = range(1, params.stress.random_models + 1) if params.stress.random_model else ()
     controls = [name for name in ("transcoder", "ood") if getattr(params.stress, name)]
-    trained: dict[str, list[str]] = {
-        "baselines": [name.replace("baseline", params.baseline.architecture) for name in shapes],
-        "frontier": [condition.name for condition in params.conditions],
-        "confirmation": ["the selected condition", "its baseline"] if fresh else [],
-        "stress": [*(f"random_model_{number}" for number in models), *controls],
+    of_baselines = {name: len(own) for name, own in baseline_seeds(params.sweeps).items()}
+    trained: dict[str, dict[str, int]] = {
+        "baselines": {name.replace("baseline", params.baseline.architecture): n for name, n in of_baselines.items()},
+        "frontier": dict.fromkeys((condition.name for condition in params.conditions), seeds),
+        "consistency": {one.name: len(sweep.seeds) or seeds for one in sweep.swept()} if sweep else {},
+        "confirmation": dict.fromkeys(("the selected condition", "its baseline") if fresh else (), fresh),
+        "stress": dict.fromkeys([*(f"random_model_{number}" for number in models), *controls], at_last),
     }
-    if not (names := trained.get(step, [])):
+    if not (names := trained.get(step, {})):
         return ""
-    seeds = fresh or seeds if step in {"confirmation", "stress"} else seeds
-    what = "controls" if step == "stress" else "members"
-    makes = f"{len(names) * seeds} {what}: {', '.join(names)} at {seeds} seeds"
+    what, numbers = "controls" if step == "stress" else "members", sorted({*names.values()})
+    makes = f"{sum(names.values())} {what}: {', '.join(names)} at {' or '.join(map(str, numbers))} seeds"
     given = params.baseline.given if step == "baselines" else ""
     return f"{given}; where it is not matched {makes}" if given else makes
 
@@ -250,7 +266,7 @@ def run_cycle(
                     for line in _run_step(step, run, notebooks):
                         console.print(f"step {step.step.name} printed: {line}")
         gate = run.record("gate").summary
-        about = {"cycle": params.cycle, "summary": params.summary, "steps": [step.name for step in STEPS]}
+        about = {"cycle": params.cycle, "summary": params.summary, "steps": [step.step.name for step in planned]}
         origin = {"parameters_file": parameters_file, "overrides": list(overrides)}
         run.write_manifest(**about, **origin, verdict=gate["verdict"], pass_all=gate["pass_all"])
         return run

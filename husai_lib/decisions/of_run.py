@@ -27,13 +27,16 @@ ReadRun = Callable[[str], Mapping[str, Record]]
 def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candidate]:
     """The candidates of all sources.
 
-    Raises DataError for a source that was measured on other things than this run, except under the rules 2026-02.
+    SAEs that several steps of this run share, as the group at lambda 0 of a sweep may, are candidates once. Raises
+    DataError for a source that was measured on other things than this run, except under the rules 2026-02.
     """
     found: list[candidates.Candidate] = []
     then = rules.rules == "2026-02"
     for source in rules.sources:
         here = candidates.measured_on("frontier", read) if "/" in source and not then else None
-        found += candidates.candidates_of(source, read, here, duplicates=then)
+        own = candidates.candidates_of(source, read, here, duplicates=then)
+        held = {one.weights_sha256 for one in found} if "/" not in source else set()
+        found += [one for one in own if one.weights_sha256 not in held]
     return found
 
 

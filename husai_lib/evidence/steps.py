@@ -20,6 +20,7 @@ from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record, Run, utc_now
 from husai_lib.files import canonical_json, sha256_text, write_bytes, write_json, write_text
 from husai_lib.params.conditions import Condition
+from husai_lib.params.consistency import ConsistencyParams
 from husai_lib.params.cycle import check_sections
 from husai_lib.version import __version__
 
@@ -130,7 +131,7 @@ def selected_group(selected: Mapping[str, Any] | None, read: Read) -> Candidate:
         return Candidate()
     source, run = selected["source"], selected["source"].rpartition("/")[0]
     record = read(source)
-    if "conditions" not in record.data["parameters"]:
+    if not {"conditions", "consistency"} & record.data["parameters"].keys():
         return Candidate(why_none=f"the candidate is of {source}, an import without weights")
     theirs, ours = (read(f"{place}activations").data["parameters"] for place in (f"{run}/" if run else "", ""))
     differing = [what for what in ("model", "activations") if theirs[what] != ours[what]]
@@ -143,8 +144,16 @@ def selected_group(selected: Mapping[str, Any] | None, read: Read) -> Candidate:
 
 def condition_of(selected: Mapping[str, Any], read: Read) -> Condition:
     """The selected condition with all its hyperparameters; `read` gives the record that the selection names."""
-    given = {one["name"]: one for one in read(selected["source"]).data["parameters"]["conditions"]}
-    return Condition(**given[selected["condition"]])
+    found = {condition.name: condition for condition in conditions_of(read(selected["source"]))}
+    return found[selected["condition"]]
+
+
+def conditions_of(record: Record) -> list[Condition]:
+    """The conditions that a step trained, with all their hyperparameters."""
+    given = record.data["parameters"]
+    if record.step == "consistency":
+        return ConsistencyParams.model_validate(given["consistency"]).swept()
+    return [Condition(**one) for one in given["conditions"]]
 
 
 def why_unconfirmed(selected: Mapping[str, Any] | None, seeds: Sequence[int], read: Read) -> str:

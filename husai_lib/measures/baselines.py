@@ -28,7 +28,7 @@ from husai_lib.evidence.rows.base import GIVEN, is_matched
 from husai_lib.files import REPOSITORY, sha256_file
 from husai_lib.measures.evaluation import measure
 from husai_lib.params.catalogue import local_path
-from husai_lib.params.conditions import BaselineParams, Condition, SaeParams, baseline_shapes
+from husai_lib.params.conditions import BaselineParams, Condition, SaeParams, baseline_seeds, baseline_shapes
 from husai_lib.params.inputs import ModelParams
 from husai_lib.params.sections import one_of
 from husai_lib.saes.baseline import train_baseline
@@ -46,8 +46,7 @@ HUB = "a release needs a hub: go online, write baseline: train, or name a local 
 
 def baseline_saes(
     params: BaselineParams,
-    conditions: Sequence[SaeParams],
-    seeds: Sequence[int],
+    sweeps: Sequence[tuple[Sequence[SaeParams], Sequence[int]]],
     rows: Bank,
     held_out: Bank,
     *,
@@ -56,15 +55,16 @@ def baseline_saes(
 ) -> list[TrainedSae]:
     """The given SAE, if there is one, and a trained one for each seed and each (d_sae, k) that it does not match.
 
-    SAEs are trained on `rows`; the given SAE's L0 is measured on `held_out`. Raises ModelError if the given SAE cannot
+    `sweeps` holds conditions, each list with the seeds at which they are trained. SAEs are trained on `rows`; the given SAE's L0 is measured on `held_out`. Raises ModelError if the given SAE cannot
     be loaded, DataError if it is of other activations than those of `model` at the hook of `held_out`.
     """
-    saes, shapes = [], baseline_shapes(conditions)
+    saes, seeds = [], baseline_seeds(sweeps)
+    shapes = baseline_shapes(condition for conditions, _ in sweeps for condition in conditions)
     if params.given:
         given, matched = _given_sae(params, shapes, held_out, model)
         saes, shapes = [given], {name: shape for name, shape in shapes.items() if name not in matched}
     for name, shape in shapes.items():
-        saes += train_baseline(params, shape, seeds, rows, progress, name=name)
+        saes += train_baseline(params, shape, seeds[name], rows, progress, name=name)
     return saes
 
 

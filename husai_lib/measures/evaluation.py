@@ -11,7 +11,8 @@ import torch
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows.base import RunTables, noted
 from husai_lib.evidence.rows.measured import CeilingRow, GroupRow, MemberRow, PairRow, ProbeRow
-from husai_lib.intervals import Pairs, mean_over_pairs
+from husai_lib.intervals import Pairs, between_units, mean_over_pairs
+from husai_lib.measures.agreement import behaviour
 from husai_lib.measures.ceilings import ceiling_rows
 from husai_lib.measures.contrastive import contrastive_scores
 from husai_lib.measures.matching import group_stability, pair_rows, pairwise_pwmcc, random_decoders
@@ -98,6 +99,7 @@ def member_rows(
             run,
             condition=condition.name,
             seed=trained.member.seed,
+            reference=trained.member.reference,
             **condition.model_dump(include={"architecture", "d_sae", "k"}),
             **asdict(measure(trained.sae, benches.held_out)),
             cebench_contrastive=story.contrastive,
@@ -119,6 +121,7 @@ def group_rows(
     members: Sequence[MemberRow],
     probes: Sequence[ProbeRow],
     ceilings: Sequence[CeilingRow],
+    held_out: Bank,
     *,
     step: str = "frontier",
 ) -> tuple[list[GroupRow], list[PairRow]]:
@@ -126,7 +129,8 @@ def group_rows(
 
     The nulls are random decoders of the same shape, and `gaussian`: the same recipes trained on Gaussian activations,
     perhaps at fewer seeds. The other tables are those of `member_rows` without baselines, for the record of `step`. The
-    pairs of seeds, from whose PW-MCC that of a group follows, are rows of their own.
+    pairs of seeds, from whose PW-MCC that of a group follows, are rows of their own. Functional agreement is measured on
+    `held_out`. Means are over pairs of unrelated seeds, or over all where none are.
     """
     groups: list[GroupRow] = []
     pairs: list[PairRow] = []
@@ -135,15 +139,23 @@ def group_rows(
     for name in dict.fromkeys(trained.member.condition.name for trained in saes):
         own, null = ([one for one in group if one.member.condition.name == name] for group in (saes, gaussian))
         seeds = [trained.member.seed for trained in own]
-        found = group_stability([trained.sae.W_dec for trained in own], [trained.sae.W_enc for trained in own])
+        found = group_stability(
+            [trained.sae.W_dec for trained in own],
+            [trained.sae.W_enc for trained in own],
+            [behaviour(trained.sae, held_out) for trained in own],
+        )
         pairs += pair_rows({name: found.pwmcc}, seeds)
-        nulls = {
-            "null_random": pairwise_pwmcc(random_decoders(tuple(own[0].sae.W_dec.shape), seeds)),
-            "null_gaussian": decoder_pairs(null),
-        }
-        means = {column: mean_over_pairs(values) for column, values in (vars(found) | nulls).items()}
+        random = pairwise_pwmcc(random_decoders(tuple(own[0].sae.W_dec.shape), seeds))
+        means = {column: _mean_unrelated(values, own) for column, values in vars(found).items()}
+        means |= {"null_random": mean_over_pairs(random), "null_gaussian": _mean_unrelated(decoder_pairs(null), null)}
         groups.append(GroupRow.derive(step, run, condition=name, **means))
     return groups, pairs
+
+
+def _mean_unrelated(values: Pairs, saes: Sequence[TrainedSae]) -> float:
+    """The mean over pairs of unrelated seeds; over all pairs where all seeds are related."""
+    units = [one.member.unit for one in saes]
+    return mean_over_pairs(between_units(values, units) if len(set(units)) > 1 else values)
 
 
 def decoder_pairs(saes: Sequence[TrainedSae]) -> Pairs:

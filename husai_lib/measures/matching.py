@@ -20,6 +20,7 @@ from torch import Tensor
 from husai_lib.errors import DataError, ModelError
 from husai_lib.evidence.rows.measured import PairRow
 from husai_lib.intervals import Pairs, pair_table
+from husai_lib.measures.agreement import Behaviour, agreement
 from husai_lib.randomness import numpy_generator
 
 Array = NDArray[np.float32] | Tensor
@@ -62,6 +63,12 @@ class Stability:
     """Mean squared cosine of the principal angles between the spans of the r leading principal directions of the unit
     decoder rows. r is the smaller of the two counts of directions that hold 90 % of the squared Frobenius norm, at most
     d_in // 2, since more would overlap in any case; two random subspaces overlap by r / d_in."""
+    functional_agreement: Pairs
+    """Mean R of the contributions of matched latents, see `measures.agreement`."""
+    functional_rare: Pairs
+    """The same of the third of the matched latents that fire most rarely."""
+    functional_frequent: Pairs
+    """And of the third that fire most often."""
 
 
 def match(a: Array, b: Array) -> Matching:
@@ -80,8 +87,11 @@ def pairwise_pwmcc(decoders: Sequence[Array]) -> Pairs:
     return pair_table(len(decoders), {(i, j): match(decoders[i], decoders[j]).cosines.mean() for i, j in pairs})
 
 
-def group_stability(decoders: Sequence[Array], encoders: Sequence[Array]) -> Stability:
-    """Statistics of all pairs of at least two seeds, from decoders `[d_sae, d_in]` and encoders `[d_in, d_sae]`."""
+def group_stability(decoders: Sequence[Array], encoders: Sequence[Array], behaviours: Sequence[Behaviour]) -> Stability:
+    """Statistics of all pairs of at least two seeds.
+
+    They are given by their decoders `[d_sae, d_in]`, encoders `[d_in, d_sae]`, and what they do on held-out rows.
+    """
     rows = [_unit_rows(_tensor(encoder).T) for encoder in encoders]
     if list(map(len, decoders)) != list(map(len, rows)):
         raise ModelError("decoders and encoders differ in width; give W_dec [d_sae, d_in] and W_enc [d_in, d_sae]")
@@ -95,8 +105,9 @@ def group_stability(decoders: Sequence[Array], encoders: Sequence[Array]) -> Sta
             float((rows[i][found.rows] * rows[j][found.cols]).sum(1).abs().clamp_max(1).double().mean()),
             (again / len(rows[i]) + again / len(rows[j])) / 2,
             float((leading[i][0][:, :r].T @ leading[j][0][:, :r]).square().sum() / r),
+            *agreement(behaviours[i], behaviours[j], found.rows, found.cols),
         )
-    return Stability(*(pair_table(len(rows), {pair: of[s] for pair, of in values.items()}) for s in range(5)))
+    return Stability(*(pair_table(len(rows), {pair: of[s] for pair, of in values.items()}) for s in range(8)))
 
 
 def pair_rows(tables: Mapping[str, Pairs], seeds: Sequence[int]) -> list[PairRow]:

@@ -113,7 +113,9 @@ def random_model(
 
 def transcoder_of(condition: Condition) -> Condition:
     """A TopK transcoder with the width, k and training of a condition."""
-    shared = condition.model_dump(exclude={"name", "architecture", "hyperparameters", "match_l0", "aligned"})
+    shared = condition.model_dump(
+        exclude={"name", "architecture", "hyperparameters", "match_l0", "aligned", "consistency"}
+    )
     name = "topk_transcoder"
     return Condition(**shared, name="transcoder", architecture=name, hyperparameters={})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from husai_lib.files import REPOSITORY
 from husai_lib.params.hyperparameters import ARCHITECTURES
-from husai_lib.params.sections import NAME, Positive, Rate, Section, one_of
+from husai_lib.params.sections import NAME, Count, Positive, Rate, Section, Weight, distinct, one_of
 
 
 class SaeParams(Section):
@@ -44,6 +44,60 @@ class SaeParams(Section):
         return self
 
 
+BANKS = 2
+"""Disjoint banks that seeds are dealt to where they align with each other: only seeds of different banks are unrelated."""
+
+
+class ReferenceParams(Section):
+    """What the consistency objective aligns each seed with."""
+
+    reference: Count | Literal["mutual"] | None = None
+    """Seed of one frozen reference: an SAE of the same condition without objective. Or `mutual`: there is no reference;
+    the seeds are dealt to two banks, and those of a bank align with each other."""
+    references: list[Count] = []  # noqa: RUF012 -- pydantic copies it
+    """Seeds of several unrelated references, to which the training seeds are dealt in turn."""
+    assignment_interval: Positive = 4
+    """Steps between two matchings of a decoder with its reference."""
+
+    @model_validator(mode="after")
+    def _names_references(self) -> Self:
+        distinct(self.references, "reference")
+        if (self.reference is None) == (not self.references):
+            raise ValueError("name one reference: <seed>, several references: [..], or reference: mutual")
+        return self
+
+    @property
+    def frozen(self) -> list[int]:
+        """Seeds of the frozen references; none under `mutual`."""
+        return [self.reference] if isinstance(self.reference, int) else list(self.references)
+
+    def bank_of(self, seeds: Sequence[int], i: int) -> tuple[int, ...]:
+        """The seeds of the bank of `seeds[i]` under `mutual`: that of every second seed; empty with references."""
+        return () if self.frozen else tuple(seeds[i % BANKS :: BANKS])
+
+    def reference_of(self, seeds: Sequence[int], i: int) -> int:
+        """What `seeds[i]` is aligned with: the seed of its reference, or the first of its bank."""
+        return self.frozen[i % len(self.frozen)] if self.frozen else self.bank_of(seeds, i)[0]
+
+    def check_seeds(self, seeds: list[int]) -> None:
+        """Raise ValueError where these training seeds cannot be aligned as asked."""
+        if own := sorted({*self.frozen} & {*seeds}):
+            raise ValueError(f"consistency: seed {own[0]} would be its own reference; name another reference")
+        if self.reference == "mutual" and 0 < len(seeds) < 4:
+            raise ValueError(f"consistency: mutual needs two banks of two seeds, and there are {len(seeds)} seeds")
+
+
+class ObjectiveParams(ReferenceParams):
+    """The consistency objective: NMSE + lambda * (1 - mean |cos|) over decoder rows and their partners in a reference."""
+
+    weight: Weight = Field(alias="lambda")
+    """Weight of the penalty beside the NMSE, both without a unit; at 0 there is no objective."""
+
+
+CONSISTENT = ("topk", "batchtopk", "matryoshka_batchtopk", "hierarchical_topk", "routed_topk", "standard")
+"""Architectures that can be trained with the consistency objective."""
+
+
 class Condition(SaeParams):
     """Every hyperparameter of an SAE except its seed."""
 
@@ -53,6 +107,8 @@ class Condition(SaeParams):
     """Name of the architecture, a key of `ARCHITECTURES`."""
     hyperparameters: dict[str, Any]
     """The architecture's own hyperparameters; in a parameter file they stand beside the shared ones."""
+    consistency: ObjectiveParams | None = None
+    """The objective that makes seeds learn the same latents; null for none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,9 +133,16 @@ class Condition(SaeParams):
             if own["route_mode"] == "expert_topk" and self.k > (block := self.d_sae // own["num_experts"]):
                 what = f"d_sae / num_experts = {block}, the latents of a block"
                 raise ValueError(f"k = {self.k} exceeds {what}; lower num_experts")
+        if self.consistency and self.architecture not in CONSISTENT:
+            raise ValueError(f"consistency: {self.architecture} has no such objective; use {', '.join(CONSISTENT)}")
         if self.aligned and self.architecture == "topk_transcoder":
             raise ValueError("aligned: a transcoder's encoder and decoder lie in different spaces; leave it out")
         return self
+
+    @property
+    def objective(self) -> ObjectiveParams | None:
+        """The consistency objective, if its weight is not zero."""
+        return self.consistency if self.consistency and self.consistency.weight else None
 
     def _check_shared(self, key: str, blocks: int, what: str) -> None:
         if (value := getattr(self, key)) % blocks:
@@ -143,6 +206,19 @@ def baseline_shapes(conditions: Iterable[SaeParams]) -> dict[str, SaeParams]:
     if len(longest) == 1:
         return {"baseline": next(iter(longest.values()))}
     return {f"baseline_{d_sae}_k{k}": longest[d_sae, k] for d_sae, k in sorted(longest)}
+
+
+def baseline_seeds(sweeps: Iterable[tuple[Sequence[SaeParams], Sequence[int]]]) -> dict[str, list[int]]:
+    """The seeds that each matched baseline needs, by name: those at which conditions of its shape are trained."""
+    sweeps = list(sweeps)
+    shapes = baseline_shapes(condition for conditions, _ in sweeps for condition in conditions)
+    return {
+        name: list(dict.fromkeys(
+            seed for conditions, seeds in sweeps for condition in conditions for seed in seeds
+            if (condition.d_sae, condition.k) == (shape.d_sae, shape.k)
+        ))
+        for name, shape in shapes.items()
+    }  # fmt: skip
 
 
 def is_baseline_name(name: str) -> bool:

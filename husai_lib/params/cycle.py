@@ -13,6 +13,7 @@ from husai_lib.errors import ParameterError
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams, StressParams
 from husai_lib.params.catalogue import layer_count, local_path
 from husai_lib.params.conditions import BaselineParams, Condition, SaeParams, is_baseline_name
+from husai_lib.params.consistency import ConsistencyParams
 from husai_lib.params.inputs import ActivationParams, ModelParams, TextParams
 from husai_lib.params.rules import ConfirmationParams, EarlierRun, GateParams, SelectionParams
 from husai_lib.params.sections import NAME, Count, Section, check, distinct
@@ -25,10 +26,16 @@ class Sections(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete_conditions(cls, data: Any) -> Any:
-        sae, conditions = (data.get("sae"), data.get("conditions")) if isinstance(data, dict) else (None, None)
-        if isinstance(sae, dict) and isinstance(conditions, list):
-            return data | {"conditions": [sae | given if isinstance(given, dict) else given for given in conditions]}
-        return data
+        if not isinstance(data, dict) or not isinstance(sae := data.get("sae"), dict):
+            return data
+
+        def complete(section: dict[str, Any]) -> dict[str, Any]:
+            if not isinstance(given := section.get("conditions"), list):
+                return section
+            return section | {"conditions": [sae | one if isinstance(one, dict) else one for one in given]}
+
+        sweep = data.get("consistency")
+        return complete(data) | ({"consistency": complete(sweep)} if isinstance(sweep, dict) else {})
 
 
 class CycleParams(Sections):
@@ -50,6 +57,8 @@ class CycleParams(Sections):
     """What all conditions share."""
     conditions: list[Condition] = Field(min_length=1)
     """What is compared. In YAML a condition names its architecture and whatever differs from `sae`."""
+    consistency: ConsistencyParams | None = None
+    """Conditions trained with the consistency objective; without this section the step is not run."""
     baseline: BaselineParams = BaselineParams()
     """The SAE that CE-Bench deltas are taken against."""
     probing: ProbingParams = ProbingParams()
@@ -72,10 +81,20 @@ class CycleParams(Sections):
         distinct(self.seeds, "seed")
         distinct(self.earlier, "earlier run")
         distinct([condition.name for condition in self.conditions], "condition")
+        sweep = self.consistency
+        if sweep and not self.activations.validation_rows:
+            raise ValueError("activations.validation_rows = 0, but consistency chooses checkpoints by them; give some")
+        for source in self.selection.sources:
+            if source == "consistency" and not sweep:
+                raise ValueError("selection.sources: there is no section consistency; leave it out or add the section")
+        own = [condition.consistency for condition in self.conditions if condition.consistency]
+        for aligned in [sweep, *own] if sweep else own:
+            for seeds in (getattr(aligned, "seeds", []) or self.seeds, self.confirmation.seeds):
+                aligned.check_seeds(seeds)
         joined = self.activations.hook_name.count("+") + 1
         if twice := sorted({*self.seeds} & {*self.confirmation.seeds}):
             raise ValueError(f"confirmation.seeds: {twice[0]} is also one of seeds; fresh seeds confirm, others do not")
-        for condition in self.conditions:
+        for condition in [*self.conditions, *(sweep.conditions if sweep else ())]:
             if is_baseline_name(condition.name):
                 raise ValueError(f"condition {condition.name!r} has the name of a baseline; choose another name")
             if condition.architecture == "topk_transcoder":
@@ -95,6 +114,12 @@ class CycleParams(Sections):
         if self.activations.layer >= count:
             raise ValueError(f"{self.activations.hook_name} is beyond the model's {count} layers, 0 to {count - 1}")
         return self
+
+    @property
+    def sweeps(self) -> list[tuple[list[Condition], list[int]]]:
+        """Everything that needs matched baselines: conditions, with the seeds at which they are trained."""
+        sweep = self.consistency
+        return [(self.conditions, self.seeds), *([(sweep.conditions, sweep.seeds or self.seeds)] if sweep else [])]
 
 
 def load_cycle(path: Path, assignments: Iterable[str] = ()) -> CycleParams:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from husai_lib.files import REPOSITORY
 from husai_lib.params.catalogue import HUSAI16, data_set_names, local_path, shifted_data_set_names, text_set_names
-from husai_lib.params.sections import Positive, Section, distinct, one_of
+from husai_lib.params.sections import Count, Positive, Section, distinct, one_of
 
 HOOK = r"blocks\.\d+\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|mlp\.hook_in)"
 Tokens = Annotated[int, Field(ge=2, le=8192)]
@@ -90,6 +90,9 @@ class ActivationParams(Section):
     """Number of token positions to train on, drawn over all training texts in proportion."""
     held_out_rows: Positive
     """Number of token positions to measure on."""
+    validation_rows: Count = 0
+    """Number of further held-out positions, by which checkpoints are chosen; 0 where there is nothing to choose. With
+    them, the stories that follow those of CE-Bench are read too."""
     context_tokens: Tokens = 128
     """Training and held-out texts are cut to this many tokens."""
     probe_tokens: Tokens = 1024

@@ -33,13 +33,13 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
 class Section(BaseModel):
     """A part of the parameters: frozen, strict about types, closed to unknown keys and NaN."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, serialize_by_alias=True)
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
         for key in data if isinstance(data, dict) else ():
-            one_of(key, cls.model_fields, "key")
+            one_of(key, [field.alias or name for name, field in cls.model_fields.items()], "key")
         return data
 
 

@@ -15,17 +15,20 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+from husai_lib.decisions.acceptance import acceptance
 from husai_lib.earlier.imports import audit_import
 from husai_lib.errors import EvidenceError
 from husai_lib.evidence.cache import CACHED
 from husai_lib.evidence.code import CHANGED, file_at, library_hash_at
 from husai_lib.evidence.rows.base import GIVEN, IMPORTED, RunTables
+from husai_lib.evidence.rows.consistency import random_of
 from husai_lib.evidence.rows.controls import control_names
 from husai_lib.evidence.runs import Record, Run
 from husai_lib.evidence.steps import candidate_of, condition_of, step_key, why_unconfirmed
 from husai_lib.evidence.verification import problems_of
 from husai_lib.files import REPOSITORY, read_json
-from husai_lib.params.conditions import Condition, baseline_shapes
+from husai_lib.params.conditions import Condition, baseline_seeds, baseline_shapes
+from husai_lib.params.consistency import ConsistencyParams
 from husai_lib.params.cycle import CycleParams
 from husai_lib.params.sections import check
 from husai_lib.params.strict_yaml import override, parse_yaml
@@ -198,8 +201,13 @@ def _completeness(one: Audited) -> Iterator[Check]:
         ("drop", asked["probing"]["seed"] + n) for n in range(asked["probing"]["splits"])
     }
     yield "forms and splits of probes", sorted({at[2:] for at in ats}), sorted(forms)
-    must = {"baselines": _baselines(one, "baselines", conditions, seeds)}
+    cycle = check(CycleParams, asked, "parameters.json")
+    must = {"baselines": _baselines(one, "baselines", cycle.sweeps)}
     must["frontier"] = [(c.name, c.architecture, seed, c.d_sae, c.k) for c in conditions for seed in seeds]
+    sweep = ConsistencyParams.model_validate(asked["consistency"]) if asked["consistency"] else None
+    swept, train_seeds = (sweep.swept(), sweep.seeds or seeds) if sweep else ([], [])
+    if sweep:
+        must["consistency"] = [(c.name, c.architecture, seed, c.d_sae, c.k) for c in swept for seed in train_seeds]
     must["confirmation"] = _confirmed(one)
     for step, saes in must.items():
         members = rows(step, "members")
@@ -218,10 +226,13 @@ def _completeness(one: Audited) -> Iterator[Check]:
         )
     fresh = {one.condition for one in rows("confirmation", "members") if not one.is_baseline}
     yield "conditions of groups", [g.condition for g in rows("frontier", "groups")], [c.name for c in conditions]
+    yield "conditions of swept groups", [g.condition for g in rows("consistency", "groups")], [c.name for c in swept]
+    yield from _sweep(one, sweep, [(c.name, seed) for c in swept for seed in train_seeds])
     yield "conditions of confirmed groups", [g.condition for g in rows("confirmation", "groups")], sorted(fresh)
     own = [member.seed for member in one.tables.candidate.members]
     run = [row.control for row in rows("stress", "controls") if row.metric == "pwmcc" and row.delta is not None]
     pairs = {"frontier": {c.name: seeds for c in conditions}, "stress": dict.fromkeys(run, own)}
+    pairs["consistency"] = dict.fromkeys([*(c.name for c in swept), *(random_of(c.d_sae) for c in swept)], train_seeds)
     pairs["confirmation"] = dict.fromkeys(fresh, own)
     for step, of in pairs.items():
         made = sorted((row.of, row.seed_a, row.seed_b) for row in rows(step, "pairs"))
@@ -240,18 +251,41 @@ def _completeness(one: Audited) -> Iterator[Check]:
     yield from _inputs(one)
 
 
+def _sweep(one: Audited, sweep: ConsistencyParams | None, saes: list[tuple[str, int]]) -> Iterator[Check]:
+    """The sweep of the consistency objective: its references, checkpoints and weights, and its acceptance."""
+    rows = one.tables.rows
+    groups = list(dict.fromkeys(name for name, _ in saes))
+    yield "checkpoints", [(row.condition, row.seed) for row in rows("consistency", "checkpoints")], saes
+    yield "weights of the sweep", [row.condition for row in rows("consistency", "sweep")], groups
+    if not sweep:
+        return
+    truth = [row.weight for row in rows("consistency", "known_truth")]
+    yield "weights on known features", truth, sweep.lambdas
+    weights = {row.condition: row.weight for row in rows("consistency", "sweep")}
+    seeds = list(dict.fromkeys(seed for _, seed in saes))
+    dealt = {seed: sweep.reference_of(seeds, i) for i, seed in enumerate(seeds)}
+    for member in rows("consistency", "members"):
+        must = dealt[member.seed] if weights.get(member.condition) else None
+        yield f"reference of {member.condition}, seed {member.seed}", member.reference, must
+    stated = one.records["consistency"].summary["acceptance"]
+    yield from follow("acceptance:", stated, acceptance(rows("consistency", "sweep"), sweep.acceptance))
+
+
 def _inputs(one: Audited) -> Iterator[Check]:
     """Which data sets were read, for which banks, and how many story pairs."""
     texts, stress, rows = one.parameters["texts"], one.parameters["stress"], one.tables.rows
     tasks = {"probing": texts["probing"]} | ({"ood": texts["ood"], "shifted": texts["ood"]} if stress["ood"] else {})
     read = [(row.role, row.data_set) for row in rows("activations", "sources")]
     drawn = {(role, name) for role in ("training", "held_out") for name in texts[role]}
+    drawn |= {("validation", name) for name in texts["held_out"]}
     of_tasks = [(role, name) for role in tasks for name in tasks[role]]
     yield "data sets of tasks", sorted({*read} - drawn), sorted(of_tasks)
     yield "data sets that are listed twice", [source for source, n in Counter(read).items() if n > 1], []
-    yield "roles of data sets", sorted({role for role, _ in read}), sorted({"training", "held_out", *tasks})
+    further = {"validation"} if one.parameters["activations"]["validation_rows"] else set()
+    yield "roles of data sets", sorted({role for role, _ in read}), sorted({"training", "held_out", *further, *tasks})
     of_transcoder = ("mlp_in", "mlp_out", "mlp_in_held_out") if stress["transcoder"] else ()
-    banks = ["training", "held_out", "stories", *of_transcoder]
+    of_validation = ("validation", "validation_stories") if further else ()
+    banks = ["training", "held_out", "stories", *of_validation, *of_transcoder]
     made = [row.bank for row in rows("activations", "banks")]
     yield "banks of activations", sorted(made), sorted([*banks, *("/".join(task) for task in of_tasks)])
     models = [row.control for row in rows("stress", "controls") if row.control.startswith("random_model")]
@@ -262,13 +296,13 @@ def _inputs(one: Audited) -> Iterator[Check]:
     yield "story pairs are at most max_rows", pairs <= one.parameters["contrastive"]["max_rows"], True
 
 
-def _baselines(one: Audited, step: str, conditions: list[Condition], seeds: list[int]) -> list[tuple[Any, ...]]:
+def _baselines(one: Audited, step: str, sweeps: list[tuple[list[Condition], list[int]]]) -> list[tuple[Any, ...]]:
     """The given SAE, if there is one, and a trained one for each seed and shape that it does not match."""
     given = [row for row in one.tables.rows(step, "members") if row.condition == GIVEN][:1]
-    shapes = baseline_shapes(conditions)
+    shapes, seeds = baseline_shapes(c for conditions, _ in sweeps for c in conditions), baseline_seeds(sweeps)
     free = {n: s for n, s in shapes.items() if not any(row.is_baseline_of(s.d_sae, s.k, 0) for row in given)}
     architecture = one.parameters["baseline"]["architecture"]
-    trained = [(name, architecture, seed, s.d_sae, s.k) for name, s in free.items() for seed in seeds]
+    trained = [(name, architecture, seed, s.d_sae, s.k) for name, s in free.items() for seed in seeds[name]]
     return [*((row.condition, row.architecture, 0, row.d_sae, row.k) for row in given), *trained]
 
 
@@ -279,7 +313,7 @@ def _confirmed(one: Audited) -> list[tuple[Any, ...]]:
         return []
     condition = condition_of(chosen, one.run.find_record)
     own = [(condition.name, condition.architecture, seed, condition.d_sae, condition.k) for seed in seeds]
-    return own + _baselines(one, "confirmation", [condition], seeds)
+    return own + _baselines(one, "confirmation", [([condition], seeds)])
 
 
 def _derived(one: Audited) -> Iterator[Check]:

@@ -65,7 +65,7 @@ def frontier(members: Sequence[MemberRow]) -> ReportFigure:
 
     SAEs whose L0 is not matched are hollow. The legend lists conditions by their mean explained variance, best first.
     """
-    figure, (axes,) = _panels(8.0, 4.4)
+    figure, (axes,) = framed(8.0, 4.4)
     styles = _styles(row.condition for row in members)
     means = {name: fmean(row.explained_variance for row in members if row.condition == name) for name in styles}
     for condition, matched in itertools.product(sorted(means, key=means.__getitem__, reverse=True), (False, True)):
@@ -90,13 +90,13 @@ def frontier(members: Sequence[MemberRow]) -> ReportFigure:
         axes.minorticks_off()
     axes.set_xlabel("L0 (mean active latents per held-out row)")
     axes.set_ylabel("Explained variance (held out)")
-    _legend(figure, axes, beside=True)
+    legend(figure, axes, beside=True)
     return figure
 
 
 def pareto(candidates: Sequence[CandidateRow]) -> ReportFigure:
     """Groups by their external deltas, with lines to the lower 95 % bounds; front and selected group are marked."""
-    figure, (axes,) = _panels(8.6, 4.2)
+    figure, (axes,) = framed(8.6, 4.2)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.axhline(0, color=GREY, linewidth=1)
     styles = _styles(row.condition for row in candidates)
@@ -115,7 +115,7 @@ def pareto(candidates: Sequence[CandidateRow]) -> ReportFigure:
     axes.set_xlabel("SAEBench delta (AUC; line: to the lower 95 % bound)")
     axes.set_ylabel("CE-Bench delta (SD; line: to the lower 95 % bound)")
     axes.margins(0.12)
-    _legend(figure, axes, beside=True)
+    legend(figure, axes, beside=True)
     return figure
 
 
@@ -126,7 +126,7 @@ def stability(groups: Sequence[GroupRow]) -> ReportFigure:
         "Gaussian activations (null)": {row.condition: Dot(row.null_gaussian) for row in groups},
         "random decoders (null)": {row.condition: Dot(row.null_random) for row in groups},
     }
-    return _dot_plot({"PW-MCC across seeds (mean |cosine| of matched decoder rows)": dots})
+    return dot_plot({"PW-MCC across seeds (mean |cosine| of matched decoder rows)": dots})
 
 
 def external(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> ReportFigure:
@@ -134,12 +134,12 @@ def external(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> Report
 
     The SAEBench delta has a second interval, over seeds and data sets.
     """
-    saebench = _means((row.condition, row.saebench_delta) for row in members)
-    cebench = _means((row.condition, row.cebench_delta) for row in members)
+    saebench = seed_means((row.condition, row.saebench_delta) for row in members)
+    cebench = seed_means((row.condition, row.cebench_delta) for row in members)
     sets = {row.condition: Dot(row.saebench_delta, row.saebench_low, row.saebench_high) for row in groups}
     label = "mean, 95 % over seeds; small: one seed"
     both = {label: saebench, "95 % over seeds and data sets": sets}
-    return _dot_plot({"SAEBench delta (AUC)": both, "CE-Bench delta (SD)": {label: cebench}})
+    return dot_plot({"SAEBench delta (AUC)": both, "CE-Bench delta (SD)": {label: cebench}})
 
 
 def duplicates(probes: Sequence[ProbeRow]) -> ReportFigure:
@@ -153,7 +153,7 @@ def duplicates(probes: Sequence[ProbeRow]) -> ReportFigure:
         )
         own = {name: [mean for (data_set, _), mean in means.items() if data_set == name] for name in names}
         panel[label] = {name: Dot(fmean(deltas), seeds=deltas) for name, deltas in own.items()}
-    return _dot_plot({"Probing delta (AUC; large: mean, small: one condition)": panel})
+    return dot_plot({"Probing delta (AUC; large: mean, small: one condition)": panel})
 
 
 def confirmation(selected: Sequence[MemberRow], fresh: Sequence[MemberRow]) -> ReportFigure:
@@ -165,8 +165,11 @@ def confirmation(selected: Sequence[MemberRow], fresh: Sequence[MemberRow]) -> R
     }
     named = [*(("seeds of the selection", row) for row in selected), *(("fresh seeds", row) for row in fresh)]
     label = "mean, 95 % over seeds; small: one seed"
-    return _dot_plot(
-        {axis: {label: _means((name, getattr(row, column)) for name, row in named)} for axis, column in panels.items()}
+    return dot_plot(
+        {
+            axis: {label: seed_means((name, getattr(row, column)) for name, row in named)}
+            for axis, column in panels.items()
+        }
     )
 
 
@@ -175,7 +178,7 @@ def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
 
     The plain forms are shown with the ceiling of each width and with the baseline of earlier cycles.
     """
-    figure, panels = _panels(10.0, 4.2, 3)
+    figure, panels = framed(10.0, 4.2, 3)
     forms = {"As published": "interpretability", "As released": "interpretability_as_released"}
     for axes, (form, column) in zip(panels, forms.items(), strict=False):
         _lines_over_width(axes, rows, column)
@@ -186,7 +189,7 @@ def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
     panels[2].set_title("Calibrated (SD of the null)", fontsize=10, loc="left")
     panels[0].sharey(panels[1])
     panels[0].set_ylabel("CE-Bench interpretability")
-    _legend(figure, panels[0])
+    legend(figure, panels[0])
     return figure
 
 
@@ -194,7 +197,7 @@ def controls(rows: Sequence[ControlRow]) -> ReportFigure:
     """Delta of each PW-MCC control with its interval over seeds, beside zero; `ood` shows those about probes."""
     shown = {gates.describe(row.control): row for row in rows if row.metric == "pwmcc"}
     dots = {name: Dot(row.delta, row.delta_low, row.delta_high) for name, row in shown.items()}
-    return _dot_plot({"PW-MCC of the candidate minus that of the control": {"delta, interval over seeds": dots}})
+    return dot_plot({"PW-MCC of the candidate minus that of the control": {"delta, interval over seeds": dots}})
 
 
 def ood(rows: Sequence[OodRow]) -> ReportFigure:
@@ -203,10 +206,10 @@ def ood(rows: Sequence[OodRow]) -> ReportFigure:
     Every seed of the SAE is a point, and its mean has a 95 % interval.
     """
     panels = {"AUC above chance, in domain": "in_domain", "AUC above chance, shifted": "shifted"}
-    figure = _dot_plot(
+    figure = dot_plot(
         {
             axis: {
-                "SAE: mean, 95 % over seeds; small: one seed": _means(
+                "SAE: mean, 95 % over seeds; small: one seed": seed_means(
                     (row.task, getattr(row, f"{at}_auc") - CHANCE) for row in rows
                 ),
                 "raw activation": {row.task: Dot(getattr(row, f"{at}_llm_auc") - CHANCE) for row in rows},
@@ -219,14 +222,14 @@ def ood(rows: Sequence[OodRow]) -> ReportFigure:
     return figure
 
 
-def _dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> ReportFigure:
+def dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> ReportFigure:
     """Dots by axis label (one panel each), legend entry (one style each) and name (one line each).
 
     Names are drawn literally, `$` included, and long ones are shortened.
     """
     first = next(iter(next(iter(panels.values())).values()))
     names = [name if len(name) <= 36 else f"{name[:35]}…" for name in first]
-    figure, axes_of = _panels(6.4 if len(panels) == 1 else 8.4, 1.5 + 0.42 * max(len(names), 1), len(panels))
+    figure, axes_of = framed(6.4 if len(panels) == 1 else 8.4, 1.5 + 0.42 * max(len(names), 1), len(panels))
     for axes, (xlabel, series) in zip(axes_of, panels.items(), strict=True):
         axes.axvline(0, color=GREY, linewidth=1)
         for i, (label, dots) in enumerate(series.items()):
@@ -237,7 +240,7 @@ def _dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> ReportFi
         axes.set_ylim(max(len(names), 1) - 0.4, -0.6)  # first on top
         axes.tick_params(labelleft=axes is axes_of[0])
         axes.grid(visible=False, axis="y")
-    _legend(figure, axes_of[0])
+    legend(figure, axes_of[0])
     return figure
 
 
@@ -278,7 +281,7 @@ def _draw(axes: Axes, y: float, dot: Dot, label: str, style: tuple[str, str]) ->
     axes.scatter(dot.seeds, [y + 0.13] * len(dot.seeds), s=12, alpha=0.75, color=color, marker=marker)
 
 
-def _means(values: Iterable[tuple[str, float | None]]) -> dict[str, Dot]:
+def seed_means(values: Iterable[tuple[str, float | None]]) -> dict[str, Dot]:
     """The mean of each name's known values, one per seed, with its t interval."""
     known: dict[str, list[float]] = {}
     for name, value in values:
@@ -288,7 +291,7 @@ def _means(values: Iterable[tuple[str, float | None]]) -> dict[str, Dot]:
     return dict.fromkeys(known, Dot(None)) | dots
 
 
-def _panels(width: float, height: float, columns: int = 1) -> tuple[ReportFigure, list[Axes]]:
+def framed(width: float, height: float, columns: int = 1) -> tuple[ReportFigure, list[Axes]]:
     """An empty figure (inches) with its panels side by side, framed left and below only."""
     figure = ReportFigure(figsize=(width, height), layout="constrained", facecolor="white")
     panels = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
@@ -304,7 +307,7 @@ def _styles(conditions: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: STYLES[i % len(STYLES)] for i, name in enumerate(sorted(set(conditions)))}
 
 
-def _legend(figure: Figure, axes: Axes, *, beside: bool = False) -> None:
+def legend(figure: Figure, axes: Axes, *, beside: bool = False) -> None:
     """One entry for each label, above the panels or beside them; labels are drawn literally, `$` included."""
     handles, labels = axes.get_legend_handles_labels()
     if entries := dict(zip(labels, handles, strict=True)):

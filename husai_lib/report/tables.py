@@ -18,6 +18,7 @@ from typing import Any
 from husai_lib.decisions import gates
 from husai_lib.evidence.rows import TABLES
 from husai_lib.evidence.rows.base import GIVEN, Row
+from husai_lib.evidence.rows.consistency import GATES
 from husai_lib.evidence.rows.controls import OodRow, retained
 from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow
 from husai_lib.intervals import mean_interval, means_by
@@ -96,12 +97,29 @@ def _standing(row: dict[str, Any]) -> str:
     return f"{standing}: {escape(row['note'])}" if row["note"] else standing
 
 
+def _accepted(row: dict[str, Any]) -> str:
+    """Whether a weight of the objective is accepted, or at which gates it fails."""
+    if row["accepted"]:
+        return "accepted"
+    failing = [
+        f"{GATE_WORDS[gate]} ({row[f'gate_{gate}']})" for gate in GATES if row[f"gate_{gate}"] in {"fail", "missing"}
+    ]
+    return f"**not accepted**: {escape(', '.join(failing))}"
+
+
 def _scored(field: str, spec: str) -> Template:
     """A metric of a group, its lower bound and, where the group was ranked, the score of the bound."""
     bound, score = f"{{{field}:{spec}}} ({{{field}_low:{spec}}}", f"{{{field.removesuffix('_delta')}_score:.2f}}"
     return lambda row: cell(row, f"{bound})" if row["joint_score"] is None else f"{bound} → {score})")
 
 
+GATE_WORDS = {
+    "delta_pwmcc": "agreement above random decoders",
+    "delta_lcb": "the same by its bounds",
+    "ev_drop": "explained variance",
+    "external": "SAEBench",
+    "cebench": "CE-Bench",
+}
 OVER_TASKS = "[{tasks_low:+.3f}, {tasks_high:+.3f}]"
 SETS_APART = "{level:.2%}, data sets {sets_level:.2%}"
 DIFFERENCE = "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]"
@@ -132,6 +150,7 @@ LAYOUTS: dict[str, Columns] = {
         "Condition": "{condition}",
         "Seeds": "{n_seeds:d}",
         "PW-MCC [95 %]": "{pwmcc:.3f} [{pwmcc_low:.3f}, {pwmcc_high:.3f}]",
+        "PW-MCC within a reference": lambda row: cell(row, "{pwmcc_within:.3f}" if row["pwmcc_within"] else ""),
         "Random null": "{null_random:.3f}",
         "Gaussian null": "{null_gaussian:.3f}",
         "Corrected PW-MCC": "{pwmcc_corrected:+.3f}",
@@ -139,6 +158,44 @@ LAYOUTS: dict[str, Columns] = {
         "Encoder MCC": "{encoder_mcc:.3f}",
         "Reappearing latents": "{reappearing_fraction:.1%}",
         "Subspace overlap": "{subspace_overlap:.3f}",
+        "Functional agreement (rare to frequent)": (
+            "{functional_agreement:.3f} ({functional_rare:.3f} to {functional_frequent:.3f})"
+        ),
+        "Note": "{note}",
+    },
+    # One line per weight of the consistency objective: what it did inside and outside, and whether that is accepted.
+    "sweep": {
+        "Group": "{condition}",
+        "Verdict": _accepted,
+        "PW-MCC of unrelated seeds [95 %]": "{pwmcc:.3f} [{pwmcc_low:.3f}, {pwmcc_high:.3f}]",
+        "Of one reference": lambda row: cell(row, "{pwmcc_within:.3f}" if row["pwmcc_within"] else ""),
+        "Alignment": lambda row: cell(row, "{alignment:.3f}" if row["alignment"] else ""),
+        "Above random decoders (conservative)": "{delta_pwmcc:+.3f} ({delta_lcb:+.3f})",
+        "Explained variance (drop)": "{explained_variance:.3f} ({ev_drop:+.3f})",
+        "SAEBench delta": "{external_delta:+.3f}",
+        "CE-Bench delta (SD)": "{cebench_delta:+.3f}",
+        "Checkpoint of seed": "{checkpoint_seed:d}",
+        "Note": "{note}",
+    },
+    # One line per SAE of the sweep: validation metrics, which choose the checkpoint of each weight.
+    "checkpoints": {
+        "Group": "{condition}",
+        "Seed": "{seed:d}",
+        "Validation AUC": "{saebench:.3f}",
+        "CE-Bench (SD)": "{cebench:.2f}",
+        "Alignment": lambda row: cell(row, "{alignment:.3f}" if row["alignment"] else ""),
+        "Explained variance": "{ev:.3f}",
+        "External score": "{external_score:.3f}",
+        "Note": "{note}",
+    },
+    # One line per weight of the objective, on activations with known features.
+    "known_truth": {
+        "lambda": "{weight:g}",
+        "Recovery of the true features": "{recovery:.3f}",
+        "PW-MCC of unrelated seeds": "{pwmcc:.3f}",
+        "Of one reference": lambda row: cell(row, "{pwmcc_within:.3f}" if row["pwmcc_within"] else ""),
+        "Functional agreement": "{functional_agreement:.3f}",
+        "Explained variance": "{explained_variance:.3f}",
         "Note": "{note}",
     },
     # One line per group that selection ranked or dropped: lower 95 % bounds, their scores and the weighted sum.

@@ -31,6 +31,7 @@ from husai_lib.randomness import torch_generator
 from husai_lib.saes.architectures import TrainableSae, new_sae
 from husai_lib.saes.architectures.base import Loss, TrainState
 from husai_lib.saes.data import DEAD_AFTER, Data, batches
+from husai_lib.saes.objective import Consistency
 from husai_lib.saes.trained import Member
 
 GRADIENT_NORM = 1.0
@@ -48,7 +49,14 @@ L0_INTEGRAL, L0_PROPORTIONAL, L0_SMOOTHING = 0.05, 1.0, 0.3
 class Stack:
     """Members of one shape in training: same architecture, widths, batches and whole-number hyperparameters."""
 
-    def __init__(self, members: Sequence[Member], data: Data, device: str, sparse: bool | None = None) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        data: Data,
+        device: str,
+        sparse: bool | None = None,
+        references: Sequence[Tensor] = (),
+    ) -> None:
         self.members, self.data, self.device = list(members), data, device
         self.condition = members[0].condition
         if device == "cpu" and self.condition.precision == "tf32":
@@ -76,6 +84,12 @@ class Stack:
         for m, sae in enumerate(self.saes):
             for name, tensor in sae.state_dict(keep_vars=True).items():
                 tensor.data = self.tensors[name][m]
+        self.consistency: Consistency | None = None
+        if objective := self.condition.objective:
+            weights = [member.condition.objective.weight for member in members if member.condition.objective]
+            self.consistency = Consistency(
+                torch.tensor(weights, device=device), self.tensors["W_dec"], objective.assignment_interval, references
+            )
         groups = [{"params": list(sae.parameters()), "lr": 0.0} for sae in self.saes]
         self.optimiser = torch.optim.Adam(groups, fused=True)
         for p in itertools.chain(*(sae.parameters() for sae in self.saes)):  # Adam would do this in its first step
@@ -124,6 +138,7 @@ class Stack:
         self.optimiser.zero_grad()
         loss.total.sum().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
+            self._add_consistency(target)
             self._clip_gradients()
             self.optimiser.step()
             self._write(self._call("projected"))
@@ -171,6 +186,16 @@ class Stack:
         for name, value in values.items():
             self.tensors[name].copy_(value)
 
+    def _add_consistency(self, target: Tensor) -> None:
+        """Add the gradient of the consistency objective, where there is one, matching anew every few steps."""
+        if self.consistency is None:
+            return
+        decoders, gradient = self.tensors["W_dec"], self.computed["W_dec"].grad
+        assert gradient is not None
+        if self.done % self.consistency.interval == 0:
+            self.consistency.match(decoders)
+        self.consistency.add_gradient(decoders, self._all(gradient), target)
+
     def _clip_gradients(self) -> None:
         """Pass each member's gradients to its parameters, scaled down to `GRADIENT_NORM` if they exceed it."""
         gradients = {name: self._all(p.grad) for name, p in self.computed.items() if p.grad is not None}
@@ -209,6 +234,7 @@ class Stack:
         """Everything that changes from step to step, by name. Writing into these tensors restores it."""
         state = {"unfired": self.unfired, "reviving": self.reviving}
         state |= {"log_coefficient": self.log_coefficient, "log_l0": self.log_l0, **self.tensors}
+        state |= self.consistency.state() if self.consistency else {}
         for m, sae in enumerate(self.saes):
             for name, p in sae.named_parameters():
                 state |= {f"adam/{m}/{name}/{key}": value for key, value in self.optimiser.state[p].items()}
@@ -231,12 +257,18 @@ class Stack:
 
 
 def stacks_of(members: Sequence[Member], d_in: int, d_out: int, device: str) -> list[list[int]]:
-    """Indices of the members of each stack: one on a CPU, as many of one shape as free memory holds on a GPU."""
+    """Indices of the members of each stack: one on a CPU, as many of one shape as free memory holds on a GPU.
+
+    Members that align with each other are one stack everywhere.
+    """
     if device == "cpu":
-        return [[i] for i in range(len(members))]
+        banks: dict[Any, list[int]] = {}
+        for i, member in enumerate(members):
+            banks.setdefault((member.condition.name, member.bank) if member.bank else i, []).append(i)
+        return list(banks.values())
     shapes: dict[str, list[int]] = {}
     for i, member in enumerate(members):
-        shapes.setdefault(_shape(member.condition), []).append(i)
+        shapes.setdefault(canonical_json([_shape(member.condition), member.bank]), []).append(i)
     free, _ = torch.cuda.mem_get_info()
     stacks = []
     for alike in shapes.values():
@@ -250,8 +282,8 @@ def _shape(condition: Condition) -> str:
     whole = {key: value for key, value in condition.hyperparameters.items() if not isinstance(value, float)}
     # a loss whose weight is zero is left out of the formula, so that zeros change the computation
     absent = sorted(key for key, value in condition.hyperparameters.items() if value == 0)
-    common = condition.model_dump(exclude={"name", "learning_rate", "hyperparameters"})
-    return canonical_json([common, whole, absent])
+    common = condition.model_dump(exclude={"name", "learning_rate", "hyperparameters", "consistency"})
+    return canonical_json([common, whole, absent, condition.objective and condition.objective.assignment_interval])
 
 
 def _bytes_of_member(condition: Condition, d_in: int, d_out: int) -> int:

@@ -26,6 +26,16 @@ class Member:
 
     condition: Condition
     seed: int
+    reference: int | None = None
+    """What the consistency objective aligns it with: the seed of its reference or, under `mutual`, the first of its
+    bank. Seeds with the same are related."""
+    bank: tuple[int, ...] = ()
+    """The seeds that it is trained together with under `mutual`."""
+
+    @property
+    def unit(self) -> tuple[bool, int]:
+        """Equal for related seeds: those of one reference or bank, or the seed alone."""
+        return (False, self.seed) if self.reference is None else (True, self.reference)
 
 
 @dataclass(frozen=True)

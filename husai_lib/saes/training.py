@@ -21,10 +21,19 @@ from husai_lib.saes.stack import Stack, stacks_of
 from husai_lib.saes.trained import Member, TrainedSae
 from husai_lib.tasks import Progress, device, run_tasks
 
+References = dict[str, TrainedSae]
+"""Frozen references, by what identifies them."""
+
 
 def members(conditions: Sequence[Condition], seeds: Sequence[int]) -> list[Member]:
-    """Every condition at every seed."""
-    return [Member(condition, seed) for condition in conditions for seed in seeds]
+    """Every condition at every seed; with a consistency objective, seeds are dealt to its references in turn."""
+    return [_dealt(condition, seeds, i) for condition in conditions for i in range(len(seeds))]
+
+
+def _dealt(condition: Condition, seeds: Sequence[int], i: int) -> Member:
+    if not (objective := condition.objective):
+        return Member(condition, seeds[i])
+    return Member(condition, seeds[i], objective.reference_of(seeds, i), objective.bank_of(seeds, i))
 
 
 def train_bank(
@@ -37,18 +46,44 @@ def train_bank(
     and on a CPU also the same weights. Raises DataError if training diverges.
     """
     data = Data.of(rows, target)
+    references = _references(bank_members, rows, target, progress)
     stacks = stacks_of(bank_members, rows.rows.shape[1], data.target.rows.shape[1], device())
     tasks = [[bank_members[i] for i in stack] for stack in stacks]
-    trained = run_tasks(functools.partial(_trained, data=data), tasks, "members trained", progress)
+    function = functools.partial(_trained, data=data, references=references)
+    trained = run_tasks(function, tasks, "members trained", progress)
     saes = dict(zip(itertools.chain(*stacks), itertools.chain(*trained), strict=True))
     return [saes[i] for i in range(len(bank_members))]
 
 
-def _trained(stack: Sequence[Member], data: Data) -> list[TrainedSae]:
+def frozen_references(bank_members: Sequence[Member], rows: Bank) -> list[TrainedSae | None]:
+    """The frozen reference of each member, from the cache or trained on `rows`; None for a member without one."""
+    references = _references(bank_members, rows, None, None)
+    return [references.get(_reference_of(member)) for member in bank_members]
+
+
+def _references(
+    bank_members: Sequence[Member], rows: Bank, target: Bank | None, progress: Progress | None
+) -> References:
+    """The frozen references of the members: SAEs of the same conditions without objective, at other seeds."""
+    wanted = {name: m for m in bank_members if (name := _reference_of(m))}
+    plain = [Member(m.condition.model_copy(update={"consistency": None}), m.reference or 0) for m in wanted.values()]
+    return dict(zip(wanted, train_bank(plain, rows, target, progress), strict=True)) if wanted else {}
+
+
+def _reference_of(member: Member) -> str:
+    """What identifies the frozen reference of a member; empty where it has none."""
+    if member.reference is None or member.bank:
+        return ""
+    return canonical_json([member.condition.model_dump(exclude={"name", "consistency"}), member.reference])
+
+
+def _trained(stack: Sequence[Member], data: Data, references: References) -> list[TrainedSae]:
     """The members of a stack; those that are not in the cache are trained together."""
-    inputs = [_inputs(member, data) for member in stack]
+    inputs = [_inputs(member, data, references) for member in stack]
     missing = [i for i, given in enumerate(inputs) if not is_cached("saes", __name__, given)]
-    saes = dict(zip(missing, _train([stack[i] for i in missing], data), strict=True)) if missing else {}
+    if missing and stack[0].bank:
+        missing = list(range(len(stack)))  # they depend on each other
+    saes = dict(zip(missing, _train([stack[i] for i in missing], data, references), strict=True)) if missing else {}
     hook_out = data.target.hook_name if data.target is not data.rows else None
 
     def make(folder: Path, i: int) -> None:
@@ -59,10 +94,11 @@ def _trained(stack: Sequence[Member], data: Data) -> list[TrainedSae]:
     return [TrainedSae(member, entry) for member, entry in zip(stack, entries, strict=True)]
 
 
-def _train(stack: Sequence[Member], data: Data) -> list[TrainableSae]:
-    key = sha256_text(canonical_json([key_of(__name__, _inputs(member, data)) for member in stack]))
+def _train(stack: Sequence[Member], data: Data, references: References) -> list[TrainableSae]:
+    key = sha256_text(canonical_json([key_of(__name__, _inputs(member, data, references)) for member in stack]))
     checkpoint = cache_folder() / "checkpoints" / f"{key}.safetensors"
-    saes = Stack(stack, data, device()).train(checkpoint)
+    given = [references[name] for member in stack if (name := _reference_of(member))]
+    saes = Stack(stack, data, device(), references=[one.sae.W_dec.detach() for one in given]).train(checkpoint)
     checkpoint.unlink(missing_ok=True)
     for member, sae in zip(stack, saes, strict=True):
         if not all(torch.isfinite(p.norm()) for p in sae.parameters()):
@@ -71,10 +107,13 @@ def _train(stack: Sequence[Member], data: Data) -> list[TrainableSae]:
     return saes
 
 
-def _inputs(member: Member, data: Data) -> dict[str, Any]:
-    architecture = member.condition.architecture
+def _inputs(member: Member, data: Data, references: References) -> dict[str, Any]:
+    architecture, objective = member.condition.architecture, member.condition.objective
+    reference = references.get(_reference_of(member))
     return {
-        "condition": member.condition.model_dump(exclude={"name"}),
+        "condition": member.condition.model_dump(exclude={"name", "consistency"}),
+        "objective": objective and [objective.weight, objective.assignment_interval],
+        "aligned_with": reference.weights_sha256 if reference else member.bank,
         "seed": member.seed,
         "rows": [data.rows.hook_name, data.rows.sha256],
         "target": [data.target.hook_name, data.target.sha256],

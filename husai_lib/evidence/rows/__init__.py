@@ -7,6 +7,7 @@ computed here, once, by `derived`: when a row is made, and again when it is audi
 from __future__ import annotations
 
 from husai_lib.evidence.rows.base import Row
+from husai_lib.evidence.rows.consistency import CheckpointRow, SweepRow, TruthRow
 from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow
 from husai_lib.evidence.rows.decided import CandidateRow, CriterionRow, GateRow
 from husai_lib.evidence.rows.earlier import (
@@ -31,7 +32,7 @@ from husai_lib.evidence.rows.measured import (
 
 TABLES: dict[str, type[Row]] = {
     "sources": SourceRow, "banks": BankRow, "members": MemberRow, "groups": GroupRow, "probes": ProbeRow,
-    "pairs": PairRow, "ceilings": CeilingRow,
+    "pairs": PairRow, "ceilings": CeilingRow, "checkpoints": CheckpointRow, "sweep": SweepRow, "known_truth": TruthRow,
     "candidates": CandidateRow, "controls": ControlRow, "control_saes": ControlSaeRow, "ood": OodRow, "gates": GateRow,
     "contrastive": ContrastiveRow, "criteria": CriterionRow, "replays": ReplayRow, "rule_changes": RuleChangeRow,
     "earlier_members": EarlierMemberRow, "earlier_groups": EarlierGroupRow, "earlier_sweep": EarlierSweepRow,

@@ -89,12 +89,14 @@ class ControlRow(MeasuredRow):
         return about | {"note": off if run.candidate.members else run.candidate.why_none}
 
     def _of_pairs(self, pairs: Sequence[Any], saes: Sequence[ControlSaeRow], run: RunTables) -> dict[str, Any]:
-        from husai_lib.intervals import mean_over_pairs, pwmcc_difference  # noqa: PLC0415 - as in rows/measured.py
+        from husai_lib.intervals import between_units, mean_over_pairs, pwmcc_difference  # noqa: PLC0415 - as above
 
         members, joined = run.candidate.members, "+" in run.parameters["activations"]["hook_name"]
-        seeds = [member.seed for member in members]
+        seeds, units = [member.seed for member in members], [member.unit for member in members]
+        if len(set(units)) < 2:
+            return {"note": "all seeds have one reference, so none of them are unrelated"}
         own, other = (
-            pairs_of(name, seeds, rows)
+            between_units(pairs_of(name, seeds, rows), units)
             for name, rows in ((members[0].condition, run.candidate.pairs), (self.control, pairs))
         )
         off = [f"{sae.l0:.1f} at seed {sae.seed}" for sae in saes if not sae.l0_matched]

@@ -16,6 +16,7 @@ from husai_lib.evidence.rows.base import (
     MeasuredRow,
     RunTables,
     Share,
+    Similarity,
     Variance,
     ceiling,
     is_matched,
@@ -74,6 +75,9 @@ class MemberRow(MeasuredRow):
     architecture: str
     seed: int
     """Of weights and data order; 0 for a given SAE, which is compared at every seed."""
+    reference: int | None = None
+    """What the consistency objective aligned it with: the seed of a frozen reference or, under `mutual`, the first of its
+    bank. Seeds with the same are related; null without objective."""
     d_sae: int
     k: int
     """Target L0; of a given SAE, that of the condition nearest to it."""
@@ -109,6 +113,11 @@ class MemberRow(MeasuredRow):
     key: str
     """Cache key of the weights."""
     weights_sha256: str
+
+    @property
+    def unit(self) -> tuple[bool, int]:
+        """Equal for related seeds: those of one reference, or the seed alone."""
+        return (False, self.seed) if self.reference is None else (True, self.reference)
 
     @property
     def is_baseline(self) -> bool:
@@ -213,18 +222,23 @@ class GroupRow(MeasuredRow):
     condition: str
     architecture: str
     n_seeds: int
-    pwmcc: Cosine
-    """Mean over seed pairs of the best one-to-one |cosine| of decoder rows (arXiv 2505.20254)."""
+    pwmcc: Cosine | None
+    """Mean over pairs of unrelated seeds of the best one-to-one |cosine| of decoder rows (arXiv 2505.20254). Without
+    consistency objective all pairs are unrelated; null where all seeds have one reference."""
     pwmcc_low: float | None
     pwmcc_high: float | None
-    """95 % interval: leave-one-seed-out jackknife, t(S - 1); two seeds have none."""
+    """95 % interval: leave-one-seed-out jackknife, t(S - 1); two seeds have none. With a consistency objective, a
+    reference is left out with all its seeds: S is the number of references."""
+    pwmcc_within: Cosine | None = None
+    """The same mean over pairs of related seeds, which agree by construction; null where there are none."""
     pwmcc_max: Cosine
-    """The older statistic: mean of row and column maxima. Never mixed with pwmcc."""
+    """The older statistic: mean of row and column maxima, over the pairs of pwmcc as are the next ones. Never mixed with
+    pwmcc."""
     null_random: Cosine
     """pwmcc of random unit decoders of the same shape."""
     null_gaussian: Cosine
     """pwmcc of the same recipe trained on Gaussian activations of the same mean and covariance."""
-    pwmcc_corrected: float
+    pwmcc_corrected: float | None
     """(pwmcc - null_gaussian) / (1 - null_gaussian)."""
     encoder_mcc: Cosine
     """Mean |cosine| of the encoder columns of the pairs that the decoders matched (arXiv 2501.16615)."""
@@ -232,6 +246,12 @@ class GroupRow(MeasuredRow):
     """Mean share of the other seeds in which a latent has a partner of |cosine| above 0.7."""
     subspace_overlap: Share
     """Mean squared cosine of the principal angles of the leading decoder subspaces, over seed pairs."""
+    functional_agreement: Similarity
+    """Mean R of the contributions of matched latents to held-out reconstructions: 1 if one can stand for the other."""
+    functional_rare: Similarity
+    """The same of the third of the matched latents that fire most rarely."""
+    functional_frequent: Similarity
+    """And of the third that fire most often."""
     saebench_delta: float
     """SAEBench delta over all seeds and data sets, duplicate prompts left out."""
     saebench_low: float | None
@@ -253,31 +273,39 @@ class GroupRow(MeasuredRow):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.pwmcc > self.pwmcc_max + 1e-6:
+        if self.pwmcc is not None and self.pwmcc > self.pwmcc_max + 1e-6:
             raise ValueError(f"pwmcc = {self.pwmcc} lies above {self.pwmcc_max}, the mean of the maxima")
         return self
 
     def derived(self, step: str, run: RunTables) -> dict[str, Any]:
         """PW-MCC and its interval from the pairs of seeds, what exceeds the null, and the mean over data sets."""
-        from husai_lib.intervals import pwmcc_interval  # noqa: PLC0415 - as above
+        from husai_lib.intervals import between_units, mean_within_units, pwmcc_interval  # noqa: PLC0415 - as above
 
         members = run.rows(step, "members", condition=self.condition)
         pairs = pairs_of(self.condition, [member.seed for member in members], run.rows(step, "pairs"))
-        probes, found = run.rows(step, "probes", condition=self.condition), pwmcc_interval(pairs)
+        units = [member.unit for member in members]
+        found = pwmcc_interval(between_units(pairs, units)) if len(set(units)) > 1 else None
+        what = "seeds" if all(member.reference is None for member in members) else "references"
+        notes = {
+            "all seeds have one reference, so none of them are unrelated": found is None,
+            f"too few {what} for an interval": found is not None and found.low is None,
+        }
+        probes = run.rows(step, "probes", condition=self.condition)
         limits, sets = run.rows(step, "ceilings", condition=self.condition), saebench_interval(probes)
         return {
             "architecture": members[0].architecture,
             "n_seeds": len(members),
-            "pwmcc": found.mean,
-            "pwmcc_low": found.low,
-            "pwmcc_high": found.high,
-            "pwmcc_corrected": (found.mean - self.null_gaussian) / (1 - self.null_gaussian),
+            "pwmcc": found and found.mean,
+            "pwmcc_low": found and found.low,
+            "pwmcc_high": found and found.high,
+            "pwmcc_within": mean_within_units(pairs, units),
+            "pwmcc_corrected": found and (found.mean - self.null_gaussian) / (1 - self.null_gaussian),
             "saebench_delta": sets.mean,
             "saebench_low": sets.low,
             "saebench_high": sets.high,
             "saebench_delta_keep": mean_over_sets(probes, "delta", "keep"),
             **{column: _mean_ceiling(limits, column) for column in CEILINGS},
-            "note": "" if found.low is not None else "too few seeds for an interval",
+            "note": noted(notes),
         }
 
 

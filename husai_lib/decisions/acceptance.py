@@ -1,0 +1,37 @@
+"""Which weight of the consistency objective is the best of a sweep, and whether it is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from husai_lib.evidence.rows.consistency import GATES, SweepRow
+from husai_lib.params.consistency import AcceptanceParams
+
+
+def best_of(rows: Sequence[SweepRow]) -> SweepRow:
+    """The weight with the largest conservative delta among those that are accepted or, where none is, among all."""
+    accepted = [row for row in rows if row.accepted] or list(rows)
+    return max(accepted, key=lambda row: (row.delta_lcb is not None, row.delta_lcb, row.delta_pwmcc or 0.0))
+
+
+def acceptance(rows: Sequence[SweepRow], limits: AcceptanceParams) -> dict[str, Any]:
+    """The acceptance of a sweep as earlier cycles recorded it: limits, the best weight with its numbers, and its gates."""
+    best = best_of(rows)
+    before = next(row for row in rows if row.condition == best.base)
+    verdicts = {f"gate_{gate}": getattr(best, f"gate_{gate}") for gate in GATES}
+    return {
+        **limits.model_dump(),
+        "best_condition": best.condition,
+        "best_lambda": best.weight,
+        "best_checkpoint_seed": best.checkpoint_seed,
+        "best_delta_pwmcc": best.delta_pwmcc,
+        "best_delta_lcb": best.delta_lcb,
+        "best_explained_variance": best.explained_variance,
+        "baseline_explained_variance": before.explained_variance,
+        "ev_drop": best.ev_drop,
+        "external_delta": best.external_delta,
+        "cebench_delta": best.cebench_delta,
+        **verdicts,
+        "pass_all": best.accepted,
+    }

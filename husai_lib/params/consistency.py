@@ -1,0 +1,87 @@
+"""Phase 4d: the consistency objective, swept over its weight, and when a sweep is accepted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from husai_lib.params.conditions import Condition, ReferenceParams
+from husai_lib.params.sections import Count, Positive, Section, Weight, distinct
+
+Score = Literal["saebench", "cebench", "alignment", "ev"]
+
+
+class AcceptanceParams(Section):
+    """Thresholds that a weight of the objective must meet; those of the earlier phase 4d are the defaults."""
+
+    min_delta_pwmcc: float = 0.0
+    """PW-MCC of unrelated seeds minus that of random decoders must reach this."""
+    min_delta_lcb: float = 0.0
+    """The same conservatively: the lower bound of the former minus the upper bound of the latter."""
+    max_ev_drop: float = 0.05
+    """The explained variance at lambda 0 minus that of the group may not exceed this."""
+    min_external_delta: float = 0.0
+    """The mean SAEBench delta (AUC) of the group must reach this."""
+    min_cebench_delta: float | None = None
+    """The mean CE-Bench delta of the group must reach this; null does not ask for it."""
+
+
+class KnownTruthParams(Section):
+    """SAEs of activations whose true features are known, with and without the objective."""
+
+    features: Positive = 128
+    """Number of true features, each a direction; an SAE has as many latents."""
+    d_in: Positive = 64
+    """Dimensions of an activation."""
+    active: Positive = 6
+    """Mean number of features that are active in a row, and k of the SAEs."""
+    rows: Positive = 32768
+    """Number of training rows."""
+    training_samples: Positive = 393216
+    """Rows shown to one SAE, repeats included."""
+    seeds: Annotated[list[Count], Field(min_length=4)] = [0, 1, 2, 3]  # noqa: RUF012 -- pydantic copies it
+    """Training seeds, dealt to two references."""
+
+
+class ConsistencyParams(ReferenceParams):
+    """Conditions trained with the consistency objective at several weights, over several seeds."""
+
+    conditions: list[Condition] = Field(min_length=1)
+    """What is trained at every weight; a condition names its architecture and whatever differs from `sae`."""
+    lambdas: Annotated[list[Weight], Field(min_length=2)]
+    """Weights of the objective, ascending; the first is 0, which all others are compared with."""
+    seeds: list[Count] = []  # noqa: RUF012 -- pydantic copies it
+    """Training seeds; the cycle's by default."""
+    acceptance: AcceptanceParams = AcceptanceParams()
+    """Thresholds of the sweep."""
+    external_score: dict[Score, Weight] = {"saebench": 0.70, "cebench": 0.20, "alignment": 0.05, "ev": 0.05}  # noqa: RUF012
+    """Weights of the validation metrics by which the checkpoint of each weight is chosen among its seeds."""
+    known_truth: KnownTruthParams = KnownTruthParams()
+    """The same sweep on activations with known features."""
+
+    @model_validator(mode="after")
+    def _is_a_sweep(self) -> Self:
+        if self.lambdas != sorted(set(self.lambdas)) or self.lambdas[0] != 0:
+            raise ValueError(f"lambdas must ascend from 0.0, but they are {self.lambdas}")
+        distinct(self.seeds, "seed")
+        distinct([condition.name for condition in self.conditions], "condition")
+        for condition in self.conditions:
+            if condition.consistency:
+                raise ValueError(f"condition {condition.name!r} has its own consistency; the sweep gives it one")
+        return self
+
+    def swept(self) -> list[Condition]:
+        """Every condition at every weight, named after both; at 0 without objective."""
+        shared = self.model_dump(include={*ReferenceParams.model_fields})
+        found = []
+        for condition in self.conditions:
+            for weight in self.lambdas:
+                name = f"{condition.name}_lambda_{format(weight, 'g').replace('.', '_').replace('-', 'm')}"
+                objective = shared | {"lambda": weight} if weight else None
+                found.append(Condition(**condition.model_dump() | {"name": name, "consistency": objective}))
+        return found
+
+    def base_of(self, name: str) -> str:
+        """The name of the group at lambda 0 that the group `name` is compared with."""
+        return f"{name.rpartition('_lambda_')[0]}_lambda_0"

@@ -1,0 +1,144 @@
+"""What the sweep of the consistency objective showed: its figures, and the sentences that answer its question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from husai_lib.decisions.acceptance import best_of
+from husai_lib.evidence.rows.consistency import GATES, SweepRow, TruthRow
+from husai_lib.evidence.rows.measured import MemberRow
+from husai_lib.report.figures import GREY, STYLES, ReportFigure, dot_plot, framed, legend, seed_means
+from husai_lib.report.tables import GATE_WORDS, escape
+
+
+def answer_sentence(rows: Sequence[SweepRow]) -> str:
+    """Did the features become stable, or were they merely copied? One line for each condition, at its best weight.
+
+    *Copied* are features on which only related seeds agree more than without the objective. By more than half of what
+    related seeds gain, unrelated ones must agree more for the word *shared*, and by their bounds for *stable*.
+    """
+    lines = []
+    for plain in (row for row in rows if row.weight == 0):
+        swept = [row for row in rows if row.base == plain.base and row.weight > 0 and row.pwmcc_within is not None]
+        row = max(swept, key=lambda row: row.pwmcc_within or 0.0)
+        if row.pwmcc is None or plain.pwmcc is None or row.pwmcc_within is None:
+            lines.append(
+                f"**{escape(plain.condition)}: copied at best.** All seeds have one reference, so none are unrelated, "
+                "and nothing shows that another reference would give the same features."
+            )
+            continue
+        gain, within = row.pwmcc - plain.pwmcc, row.pwmcc_within - plain.pwmcc
+        bounded = row.pwmcc_low is not None and plain.pwmcc_high is not None
+        is_stable = bounded and (row.pwmcc_low or 0.0) > (plain.pwmcc_high or 1.0)
+        word = "more stable" if is_stable else "shared, but not by its bounds" if gain > within / 2 else "mostly copied"
+        lines.append(
+            f"**{escape(plain.condition.removesuffix('_lambda_0'))}: {word}.** At lambda = {row.weight:g}, seeds of one "
+            f"reference agree with PW-MCC {row.pwmcc_within:.3f} and unrelated seeds with {row.pwmcc:.3f}; without the "
+            f"objective it is {plain.pwmcc:.3f}. "
+            + ("" if bounded else "There are too few references for a bound on unrelated seeds. ")
+            + f"Explained variance changes by {-row.ev_drop:+.3f}."
+        )
+    return "\n\n".join(lines)
+
+
+def acceptance_sentence(rows: Sequence[SweepRow]) -> str:
+    """Which weight is the best, whether it is accepted, and which gates it fails."""
+    best = best_of(rows)
+    failing = [GATE_WORDS[gate] for gate in GATES if getattr(best, f"gate_{gate}") not in {"pass", ""}]
+    number = sum(row.accepted for row in rows)
+    first = f"{number} of {len(rows)} weights {'is' if number == 1 else 'are'} accepted."
+    if best.accepted:
+        return f"{first} The largest conservative delta among them has **{escape(best.condition)}**."
+    return (
+        f"**{first}** The best by its conservative delta, {escape(best.condition)}, fails at: {', '.join(failing)}. "
+        "Groups at lambda = 0 have no objective and serve for comparison."
+    )
+
+
+def truth_sentence(rows: Sequence[TruthRow]) -> str:
+    """Whether agreement came with recovery of the known features."""
+    plain, *others = sorted(rows, key=lambda row: row.weight)
+    best = max(rows, key=lambda row: row.recovery)
+    last = others[-1]
+    first = (
+        f"Recovery of the true features is {plain.recovery:.3f} without the objective and highest, {best.recovery:.3f}, "
+        f"at lambda = {best.weight:g}. At lambda = {last.weight:g}, seeds of one reference agree with PW-MCC "
+        f"{last.pwmcc_within or 0.0:.3f} and unrelated seeds with {last.pwmcc:.3f} ({plain.pwmcc:.3f} without the "
+        f"objective), while recovery is {last.recovery:.3f} and functional agreement {last.functional_agreement:.3f} "
+        f"({plain.functional_agreement:.3f})."
+    )
+    without = [
+        f"{row.weight:g}" for row in others if (row.pwmcc_within or 0) > plain.pwmcc and row.recovery < plain.recovery
+    ]
+    if not without:
+        return f"{first} At no weight did agreement rise without recovery."
+    return (
+        f"{first} **Agreement within a reference rose while recovery fell at lambda = {', '.join(without)}**: there, the "
+        "objective makes seeds alike without making them right."
+    )
+
+
+def tradeoff(rows: Sequence[SweepRow]) -> ReportFigure:
+    """PW-MCC of related and of unrelated seeds against explained variance, a line over lambda for each condition."""
+    figure, (axes,) = framed(8.0, 4.2)
+    for base, (color, marker) in zip(dict.fromkeys(row.base for row in rows), STYLES, strict=False):
+        own, name = [row for row in rows if row.base == base], base.removesuffix("_lambda_0")
+        for column, label, style in (
+            ("pwmcc", "unrelated seeds", {"linestyle": "-"}),
+            ("pwmcc_within", "seeds of one reference", {"linestyle": "--", "markerfacecolor": "white"}),
+        ):
+            look: dict[str, Any] = dict(style)
+            known = [(row.explained_variance, getattr(row, column)) for row in own if getattr(row, column) is not None]
+            x, y = [ev for ev, _ in known], [value for _, value in known]
+            axes.plot(x, y, color=color, marker=marker, label=f"{name}, {label}", **look)
+        for row in own:
+            for value in {row.pwmcc, row.pwmcc_within} - {None}:
+                place: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 9, "color": GREY}
+                axes.annotate(f"λ = {row.weight:g}", (row.explained_variance, value), **place)
+        for row in own:
+            if row.pwmcc is not None and row.pwmcc_low is not None and row.pwmcc_high is not None:
+                arms = [[row.pwmcc - row.pwmcc_low], [row.pwmcc_high - row.pwmcc]]
+                axes.errorbar(row.explained_variance, row.pwmcc, yerr=arms, color=color, capsize=3, linestyle="none")
+    axes.set_xlabel("Explained variance (held out, mean over seeds)")
+    axes.set_ylabel("PW-MCC")
+    axes.margins(0.1)
+    legend(figure, axes)
+    return figure
+
+
+def cost(rows: Sequence[SweepRow], members: Sequence[MemberRow]) -> ReportFigure:
+    """Both external deltas at every weight: the mean with its 95 % interval over seeds, and every seed."""
+    names = {row.condition: f"{row.base.removesuffix('_lambda_0')}, λ = {row.weight:g}" for row in rows}
+    label = "mean, 95 % over seeds; small: one seed"
+    panels = {"SAEBench delta (AUC)": "saebench_delta", "CE-Bench delta (SD)": "cebench_delta"}
+    return dot_plot(
+        {
+            axis: {label: seed_means((names[row.condition], getattr(row, column)) for row in members)}
+            for axis, column in panels.items()
+        }
+    )
+
+
+def truth(rows: Sequence[TruthRow]) -> ReportFigure:
+    """Agreement, function and recovery against the weight of the objective, on known features."""
+    figure, (axes,) = framed(8.0, 4.2)
+    lines = {
+        "recovery of the true features": "recovery",
+        "PW-MCC, unrelated seeds": "pwmcc",
+        "PW-MCC, seeds of one reference": "pwmcc_within",
+        "functional agreement, unrelated seeds": "functional_agreement",
+        "explained variance": "explained_variance",
+    }
+    ordered = sorted(rows, key=lambda row: row.weight)
+    for (label, column), (color, marker) in zip(lines.items(), STYLES, strict=False):
+        known = [(at, value) for at, row in enumerate(ordered) if (value := getattr(row, column)) is not None]
+        look: dict[str, Any] = {"linestyle": "--" if column == "pwmcc_within" else "-"}
+        axes.plot(
+            [at for at, _ in known], [value for _, value in known], color=color, marker=marker, label=label, **look
+        )
+    axes.set_xticks(range(len(ordered)), labels=[f"{row.weight:g}" for row in ordered])
+    axes.set_xlabel("Weight of the objective, λ")
+    axes.set_ylabel("Agreement, or share")
+    legend(figure, axes)
+    return figure
