@@ -89,9 +89,10 @@ def test_a_dictionary_is_itself(seed):
 def test_zero_rows_count_as_unlike_everything(seed, zeros):
     a, b = gaussian(seed, 5, 3), gaussian(seed + 1, 5, 3)
     a[:zeros] = 0
-    cosines = match(a, b).table
-    assert np.isfinite(cosines).all()
-    assert (cosines[:zeros] == 0).all()
+    found = match(a, b)
+    assert all(np.isfinite(values).all() for values in (found.cosines, found.row_maxima, found.col_maxima))
+    assert (found.cosines[:zeros] == 0).all()
+    assert (found.row_maxima[:zeros] == 0).all()
     table = group_stability([a, b], [a.T, b.T])
     assert all(np.isfinite(getattr(table, name)).all() for name in table.__dataclass_fields__)
 
