@@ -16,7 +16,7 @@ def best_of(rows: Sequence[SweepRow]) -> SweepRow:
 
 
 def acceptance(rows: Sequence[SweepRow], limits: AcceptanceParams) -> dict[str, Any]:
-    """The acceptance of a sweep as earlier cycles recorded it: limits, the best weight with its numbers, and its gates."""
+    """The acceptance of a sweep as earlier cycles recorded it: limits, the best weight, its numbers and its gates."""
     best = best_of(rows)
     before = next(row for row in rows if row.condition == best.base)
     verdicts = {f"gate_{gate}": getattr(best, f"gate_{gate}") for gate in GATES}

@@ -1,8 +1,8 @@
-"""Functional agreement: do matched latents of two seeds not only point the same way but also do the same?
+"""Functional agreement: whether matched latents of two seeds do the same, beside pointing in the same direction.
 
-The substitution test: on held-out rows, one latent's contribution `f_i w_i` to the reconstruction is swapped for that of
-its partner. `R = sum <f_i w_i, f_j w_j> / sqrt(sum |f_i w_i|^2 sum |f_j w_j|^2)` is 1 if the reconstruction stays the
-same up to one factor, and 0 if the two never fire together. `|cos(w_i, w_j)|`, which PW-MCC averages, bounds it.
+The substitution test: on held-out rows, one latent's contribution `f_i w_i` to the reconstruction is swapped for that
+of its partner. `R = sum <f_i w_i, f_j w_j> / sqrt(sum |f_i w_i|^2 sum |f_j w_j|^2)` is 1 if the reconstruction stays
+the same up to one factor, and 0 if the two never fire together. `|cos(w_i, w_j)|`, which PW-MCC averages, bounds it.
 """
 
 from __future__ import annotations

@@ -55,8 +55,9 @@ def baseline_saes(
 ) -> list[TrainedSae]:
     """The given SAE, if there is one, and a trained one for each seed and each (d_sae, k) that it does not match.
 
-    `sweeps` holds conditions, each list with the seeds at which they are trained. SAEs are trained on `rows`; the given SAE's L0 is measured on `held_out`. Raises ModelError if the given SAE cannot
-    be loaded, DataError if it is of other activations than those of `model` at the hook of `held_out`.
+    `sweeps` holds conditions, each list with the seeds at which they are trained. SAEs are trained on `rows`; the given
+    SAE's L0 is measured on `held_out`. Raises ModelError if the given SAE cannot be loaded, DataError if it is of other
+    activations than those of `model` at the hook of `held_out`.
     """
     saes, seeds = [], baseline_seeds(sweeps)
     shapes = baseline_shapes(condition for conditions, _ in sweeps for condition in conditions)

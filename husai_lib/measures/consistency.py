@@ -27,20 +27,20 @@ def random_pairs(saes: Sequence[TrainedSae], seeds: Sequence[int]) -> list[PairR
 
 def checkpoint_rows(
     saes: Sequence[TrainedSae],
-    rows: Bank,
-    validation: Mapping[str, Bank],
+    banks: Mapping[str, Bank],
     contrastive: ContrastiveParams,
+    *,
     tables: Mapping[str, Sequence[Row]],
     parameters: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> list[CheckpointRow]:
     """Every SAE of a sweep by validation metrics, with its external score.
 
-    `rows` are those that the SAEs were trained on, and `validation` holds the banks `validation` and
-    `validation_stories`, of texts that no test metric reads. `tables` are those of the step, for validation AUCs.
+    `banks` holds the rows `training` that the SAEs were trained on, and `validation` and `validation_stories`, of texts
+    that no test metric reads. `tables` are those of the step, for validation AUCs.
     """
-    stories = contrastive_scores(saes, validation["validation_stories"], contrastive, progress)
-    aligned = _alignments(saes, rows)
+    stories = contrastive_scores(saes, banks["validation_stories"], contrastive, progress)
+    aligned = _alignments(saes, banks["training"])
     form = "" if contrastive.independence == "as_published" else "_as_released"
     found: list[CheckpointRow] = []
     run = RunTables({("consistency", name): own for name, own in tables.items()}, parameters)
@@ -49,7 +49,7 @@ def checkpoint_rows(
         about |= {"cebench": getattr(story, f"interpretability{form}")}
         probes = run.rows("consistency", "probes", condition=about["condition"], seed=about["seed"])
         about |= {"saebench": mean_over_sets(probes, "validation_auc", "drop")}
-        about |= {"ev": measure(trained.sae, validation["validation"]).explained_variance}
+        about |= {"ev": measure(trained.sae, banks["validation"]).explained_variance}
         found.append(CheckpointRow.derive("consistency", run, **about))
     compared = RunTables({**run.tables, ("consistency", "checkpoints"): found}, parameters)
     return [row.model_copy(update=row.derived("consistency", compared)) for row in found]
@@ -63,7 +63,7 @@ def sweep_rows(tables: Mapping[str, Sequence[Row]], parameters: Mapping[str, Any
 
 
 def _alignments(saes: Sequence[TrainedSae], rows: Bank) -> list[float | None]:
-    """Mean |cosine| of the decoder rows of each SAE with their partners in its reference, or in the seeds of its bank."""
+    """Mean |cosine| of each decoder with its partners in the reference, or in the other seeds of its bank."""
     references = frozen_references([trained.member for trained in saes], rows)
     found: list[float | None] = []
     for trained, reference in zip(saes, references, strict=True):

@@ -121,16 +121,16 @@ def group_rows(
     members: Sequence[MemberRow],
     probes: Sequence[ProbeRow],
     ceilings: Sequence[CeilingRow],
-    held_out: Bank,
     *,
+    held_out: Bank,
     step: str = "frontier",
 ) -> tuple[list[GroupRow], list[PairRow]]:
     """The stability of each condition across seeds beside two nulls, and its SAEBench delta with its ceilings.
 
     The nulls are random decoders of the same shape, and `gaussian`: the same recipes trained on Gaussian activations,
     perhaps at fewer seeds. The other tables are those of `member_rows` without baselines, for the record of `step`. The
-    pairs of seeds, from whose PW-MCC that of a group follows, are rows of their own. Functional agreement is measured on
-    `held_out`. Means are over pairs of unrelated seeds, or over all where none are.
+    pairs of seeds, from whose PW-MCC that of a group follows, are rows of their own. Functional agreement is measured
+    on `held_out`. Means are over pairs of unrelated seeds, or over all where none are.
     """
     groups: list[GroupRow] = []
     pairs: list[PairRow] = []

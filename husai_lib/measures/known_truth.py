@@ -1,7 +1,7 @@
 """What the consistency objective does where the features are known: agreement of seeds beside recovery of the truth.
 
-Activations are those of a `sae_lens.synthetic.SyntheticModel`, the world of SynthSAEBench: a few features fire often and
-most rarely (Zipf), with varying strength, and their firing is correlated.
+Activations are those of a `sae_lens.synthetic.SyntheticModel`, the world of SynthSAEBench: a few features fire often
+and most rarely (Zipf), with varying strength, and their firing is correlated.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class SaeParams(Section):
 
 
 BANKS = 2
-"""Disjoint banks that seeds are dealt to where they align with each other: only seeds of different banks are unrelated."""
+"""Disjoint banks that seeds are dealt to where they align with each other; seeds of different banks are unrelated."""
 
 
 class ReferenceParams(Section):
@@ -88,7 +88,7 @@ class ReferenceParams(Section):
 
 
 class ObjectiveParams(ReferenceParams):
-    """The consistency objective: NMSE + lambda * (1 - mean |cos|) over decoder rows and their partners in a reference."""
+    """The consistency objective: NMSE + lambda * (1 - mean |cos|) of decoder rows and their partners in a reference."""
 
     weight: Weight = Field(alias="lambda")
     """Weight of the penalty beside the NMSE, both without a unit; at 0 there is no objective."""

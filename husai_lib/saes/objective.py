@@ -1,9 +1,9 @@
 """The consistency objective: it pulls the decoder rows of each seed towards their partners in a reference.
 
-`loss = NMSE + lambda * (1 - mean_i |cos(w_i, r_pi(i))|)`, with NMSE the squared error over the variance of the batch, and
-`pi` the best one-to-one assignment of the decoder rows `w` to those of the reference `r`. Multiplied by the variance,
-the first term is the loss that is trained without the objective. The gradient of the second has a closed form that
-touches each row and its partner only, so it is added to the gradient of the decoder.
+`loss = NMSE + lambda * (1 - mean_i |cos(w_i, r_pi(i))|)`, with NMSE the squared error over the variance of the batch,
+and `pi` the best one-to-one assignment of the decoder rows `w` to those of the reference `r`. Multiplied by the
+variance, the first term is the loss that is trained without the objective. The gradient of the second has a closed form
+that touches each row and its partner only, so it is added to the gradient of the decoder.
 """
 
 from __future__ import annotations
