@@ -44,8 +44,11 @@ def page() -> str:
     for name, model in sections.items():
         parts += [f"## {name}\n", inspect.cleandoc(str(model.__doc__))]
         nested, inherited = _sections(model), set(SaeParams.model_fields if model is Condition else ())
+        listed = {key for key, section in nested.items() if section is Condition}
+        nested = {key: section for key, section in nested.items() if section is not Condition}
         parts += [CONDITIONS] if model is Condition else []
-        parts.append(_table(model, model.model_fields.keys() - nested - inherited))
+        parts.append(_table(model, model.model_fields.keys() - nested - inherited - listed))
+        parts += [f"### {name}.{key}\n\nA list of conditions, as in [conditions](#conditions).\n" for key in sorted(listed)]
         for key, section in nested.items():
             parts += [f"### {name}.{key}\n", inspect.cleandoc(str(section.__doc__)), _table(section)]
     parts.append("## Architectures\n\nThe hyperparameters that an architecture has beside those of `sae`.\n")
@@ -68,10 +71,11 @@ def _table(model: type[Section], names: Iterable[str] | None = None) -> str:
     filled = FILLED if model is Condition else {}
     rows = []
     for name in [name for name in model.model_fields if name in chosen]:
-        about = properties[name]
+        key = model.model_fields[name].alias or name
+        about = properties[key]
         stated = f"`{json.dumps(about['default'], ensure_ascii=False)}`" if "default" in about else "required"
         if default := filled.get(name, stated):
-            rows.append([f"`{name}`", _type(about), default, meanings.get(name, "")])
+            rows.append([f"`{key}`", _type(about), default, meanings.get(name, "")])
     head = [
         ["Key", "Type", "Default", "Meaning"],
         [":----------", ":--------------", ":-------", ":----------------------"],

@@ -84,15 +84,14 @@ class CycleParams(Sections):
         sweep = self.consistency
         if sweep and not self.activations.validation_rows:
             raise ValueError("activations.validation_rows = 0, but consistency chooses checkpoints by them; give some")
-        for source in self.selection.sources:
-            if source == "consistency" and not sweep:
-                raise ValueError("selection.sources: there is no section consistency; leave it out or add the section")
+        if "consistency" in self.selection.sources and not sweep:
+            raise ValueError("selection.sources: there is no section consistency; leave it out or add the section")
         own = [condition.consistency for condition in self.conditions if condition.consistency]
         for aligned in [sweep, *own] if sweep else own:
             for seeds in (getattr(aligned, "seeds", []) or self.seeds, self.confirmation.seeds):
                 aligned.check_seeds(seeds)
         joined = self.activations.hook_name.count("+") + 1
-        if twice := sorted({*self.seeds} & {*self.confirmation.seeds}):
+        if twice := sorted({*self.seeds, *(sweep.seeds if sweep else ())} & {*self.confirmation.seeds}):
             raise ValueError(f"confirmation.seeds: {twice[0]} is also one of seeds; fresh seeds confirm, others do not")
         for condition in [*self.conditions, *(sweep.conditions if sweep else ())]:
             if is_baseline_name(condition.name):

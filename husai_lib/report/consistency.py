@@ -33,10 +33,13 @@ def answer_sentence(rows: Sequence[SweepRow]) -> str:
         is_stable = bounded and (row.pwmcc_low or 0.0) > (plain.pwmcc_high or 1.0)
         word = "more stable" if is_stable else "shared, but not by its bounds" if gain > within / 2 else "mostly copied"
         lines.append(
-            f"**{escape(plain.condition.removesuffix('_lambda_0'))}: {word}.** At lambda = {row.weight:g}, seeds of one
-            " f"reference agree with PW-MCC {row.pwmcc_within:.3f} and unrelated seeds with {row.pwmcc:.3f}; without the
-            " f"objective it is {plain.pwmcc:.3f}. " + ("" if bounded else "There are too few references for a bound on
-            unrelated seeds. ") + f"Explained variance changes by {-row.ev_drop:+.3f}." ) return "\n\n".join(lines)
+            f"**{escape(plain.condition.removesuffix('_lambda_0'))}: {word}.** At lambda = {row.weight:g}, seeds of "
+            f"one reference agree with PW-MCC {row.pwmcc_within:.3f} and unrelated seeds with {row.pwmcc:.3f}; without "
+            f"the objective it is {plain.pwmcc:.3f}. "
+            + ("" if bounded else "There are too few references for a bound on unrelated seeds. ")
+            + f"Explained variance changes by {-row.ev_drop:+.3f}."
+        )
+    return "\n\n".join(lines)
 
 
 def acceptance_sentence(rows: Sequence[SweepRow]) -> str:
@@ -59,14 +62,21 @@ def truth_sentence(rows: Sequence[TruthRow]) -> str:
     best = max(rows, key=lambda row: row.recovery)
     last = others[-1]
     first = (
-        f"Recovery of the true features is {plain.recovery:.3f} without the objective and highest, {best.recovery:.3f},
-        " f"at lambda = {best.weight:g}. At lambda = {last.weight:g}, seeds of one reference agree with PW-MCC "
+        f"Recovery of the true features is {plain.recovery:.3f} without the objective and highest, {best.recovery:.3f} "
+        f"at lambda = {best.weight:g}. At lambda = {last.weight:g}, seeds of one reference agree with PW-MCC "
         f"{last.pwmcc_within or 0.0:.3f} and unrelated seeds with {last.pwmcc:.3f} ({plain.pwmcc:.3f} without the "
         f"objective), while recovery is {last.recovery:.3f} and functional agreement {last.functional_agreement:.3f} "
-        f"({plain.functional_agreement:.3f})." ) without = [ f"{row.weight:g}" for row in others if (row.pwmcc_within or
-        0) > plain.pwmcc and row.recovery < plain.recovery ] if not without: return f"{first} At no weight did agreement
-        rise without recovery." return ( f"{first} **Agreement within a reference rose while recovery fell at lambda =
-        {', '.join(without)}**: there, the " "objective makes seeds alike without making them right." )
+        f"({plain.functional_agreement:.3f})."
+    )
+    without = [
+        f"{row.weight:g}" for row in others if (row.pwmcc_within or 0) > plain.pwmcc and row.recovery < plain.recovery
+    ]
+    if not without:
+        return f"{first} At no weight did agreement rise without recovery."
+    return (
+        f"{first} **Agreement within a reference rose while recovery fell at lambda = {', '.join(without)}**: there "
+        "the objective makes seeds alike without making them right."
+    )
 
 
 def tradeoff(rows: Sequence[SweepRow]) -> ReportFigure:
