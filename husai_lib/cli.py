@@ -308,17 +308,18 @@ def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = 
     """Check that what runs, imports and pages show follows from their records. Exit code 4 where anything differs.
 
     The showing cells of the notebooks are executed again from the records, decisions are retaken and derived columns
-    recomputed. Without RUN every complete run, every import, the front page and the site are checked.
+    recomputed. A run that another version of this code made is audited by that version. Without RUN every complete
+    run, every import, the front page and the site are checked.
     """
-    from husai_lib.report.audit import audit_run  # noqa: PLC0415 - takes a second to import
-    from husai_lib.report.checks import Audit  # noqa: PLC0415 - as above
+    from husai_lib.report.checks import Audit  # noqa: PLC0415 - takes a second to import
+    from husai_lib.report.older import audit_as_made  # noqa: PLC0415 - as above
     from husai_lib.report.site_audit import check_front_page, check_site  # noqa: PLC0415 - takes seconds to import
 
     found = [find_run(evidence, run)] if run else [*find_runs(evidence), *find_imports(evidence)]
     if not found:
         raise EvidenceError(f"{evidence} holds nothing to audit; name another folder with --evidence")
     unfinished = [one.name for one in found if not run and not one.is_complete and not problems_of(one)]
-    audits = {one.name: audit_run(one) for one in found if one.name not in unfinished}
+    audits = {one.name: audit_as_made(one) for one in found if one.name not in unfinished}
     if run is None:
         audits["beside the runs"] = Audit(problems=problems_beside(evidence))
         audits["front page"] = check_front_page(evidence)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +52,18 @@ def file_at(commit: str, path: str) -> str | None:
     """A file's text at a commit; None where this checkout has no such commit or file."""
     content = _git("show", f"{commit}:{path}")
     return None if content is None else content.decode(errors="replace")
+
+
+@contextmanager
+def checkout_of(commit: str) -> Iterator[Path | None]:
+    """A temporary checkout of a commit; None where this checkout has no such commit."""
+    with tempfile.TemporaryDirectory(prefix="husai-commit-") as temporary:
+        folder = Path(temporary) / "checkout"
+        try:
+            made = _git("worktree", "add", "--quiet", "--detach", str(folder), commit) is not None
+            yield folder if made else None
+        finally:
+            _git("worktree", "remove", "--force", str(folder))
 
 
 def is_tracked(path: Path) -> bool:

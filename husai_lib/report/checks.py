@@ -27,11 +27,14 @@ class Audit:
     """What could not be checked here, and how many values it concerns."""
     problems: list[str] = field(default_factory=list)
     """One sentence each."""
+    by: str = ""
+    """The commit whose code checked; empty for this code."""
 
     def __str__(self) -> str:
         """The counts, in words."""
         counts = [f"{self.checked:,} values checked", *(f"{n} {what}" for what, n in sorted(self.unchecked.items()))]
-        return ", ".join([*counts, f"{len(self.problems)} problems" if self.problems else "no problem"])
+        by = f"; by the code of commit {self.by[:12]}, which made it" if self.by else ""
+        return ", ".join([*counts, f"{len(self.problems)} problems" if self.problems else "no problem"]) + by
 
     def take(self, checks: Callable[[], Iterable[Check]], what: str) -> None:
         """Count the checks that `checks` yields; a value that must be another one, or a failure, is a problem."""

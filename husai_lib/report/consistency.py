@@ -93,7 +93,7 @@ def tradeoff(rows: Sequence[SweepRow]) -> ReportFigure:
             x, y = [ev for ev, _ in known], [value for _, value in known]
             axes.plot(x, y, color=color, marker=marker, label=f"{name}, {label}", **look)
         for row in own:
-            for value in {row.pwmcc, row.pwmcc_within} - {None}:
+            if (value := row.pwmcc if row.pwmcc is not None else row.pwmcc_within) is not None:
                 place: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 9, "color": GREY}
                 axes.annotate(f"λ = {row.weight:g}", (row.explained_variance, value), **place)
         for row in own:
@@ -140,5 +140,6 @@ def truth(rows: Sequence[TruthRow]) -> ReportFigure:
     axes.set_xticks(range(len(ordered)), labels=[f"{row.weight:g}" for row in ordered])
     axes.set_xlabel("Weight of the objective, λ")
     axes.set_ylabel("Agreement, or share")
+    axes.set_ylim(0, 1)
     legend(figure, axes)
     return figure

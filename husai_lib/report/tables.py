@@ -120,6 +120,7 @@ GATE_WORDS = {
     "external": "SAEBench",
     "cebench": "CE-Bench",
 }
+FUNCTIONAL = "{functional_agreement:.3f} ({functional_rare:.3f} to {functional_frequent:.3f})"
 OVER_TASKS = "[{tasks_low:+.3f}, {tasks_high:+.3f}]"
 SETS_APART = "{level:.2%}, data sets {sets_level:.2%}"
 DIFFERENCE = "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]"
@@ -158,8 +159,8 @@ LAYOUTS: dict[str, Columns] = {
         "Encoder MCC": "{encoder_mcc:.3f}",
         "Reappearing latents": "{reappearing_fraction:.1%}",
         "Subspace overlap": "{subspace_overlap:.3f}",
-        "Functional agreement (rare to frequent)": (
-            "{functional_agreement:.3f} ({functional_rare:.3f} to {functional_frequent:.3f})"
+        "Functional agreement (rare to frequent)": lambda row: (
+            "" if row["functional_agreement"] is None else cell(row, FUNCTIONAL)
         ),
         "Note": "{note}",
     },

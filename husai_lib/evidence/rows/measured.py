@@ -246,11 +246,12 @@ class GroupRow(MeasuredRow):
     """Mean share of the other seeds in which a latent has a partner of |cosine| above 0.7."""
     subspace_overlap: Share
     """Mean squared cosine of the principal angles of the leading decoder subspaces, over seed pairs."""
-    functional_agreement: Similarity
-    """Mean R of the contributions of matched latents to held-out reconstructions: 1 if one can stand for the other."""
-    functional_rare: Similarity
+    functional_agreement: Similarity | None = None
+    """Mean R of the contributions of matched latents to held-out reconstructions: 1 if one can stand for the other. Null
+    in records that are older than this measure."""
+    functional_rare: Similarity | None = None
     """The same of the third of the matched latents that fire most rarely."""
-    functional_frequent: Similarity
+    functional_frequent: Similarity | None = None
     """And of the third that fire most often."""
     saebench_delta: float
     """SAEBench delta over all seeds and data sets, duplicate prompts left out."""
