@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from husai_lib.saes.assignment import WarmAssignment, similarity
@@ -41,7 +42,7 @@ class Consistency:
 
     def add_gradient(self, decoders: Tensor, gradients: Tensor, target: Tensor) -> None:
         """Add that of the penalty to the `gradients` of the decoders; `target [members, n, d_out]` is the batch."""
-        variance = target.var(1, correction=0).sum(1)
+        variance = vector_norm(target, dim=(1, 2)).square() / target.shape[1] - target.mean(1).square().sum(1)
         norms = decoders.norm(dim=2, keepdim=True).clamp_min(torch.finfo(decoders.dtype).tiny)
         cosines = (decoders * self.matched).sum(2, keepdim=True) / norms
         pull = (self.weights * variance / decoders.shape[1]).view(-1, 1, 1) * cosines.sign() / norms
