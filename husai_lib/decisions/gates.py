@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from husai_lib.decisions.candidates import Members, matched_baselines
 from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evidence.rows.base import CONTROLS, IMPORTED, group_sha256, is_matched
-from husai_lib.evidence.rows.controls import ControlRow
+from husai_lib.evidence.rows.controls import PROBED, ControlRow
 from husai_lib.evidence.rows.decided import GateRow
 from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow, saebench_interval
 from husai_lib.intervals import LEVEL, Interval, mean_interval
@@ -26,8 +26,10 @@ from husai_lib.params.rules import GateParams
 COMPARE = {">": operator.gt, "≥": operator.ge, "≤": operator.le}
 WORDS = {"pwmcc": "PW-MCC", "saebench": "SAEBench", "cebench": "CE-Bench", "ood": "OOD", "auc": "AUC"}
 """Words of identifiers that prose writes differently."""
-DEAD_BASELINE = 0.05
-"""A baseline with a share of dead latents so much above the candidate's was handicapped, which is noted."""
+HANDICAP = 0.05
+"""A baseline with a share of dead latents so much above the candidate's, or with an explained variance so much below
+it, was handicapped, which is noted."""
+ON_TEST = "each best k was chosen on the test set"
 
 
 class Rule(NamedTuple):
@@ -143,6 +145,8 @@ def evaluate(judged: Judged, controls: Sequence[ControlRow], params: GateParams)
     gates = [_control(name, controls, params) for name in CONTROLS]
     if off := _off_target(judged.members):
         gates = [_missing(gate, off) if gate.metric == "pwmcc" else gate for gate in gates]
+    if judged.choose_k == "test":
+        gates = [_missing(gate, "") if gate.gate in PROBED and gate.value is not None else gate for gate in gates]
     benchmarks = [_external(name, found, judged, params) for name, found in external_results(judged).items()]
     gates += [*benchmarks, _joint(benchmarks, params)]
     gates += [_of_members(name, judged, params) for name, rule in RULES.items() if rule.measure]
@@ -164,7 +168,7 @@ def external_results(judged: Judged) -> dict[str, Measured]:
     claim = f"probes read at most {max(judged.ks)} of {members[0].d_sae:,} latents" if judged.ks else ""
     found = {"external_saebench": Measured(saebench, claim, exact)}
     if judged.choose_k == "test":
-        found["external_saebench"] = Measured(None, "each best k was chosen on the test set")
+        found["external_saebench"] = Measured(None, ON_TEST)
     unmatched, handicap = _unmatched(members, baselines), _handicap(members, baselines)
     for gate, column in COLUMNS.items():
         deltas = [value for row in members if (value := getattr(row, column)) is not None]
@@ -200,9 +204,19 @@ def _missing(gate: GateRow, why: str) -> GateRow:
 
 
 def _handicap(members: Members, baselines: Members) -> str:
-    dead, own = (fmean(row.dead_fraction for row in rows) if rows else 0.0 for rows in (baselines, members))
-    much = f"the baseline is handicapped: {dead:.0%} of its latents are dead, {own:.0%} of the candidate's"
-    return much if dead > own + DEAD_BASELINE else ""
+    """In which respects the baselines were trained less well than the members; empty if in none."""
+    if not baselines:
+        return ""
+    (dead, ev), (own_dead, own_ev) = (
+        (fmean(row.dead_fraction for row in rows), fmean(row.explained_variance for row in rows))
+        for rows in (baselines, members)
+    )
+    notes = {
+        f"{dead:.0%} of its latents are dead, {own_dead:.0%} of the candidate's": dead > own_dead + HANDICAP,
+        f"it explains {ev:.2f} of the variance, the candidate {own_ev:.2f}": ev < own_ev - HANDICAP,
+    }
+    found = " and ".join(note for note, applies in notes.items() if applies)
+    return f"the baseline is handicapped: {found}" if found else ""
 
 
 def _why_none(judged: Judged) -> str:

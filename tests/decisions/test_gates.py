@@ -641,6 +641,22 @@ def test_a_baseline_with_many_more_dead_latents_is_noted_and_does_not_decide(dea
     assert "handicapped" not in gate(policy, "external_saebench").note
 
 
+@pytest.mark.parametrize(("ev", "own", "noted"), [(0.55, 0.61, True), (0.56, 0.60, False), (0.61, 0.55, False)])
+def test_a_baseline_that_explains_much_less_is_noted_and_does_not_decide(ev, own, noted):
+    members = [member.model_copy(update={"explained_variance": own}) for member in judged().members]
+    compared = [baseline(seed, explained_variance=ev) for seed in range(3)]
+    policy = decided(replace(judged(), members=members, baselines=compared), controls())
+    assert policy.pass_all
+    note = f"the baseline is handicapped: it explains {ev:.2f} of the variance, the candidate {own:.2f}"
+    assert gate(policy, "external_cebench").note == (note if noted else "")
+
+
+def test_probes_whose_k_was_chosen_on_the_test_set_decide_no_gate():
+    policy = decided(replace(judged(), choose_k="test"), controls())
+    missing = {name for name, verdict in verdicts(policy).items() if verdict == "missing"}
+    assert missing == {"in_domain", "ood", "external_saebench", "external"}
+
+
 # What is published
 
 
