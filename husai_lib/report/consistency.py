@@ -13,33 +13,43 @@ from husai_lib.report.tables import GATE_WORDS, escape
 
 
 def answer_sentence(rows: Sequence[SweepRow]) -> str:
-    """Did the features become stable, or were they merely copied? One line for each condition, at its best weight.
+    """Did the features become stable, or were they merely copied? A paragraph for each condition."""
+    return "\n\n".join(
+        _answer(plain, [row for row in rows if row.base == plain.base and row.weight])
+        for plain in rows
+        if not plain.weight
+    )
 
-    *Copied* are features on which only related seeds agree more than without the objective. By more than half of what
-    related seeds gain, unrelated ones must agree more for the word *shared*, and by their bounds for *stable*.
+
+def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
+    """The answer for one condition, at the weight at which related seeds agree most.
+
+    Features are *copied* if only related seeds agree more than without the objective. They are *shared* if unrelated
+    seeds gain more than half of what related ones gain, and *stable* if they agree more by their bounds.
     """
-    lines = []
-    for plain in (row for row in rows if row.weight == 0):
-        swept = [row for row in rows if row.base == plain.base and row.weight > 0 and row.pwmcc_within is not None]
-        row = max(swept, key=lambda row: row.pwmcc_within or 0.0)
-        if row.pwmcc is None or plain.pwmcc is None or row.pwmcc_within is None:
-            lines.append(
-                f"**{escape(plain.condition)}: copied at best.** All seeds have one reference, so none are unrelated, "
-                "and nothing shows that another reference would give the same features."
-            )
-            continue
-        gain, within = row.pwmcc - plain.pwmcc, row.pwmcc_within - plain.pwmcc
-        bounded = row.pwmcc_low is not None and plain.pwmcc_high is not None
-        is_stable = bounded and (row.pwmcc_low or 0.0) > (plain.pwmcc_high or 1.0)
-        word = "more stable" if is_stable else "shared, but not by its bounds" if gain > within / 2 else "mostly copied"
-        lines.append(
-            f"**{escape(plain.condition.removesuffix('_lambda_0'))}: {word}.** At lambda = {row.weight:g}, seeds of "
-            f"one reference agree with PW-MCC {row.pwmcc_within:.3f} and unrelated seeds with {row.pwmcc:.3f}; without "
-            f"the objective it is {plain.pwmcc:.3f}. "
-            + ("" if bounded else "There are too few references for a bound on unrelated seeds. ")
-            + f"Explained variance changes by {-row.ev_drop:+.3f}."
+    row = max(swept, key=lambda row: (row.pwmcc_within or 0.0, row.weight))
+    name = escape(plain.condition.removesuffix("_lambda_0"))
+    if row.pwmcc is None or plain.pwmcc is None:
+        return (
+            f"**{name}: copied at best.** All seeds have one reference, so none are unrelated, and nothing shows that "
+            "another reference would give the same features."
         )
-    return "\n\n".join(lines)
+    gain, within = row.pwmcc - plain.pwmcc, (row.pwmcc_within or row.pwmcc) - plain.pwmcc
+    bounded = row.pwmcc_low is not None and plain.pwmcc_high is not None
+    is_stable = bounded and (row.pwmcc_low or 0.0) > (plain.pwmcc_high or 1.0)
+    word = (
+        "more stable" if is_stable else "shared, but not by its bounds" if 0 < gain >= within / 2 else "mostly copied"
+    )
+    related = (
+        "no two seeds have one reference"
+        if row.pwmcc_within is None
+        else (f"seeds of one reference agree with PW-MCC {row.pwmcc_within:.3f}")
+    )
+    few = "" if bounded else "There are too few references for a bound on unrelated seeds. "
+    return (
+        f"**{name}: {word}.** At lambda = {row.weight:g}, {related}, and unrelated seeds agree with {row.pwmcc:.3f}; without "
+        f"the objective it is {plain.pwmcc:.3f}. {few}Explained variance changes by {-row.ev_drop:+.3f}."
+    )
 
 
 def acceptance_sentence(rows: Sequence[SweepRow]) -> str:
