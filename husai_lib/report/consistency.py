@@ -47,8 +47,8 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
     )
     few = "" if bounded else "There are too few references for a bound on unrelated seeds. "
     return (
-        f"**{name}: {word}.** At lambda = {row.weight:g}, {related}, and unrelated seeds agree with {row.pwmcc:.3f}; without "
-        f"the objective it is {plain.pwmcc:.3f}. {few}Explained variance changes by {-row.ev_drop:+.3f}."
+        f"**{name}: {word}.** At lambda = {row.weight:g}, {related}, and unrelated seeds agree with {row.pwmcc:.3f}; "
+        f"without the objective it is {plain.pwmcc:.3f}. {few}Explained variance changes by {-row.ev_drop:+.3f}."
     )
 
 
