@@ -22,33 +22,36 @@ def answer_sentence(rows: Sequence[SweepRow]) -> str:
 
 
 def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
-    """The answer for one condition, at the weight at which related seeds agree most.
+    """The answer for one condition: where unrelated seeds agree most, and where related ones do.
 
-    Features are *copied* if only related seeds agree more than without the objective. They are *shared* if unrelated
-    seeds gain more than half of what related ones gain, and *stable* if they agree more by their bounds.
+    Seeds are *more stable* at a weight if unrelated ones agree more than without the objective, by their bounds, and
+    *more alike* if they agree more but there is no such bound. Otherwise what related seeds gain is *only copied*.
     """
-    row = max(swept, key=lambda row: (row.pwmcc_within or 0.0, row.weight))
     name = escape(plain.condition.removesuffix("_lambda_0"))
-    if row.pwmcc is None or plain.pwmcc is None:
+    known = [row for row in swept if row.pwmcc is not None]
+    if plain.pwmcc is None or not known:
         return (
             f"**{name}: copied at best.** All seeds have one reference, so none are unrelated, and nothing shows that "
             "another reference would give the same features."
         )
-    gain, within = row.pwmcc - plain.pwmcc, (row.pwmcc_within or row.pwmcc) - plain.pwmcc
-    bounded = row.pwmcc_low is not None and plain.pwmcc_high is not None
-    is_stable = bounded and (row.pwmcc_low or 0.0) > (plain.pwmcc_high or 1.0)
-    word = (
-        "more stable" if is_stable else "shared, but not by its bounds" if 0 < gain >= within / 2 else "mostly copied"
+    best = max(known, key=lambda row: row.pwmcc or 0.0)
+    gains, drop = (best.pwmcc or 0.0) > plain.pwmcc, f"Explained variance changes by {-best.ev_drop:+.3f}."
+    bounded = best.pwmcc_low is not None and plain.pwmcc_high is not None
+    word = f"more alike at lambda = {best.weight:g}, without a bound" if gains else "only copied"
+    if gains and bounded and (best.pwmcc_low or 0.0) > (plain.pwmcc_high or 1.0):
+        word = f"more stable at lambda = {best.weight:g}"
+    first = (
+        f"**{name}: {word}.** There, unrelated seeds agree with PW-MCC {best.pwmcc:.3f}; without the objective it is "
+        f"{plain.pwmcc:.3f}. {drop}"
+        if gains
+        else f"**{name}: {word}.** At no weight do unrelated seeds agree more than the {plain.pwmcc:.3f} without objective."
     )
-    related = (
-        "no two seeds have one reference"
-        if row.pwmcc_within is None
-        else (f"seeds of one reference agree with PW-MCC {row.pwmcc_within:.3f}")
-    )
-    few = "" if bounded else "There are too few references for a bound on unrelated seeds. "
+    strongest = max(known, key=lambda row: row.pwmcc_within or 0.0)
+    if strongest.pwmcc_within is None or strongest.pwmcc is None:
+        return f"{first} No two seeds have one reference."
     return (
-        f"**{name}: {word}.** At lambda = {row.weight:g}, {related}, and unrelated seeds agree with {row.pwmcc:.3f}; "
-        f"without the objective it is {plain.pwmcc:.3f}. {few}Explained variance changes by {-row.ev_drop:+.3f}."
+        f"{first} At lambda = {strongest.weight:g}, seeds of one reference agree with {strongest.pwmcc_within:.3f} and "
+        f"unrelated ones with {strongest.pwmcc:.3f}: **the difference was copied**."
     )
 
 
