@@ -41,11 +41,13 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
     if gains and bounded and (best.pwmcc_low or 0.0) > (plain.pwmcc_high or 1.0):
         word = f"more stable at lambda = {best.weight:g}"
     first = (
-        f"**{name}: {word}.** There, unrelated seeds agree with PW-MCC {best.pwmcc:.3f}; without the objective it is "
-        f"{plain.pwmcc:.3f}. {drop}"
-        if gains
-        else f"**{name}: {word}.** At no weight do unrelated seeds agree more than the {plain.pwmcc:.3f} without objective."
+        f"**{name}: {word}.** Unrelated seeds agree at no weight more than without the objective: {plain.pwmcc:.3f}."
     )
+    if gains:
+        first = (
+            f"**{name}: {word}.** There, unrelated seeds agree with PW-MCC {best.pwmcc:.3f}; without the objective it "
+            f"is {plain.pwmcc:.3f}. {drop}"
+        )
     strongest = max(known, key=lambda row: row.pwmcc_within or 0.0)
     if strongest.pwmcc_within is None or strongest.pwmcc is None:
         return f"{first} No two seeds have one reference."
