@@ -138,7 +138,7 @@ def _unit_rows(matrix: Array) -> Tensor:
 
 def _row_cosines(a: Tensor, b: Tensor, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.float64]:
     """|cosine| of the unit rows `a[rows]` with `b[cols]`, in chunks; rounding errors are cut at 1."""
-    pairs = zip(torch.from_numpy(rows).split(ROWS), torch.from_numpy(cols).split(ROWS), strict=True)
+    pairs = zip(torch.split(torch.from_numpy(rows), ROWS), torch.split(torch.from_numpy(cols), ROWS), strict=True)
     cosines = torch.cat([torch.linalg.vecdot(a[some], b[partners]) for some, partners in pairs])
     return cosines.abs().clamp_max(1).cpu().numpy().astype(np.float64)
 
