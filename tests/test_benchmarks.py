@@ -130,3 +130,29 @@ def test_the_benchmark_of_probing_ends_with_its_ratios_and_the_aucs_agree() -> N
     assert last["max_auc_difference"] <= 1e-4
     assert (last["extraction_bf16_ratio"] is None) == ("bfloat16: not measured" in done.stdout)
     assert all(last[name] > 0 for name in ("fits_ratio", "llm_baseline_ratio", "extraction_fp32_ratio"))
+
+
+def test_the_benchmark_of_matching_ends_with_its_ratio_and_the_matching_is_as_good_as_scipys() -> None:
+    sizes = ["--d-in=16", "--d-sae=64", "--k=4", "--batch=64", "--rows=512", "--steps=3", "--rounds=2", "--json"]
+    command = [sys.executable, str(SCRIPT.with_name("matching.py")), *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert list(last) == ["warm_ratio_to_scipy", "mean_gap", "penalty_overhead"]
+    assert last["warm_ratio_to_scipy"] > 0
+    assert last["mean_gap"] <= 1e-5
+    assert (last["penalty_overhead"] is None) == ("consistency objective: not measured" in done.stdout)
+    peers = [line for line in done.stdout.splitlines() if "this project, cold" in line or "scipy  " in line]
+    assert len(peers) == 2
+
+
+def test_wide_pwmcc_is_measured_against_a_loop_with_the_same_result_in_memory_of_its_own() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import matching; shape = 3, 64, 8; "
+        "print(matching.wide_ratio(matching.half_shared_decoders(*shape)), matching.memory_above_decoders(shape))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ratio, memory = map(float, done.stdout.splitlines()[-1].split())
+    assert ratio > 0
+    assert 0 <= memory < 1000

@@ -27,6 +27,8 @@ Array = NDArray[np.float32] | Tensor
 
 REAPPEARS_ABOVE = 0.7
 SUBSPACE_SHARE = 0.9
+ROWS = 64
+"""Matched rows that are copied at once."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def match(a: Array, b: Array) -> Matching:
     similar = similarity(first, second)
     rows, cols = assign(similar.table)
     maxima = similar.row_maxima, similar.col_maxima
-    return Matching(rows, cols, _row_cosines(first[rows], second[cols]).numpy(), *maxima)
+    return Matching(rows, cols, _row_cosines(first, second, rows, cols), *maxima)
 
 
 def pairwise_pwmcc(decoders: Sequence[Array]) -> Pairs:
@@ -104,7 +106,7 @@ def group_stability(decoders: Sequence[Array], encoders: Sequence[Array], behavi
         values[i, j] = (
             found.cosines.mean(),
             np.concatenate([found.row_maxima, found.col_maxima]).mean(dtype=np.float64),
-            float(_row_cosines(rows[i][found.rows], rows[j][found.cols]).mean()),
+            _row_cosines(rows[i], rows[j], found.rows, found.cols).mean(),
             (again / len(rows[i]) + again / len(rows[j])) / 2,
             float((leading[i][0][:, :r].T @ leading[j][0][:, :r]).square().sum() / r),
             *agreement(behaviours[i], behaviours[j], found.rows, found.cols),
@@ -140,15 +142,16 @@ def _unit_rows(matrix: Array) -> Tensor:
     if not torch.isfinite(rows).all():
         raise ModelError("weights of an SAE hold NaN or infinite values; train it again with a smaller learning rate")
     tiny = torch.finfo(torch.float32).tiny
-    rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(tiny)  # so that no square over- or underflows
-    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(tiny)
-    return unit
+    largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
+    unit: Tensor = rows / largest.clamp_min(tiny)  # so that no square over- or underflows
+    return unit.div_(torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(tiny))
 
 
-def _row_cosines(a: Tensor, b: Tensor) -> Tensor:
-    """|cosine| of unit rows `a [n, d]` with the same rows of `b`, float64 on the host; rounding errors are cut at 1."""
-    cosines: Tensor = torch.linalg.vecdot(a, b).abs().clamp_max(1).double().cpu()
-    return cosines
+def _row_cosines(a: Tensor, b: Tensor, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.float64]:
+    """|cosine| of the unit rows `a[rows]` with `b[cols]`, in chunks; rounding errors are cut at 1."""
+    pairs = zip(torch.split(torch.from_numpy(rows), ROWS), torch.split(torch.from_numpy(cols), ROWS), strict=True)
+    cosines = torch.cat([torch.linalg.vecdot(a[some], b[partners]) for some, partners in pairs])
+    return cosines.abs().clamp_max(1).cpu().numpy().astype(np.float64)
 
 
 def _tensor(matrix: Array) -> Tensor:

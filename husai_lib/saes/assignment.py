@@ -27,7 +27,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 UNIT = 65535
 """The whole number that stands for |cosine| = 1."""
-TOGETHER = 2**22
+TOGETHER = 2**20
 """Cosines that are computed at once, in float32."""
 BIDS = 100
 """Bids in a row before a shortest path takes over: without a limit, near ties would raise prices in tiny steps."""
@@ -55,11 +55,11 @@ def similarity(a: Tensor, b: Tensor) -> Similarity:
     """|cosine| of unit rows `a [n, d_in]` and `b [m, d_in]` of one device, float32; 0 for a zero row."""
     n, m = len(a), len(b)
     found = Similarity(np.empty((n, m), np.uint16), np.zeros(n, np.float32), np.zeros(m, np.float32))
-    size = max(1, TOGETHER // max(1, m))
-    for start in range(0, n, size):
-        some = slice(start, start + size)
-        cosines = linear(a[some].detach(), b.detach()).cpu().numpy()
-        _round(cosines, found.table[some], found.row_maxima[some], found.col_maxima)
+    size = max(1, TOGETHER // max(1, n))
+    for start in range(0, m, size):
+        some = slice(start, start + size)  # of `b`, because oneDNN copies its right side
+        cosines = linear(a.detach(), b[some].detach()).cpu().numpy()
+        _round(cosines, found.table[:, some], found.row_maxima, found.col_maxima[some])
     return found
 
 
@@ -120,7 +120,7 @@ def _round(cosines: Any, table: Any, row_maxima: Any, col_maxima: Any) -> None:
     """Write |cosine| `[n, m]` into `table`, rounded, and their maxima; rounding errors beyond 1 are cut off."""
     one, largest = np.float32(1), np.float32(UNIT)
     for i in range(len(cosines)):
-        row, whole, best = cosines[i], table[i], np.float32(0)
+        row, whole, best = cosines[i], table[i], row_maxima[i]
         for j in range(len(row)):
             value = min(abs(row[j]), one)
             whole[j] = np.uint16(np.int32(value * largest + np.float32(0.5)))
