@@ -139,10 +139,10 @@ def _leading_directions(decoder: Array) -> tuple[Tensor, int]:
 
 def _unit_rows(matrix: Array) -> Tensor:
     rows = _tensor(matrix)
-    if not torch.isfinite(rows).all():
+    largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
+    if not torch.isfinite(largest).all():
         raise ModelError("weights of an SAE hold NaN or infinite values; train it again with a smaller learning rate")
     tiny = torch.finfo(torch.float32).tiny
-    largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
     unit: Tensor = rows / largest.clamp_min(tiny)  # so that no square over- or underflows
     return unit.div_(torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(tiny))
 
