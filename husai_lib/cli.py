@@ -24,7 +24,7 @@ from husai_lib.cycle.run import (
     resumable_run,
     run_cycle,
 )
-from husai_lib.errors import EvidenceError, GateError, HusaiError, IntegrityError, ModelError
+from husai_lib.errors import EvidenceError, GateError, HusaiError, IntegrityError, ModelError, ParameterError
 from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
 from husai_lib.evidence.verification import problems_beside, problems_of
@@ -83,6 +83,7 @@ Copies = Annotated[Path | None, typer.Option(metavar="DIR", help="Also copy the 
 Download = Annotated[bool, typer.Option("--download", help="Let sae-bench fetch missing data from the hub.")]
 Records = Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...", help="Records of an earlier cycle, as JSON.")]
 ImportName = Annotated[str, typer.Option("--as", metavar="NAME", help="What the import is called: imported/NAME.")]
+Compared = Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two runs or more, named as elsewhere.")]
 Judged = Annotated[
     str, typer.Argument(metavar="RUN", help="<cycle>/<run>, <run>, its folder, or <cycle> for its newest.")
 ]
@@ -216,6 +217,22 @@ def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Ev
         )
     if fail_on_gate_fail and not policy.pass_all:
         raise GateError(f"{chosen.name} does not pass its gates: {policy.verdict}")
+
+
+@app.command()
+def compare(runs: Compared, *, as_json: AsJson = False, evidence: Evidence = EVIDENCE) -> None:
+    """Show what differs between runs: parameters, data, code and environment, metrics, verdicts."""
+    from husai_lib.report import comparison, tables  # noqa: PLC0415 - takes a second to import
+
+    chosen = [find_run(evidence, name) for name in runs]
+    if len(chosen) < 2:
+        raise ParameterError("there is nothing to compare one run with; name two runs or more")
+    found, names = comparison.differences(chosen), [run.name for run in chosen]
+    if as_json:
+        typer.echo(json.dumps({"runs": names, "differing": [asdict(one) for one in found]}, indent=1))
+        return
+    Console(width=None if sys.stdout.isatty() else 240).print(Markdown(tables.comparison_table(found, names)))
+    typer.echo(f"{len(found)} values differ")
 
 
 @app.command(name="plan")

@@ -22,6 +22,7 @@ from husai_lib.evidence.rows.consistency import GATES
 from husai_lib.evidence.rows.controls import OodRow, retained
 from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow
 from husai_lib.intervals import mean_interval, means_by
+from husai_lib.report.comparison import Difference
 
 Template = str | Callable[[dict[str, Any]], str]
 """A `str.format` template over a row's fields, or a function of them that returns Markdown."""
@@ -478,6 +479,20 @@ def reproduction_table(values: Iterable[Mapping[str, Any]]) -> str:
     """One line for each value that `husai reproduce` did not find equal."""
     columns = {"Value": "{place}", "Stated": "{stated}", "Reproduced": "{reproduced}", "Outcome": "{outcome}"}
     return markdown_table(values, columns)
+
+
+def comparison_table(found: Sequence[Difference], runs: Sequence[str]) -> str:
+    """One line for each thing that is not the same in all runs, with its value in each."""
+
+    def shown(value: Any) -> str:
+        return "n/a" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [
+        {"kind": one.kind, "what": one.what} | {f"run_{i}": shown(value) for i, value in enumerate(one.values)}
+        for one in found
+    ]
+    of_runs: Columns = {escape(name): f"{{run_{i}}}" for i, name in enumerate(runs)}
+    return markdown_table(lines, {"Of": "{kind}", "What": "{what}", **of_runs})
 
 
 def plan_table(needs: Iterable[Mapping[str, Any]]) -> str:
