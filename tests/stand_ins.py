@@ -109,7 +109,10 @@ def synthetic_run(evidence: Path) -> Run:
     baseline, controls, gates. All gates pass but that of the transcoder, which is more stable than the candidate.
     """
     params = load_cycle(SMOKE)
-    params = params.model_copy(update={"conditions": params.conditions[:2]})
+    sources = params.selection.model_copy(update={"sources": ["frontier"]})
+    params = params.model_copy(
+        update={"conditions": params.conditions[:2], "consistency": None, "selection": sources}
+    )
     run = new_run(evidence, "smoke")
     write_json(run.path / "parameters.json", params.model_dump(mode="json"))
     known: dict[tuple[str, str], list[Any]] = {}
@@ -267,7 +270,8 @@ def _member(step: str, condition: str, seed: int, quality: float, tables: RunTab
 def _group(step: str, condition: str, tables: RunTables) -> GroupRow:
     return GroupRow.derive(
         step, tables, condition=condition, pwmcc_max=0.65, null_random=0.2, null_gaussian=0.25, encoder_mcc=0.3,
-        reappearing_fraction=0.4, subspace_overlap=0.5,
+        reappearing_fraction=0.4, subspace_overlap=0.5, functional_agreement=0.45, functional_rare=0.35,
+        functional_frequent=0.55,
     )  # fmt: skip
 
 

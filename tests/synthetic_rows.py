@@ -46,6 +46,7 @@ def group(condition: str = "topk", **changes: Any) -> GroupRow:
         "condition": condition, "architecture": condition, "n_seeds": 3, "pwmcc": 0.523, "pwmcc_low": 0.48,
         "pwmcc_high": 0.566, "pwmcc_max": 0.61, "null_random": 0.29, "null_gaussian": 0.40, "pwmcc_corrected": 0.205,
         "encoder_mcc": 0.44, "reappearing_fraction": 0.25, "subspace_overlap": 0.73,
+        "functional_agreement": 0.41, "functional_rare": 0.33, "functional_frequent": 0.47,
         "saebench_delta": -0.021, "saebench_low": -0.093, "saebench_high": 0.051, "saebench_delta_keep": -0.064,
         "largest_k_delta": -0.034, "full_width_delta": 0.012, "supervised_delta": -0.002, "oracle_delta": 0.045,
         "single_latent_delta": -0.125,

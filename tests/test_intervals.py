@@ -13,9 +13,13 @@ from scipy import stats
 
 from husai_lib.intervals import (
     Interval,
+    between_units,
     difference_interval,
     jackknife_interval,
     mean_interval,
+    mean_over_pairs,
+    mean_within_units,
+    pair_table,
     pwmcc_difference,
     pwmcc_interval,
     share_of_luck,
@@ -159,6 +163,80 @@ def test_jackknife_refuses_too_few_seeds_and_what_is_not_finite():
         jackknife_interval(len, 1)
     with pytest.raises(ValueError, match="not finite"):
         jackknife_interval(lambda seeds: math.nan if 0 in seeds else 1.0, 3)
+
+
+# Over references, of which several seeds are copies
+
+# Seeds 0 and 3 copied a, 1 and 4 copied b, 2 copied c.
+UNITS = ["a", "b", "c", "a", "b"]
+OF_RELATED = {(0, 3): 0.9, (1, 4): 0.8}
+OF_UNRELATED = {(0, 1): 0.3, (0, 4): 0.5, (1, 3): 0.1, (3, 4): 0.3, (0, 2): 0.2, (2, 3): 0.4, (1, 2): 0.5, (2, 4): 0.7}
+COPIES = pair_table(5, OF_RELATED | OF_UNRELATED)
+
+
+def test_agreement_between_references_is_the_mean_over_the_pairs_of_their_seeds_by_hand():
+    # a and b: 0.3, 0.5, 0.1, 0.3 with mean 0.3; a and c: 0.2, 0.4 with 0.3; b and c: 0.5, 0.7 with 0.6
+    expected = [[1.0, 0.3, 0.3], [0.3, 1.0, 0.6], [0.3, 0.6, 1.0]]
+    np.testing.assert_allclose(between_units(COPIES, UNITS), expected, atol=1e-12)
+    assert mean_within_units(COPIES, UNITS) == pytest.approx((0.9 + 0.8) / 2)
+
+
+def test_the_interval_over_references_leaves_out_each_with_all_its_seeds_by_hand():
+    # PW-MCC (0.3 + 0.3 + 0.6) / 3 = 0.4; without a 0.6, without b 0.3, without c 0.3, with mean 0.4.
+    # se^2 = 2/3 * (0.04 + 0.01 + 0.01) = 0.04: half width t(0.975, 2) * 0.2 = 4.302653 * 0.2
+    found = pwmcc_interval(between_units(COPIES, UNITS))
+    assert (found.mean, found.n) == (pytest.approx(0.4), 3)
+    assert (found.low, found.high) == pytest.approx((0.4 - 0.8605306, 0.4 + 0.8605306), abs=1e-6)
+
+
+@given(st.integers(2, 7), st.integers(0, 2**32 - 1))
+def test_seeds_without_references_are_the_units_themselves(n, seed):
+    rng = np.random.default_rng(seed)
+    pairs = pair_table(n, {(i, j): rng.random() for j in range(n) for i in range(j)})
+    assert between_units(pairs, range(n)).tolist() == pairs.tolist()
+    assert mean_within_units(pairs, range(n)) is None
+
+
+def test_two_references_give_no_bound_however_many_seeds_copy_them():
+    pairs = pair_table(8, {(i, j): 0.5 for j in range(8) for i in range(j)})
+    found = pwmcc_interval(between_units(pairs, [0, 1] * 4))
+    assert (found.mean, found.low, found.high, found.n) == (0.5, None, None, 2)
+
+
+def test_the_seeds_of_one_reference_are_all_related():
+    pairs = pair_table(3, {(0, 1): 0.9, (0, 2): 0.7, (1, 2): 0.8})
+    assert between_units(pairs, [7, 7, 7]).tolist() == [[1.0]]
+    assert mean_within_units(pairs, [7, 7, 7]) == pytest.approx(0.8)
+
+
+def copied_set(rng, references, copies, mean):
+    """PW-MCC of seeds that are copies of references: a pair has what its two references share, and a little noise."""
+    units = np.repeat(np.arange(references), copies)
+    of_reference, n = rng.normal(scale=0.03, size=references), len(units)
+    noise = rng.normal(scale=0.01, size=(n, n))
+    shared = mean + of_reference[:, None] + of_reference[None, :]
+    return {(i, j): shared[units[i], units[j]] + noise[i, j] for j in range(n) for i in range(j)}, units
+
+
+def test_a_jackknife_over_seeds_is_too_narrow_where_seeds_copy_references_and_one_over_references_is_not():
+    rng, sets, mean = np.random.default_rng(0), 400, 0.5
+    covered = {"references": 0, "seeds": 0}
+    for _ in range(sets):
+        values, units = copied_set(rng, references=4, copies=4, mean=mean)
+        pairs, unrelated = pair_table(16, values), units[:, None] != units[None, :]
+
+        def over_seeds(some, pairs=pairs, unrelated=unrelated):
+            own = np.ix_(some, some)
+            return float(pairs[own][unrelated[own]].mean())
+
+        for name, found in (
+            ("references", pwmcc_interval(between_units(pairs, list(units)))),
+            ("seeds", jackknife_interval(over_seeds, 16)),
+        ):
+            assert found.mean == pytest.approx(mean_over_pairs(between_units(pairs, list(units))))
+            covered[name] += found.low <= mean <= found.high
+    assert covered["references"] / sets >= 0.92
+    assert covered["seeds"] / sets <= 0.75  # instead of 0.95
 
 
 # Over seeds and data sets

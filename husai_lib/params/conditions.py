@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from husai_lib.files import REPOSITORY
 from husai_lib.params.hyperparameters import ARCHITECTURES
@@ -59,6 +59,11 @@ class ReferenceParams(Section):
     assignment_interval: Positive = 4
     """Steps between two matchings of a decoder with its reference."""
 
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _is_a_seed_or_mutual(cls, value: Any) -> Any:
+        return one_of(value, ["mutual"], "reference") if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _names_references(self) -> Self:
         distinct(self.references, "reference")
@@ -84,7 +89,8 @@ class ReferenceParams(Section):
         if own := sorted({*self.frozen} & {*seeds}):
             raise ValueError(f"consistency: seed {own[0]} would be its own reference; name another reference")
         if self.reference == "mutual" and 0 < len(seeds) < 4:
-            raise ValueError(f"consistency: mutual needs two banks of two seeds, and there are {len(seeds)} seeds")
+            has = f"there are {len(seeds)} seeds"
+            raise ValueError(f"consistency: mutual needs two banks of two seeds, and {has}; give at least 4")
 
 
 class ObjectiveParams(ReferenceParams):
@@ -96,6 +102,12 @@ class ObjectiveParams(ReferenceParams):
 
 CONSISTENT = ("topk", "batchtopk", "matryoshka_batchtopk", "hierarchical_topk", "routed_topk", "standard")
 """Architectures that can be trained with the consistency objective."""
+
+
+def check_consistent(architecture: str, where: str = "") -> None:
+    """Raise ValueError for an architecture that cannot be trained with the consistency objective."""
+    if architecture not in CONSISTENT:
+        raise ValueError(f"{where}{architecture} has no such objective; use {', '.join(CONSISTENT)}")
 
 
 class Condition(SaeParams):
@@ -133,8 +145,8 @@ class Condition(SaeParams):
             if own["route_mode"] == "expert_topk" and self.k > (block := self.d_sae // own["num_experts"]):
                 what = f"d_sae / num_experts = {block}, the latents of a block"
                 raise ValueError(f"k = {self.k} exceeds {what}; lower num_experts")
-        if self.consistency and self.architecture not in CONSISTENT:
-            raise ValueError(f"consistency: {self.architecture} has no such objective; use {', '.join(CONSISTENT)}")
+        if self.consistency:
+            check_consistent(self.architecture, "consistency: ")
         if self.aligned and self.architecture == "topk_transcoder":
             raise ValueError("aligned: a transcoder's encoder and decoder lie in different spaces; leave it out")
         return self

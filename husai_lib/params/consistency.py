@@ -6,10 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from husai_lib.params.conditions import Condition, ReferenceParams
+from husai_lib.params.conditions import Condition, ReferenceParams, check_consistent
 from husai_lib.params.sections import Count, Positive, Section, Weight, distinct
 
 Score = Literal["saebench", "cebench", "alignment", "ev"]
+IN_NAMES = str.maketrans({".": "_", "-": "m", "+": None})
+"""What stands in names for the characters of a number."""
 
 
 class AcceptanceParams(Section):
@@ -43,6 +45,13 @@ class KnownTruthParams(Section):
     seeds: Annotated[list[Count], Field(min_length=4)] = [0, 1, 2, 3]  # noqa: RUF012 -- pydantic copies it
     """Training seeds, dealt to two references."""
 
+    @model_validator(mode="after")
+    def _is_sparse(self) -> Self:
+        distinct(self.seeds, "seed")
+        if self.active > self.features:
+            raise ValueError(f"active = {self.active} exceeds features = {self.features}; lower it")
+        return self
+
 
 class ConsistencyParams(ReferenceParams):
     """Conditions trained with the consistency objective at several weights, over several seeds."""
@@ -63,12 +72,15 @@ class ConsistencyParams(ReferenceParams):
     @model_validator(mode="after")
     def _is_a_sweep(self) -> Self:
         if self.lambdas != sorted(set(self.lambdas)) or self.lambdas[0] != 0:
-            raise ValueError(f"lambdas must ascend from 0.0, but they are {self.lambdas}")
+            raise ValueError(f"lambdas = {self.lambdas} do not ascend from 0.0; sort them and start with it")
         distinct(self.seeds, "seed")
         distinct([condition.name for condition in self.conditions], "condition")
         for condition in self.conditions:
             if condition.consistency:
-                raise ValueError(f"condition {condition.name!r} has its own consistency; the sweep gives it one")
+                raise ValueError(f"condition {condition.name!r} has its own consistency; leave it out of a sweep")
+            check_consistent(condition.architecture)
+        if len(self.seeds) == 1:
+            raise ValueError("seeds: a single seed agrees with none; give at least 2, or leave them out")
         return self
 
     def swept(self) -> list[Condition]:
@@ -77,7 +89,8 @@ class ConsistencyParams(ReferenceParams):
         found = []
         for condition in self.conditions:
             for weight in self.lambdas:
-                name = f"{condition.name}_lambda_{format(weight, 'g').replace('.', '_').replace('-', 'm')}"
+                number = repr(weight).removesuffix(".0").translate(IN_NAMES)
+                name = f"{condition.name}_lambda_{number}"
                 objective = shared | {"lambda": weight} if weight else None
                 found.append(Condition(**condition.model_dump() | {"name": name, "consistency": objective}))
         return found

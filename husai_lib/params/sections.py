@@ -15,6 +15,8 @@ from husai_lib.errors import ParameterError
 P = TypeVar("P", bound=BaseModel)
 T = TypeVar("T")
 NAME = r"^[a-z][a-z0-9_]*$"
+UNSAID = {"[key]", "hyperparameters", "constrained-int"}
+"""Parts of the place of a mistake that no file has."""
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -60,7 +62,7 @@ def check(model: type[P], data: dict[str, Any], source: str) -> P:
 
 
 def _sentence(mistake: Any) -> str:
-    key = ".".join(str(part) for part in mistake["loc"] if part not in {"[key]", "hyperparameters"})
+    key = ".".join(str(part) for part in mistake["loc"] if part not in UNSAID)
     match mistake["type"], mistake["input"]:
         case "missing", _:
             return f"{key} is missing; add it"

@@ -22,7 +22,7 @@ from husai_lib.evidence.cache import CACHED
 from husai_lib.evidence.code import CHANGED, file_at, library_hash_at
 from husai_lib.evidence.rows.base import GIVEN, IMPORTED, RunTables
 from husai_lib.evidence.rows.consistency import random_of
-from husai_lib.evidence.rows.controls import control_names
+from husai_lib.evidence.rows.controls import PROBED, control_names
 from husai_lib.evidence.runs import Record, Run
 from husai_lib.evidence.steps import candidate_of, condition_of, step_key, why_unconfirmed
 from husai_lib.evidence.verification import problems_of
@@ -228,9 +228,11 @@ def _completeness(one: Audited) -> Iterator[Check]:
     yield "conditions of groups", [g.condition for g in rows("frontier", "groups")], [c.name for c in conditions]
     yield "conditions of swept groups", [g.condition for g in rows("consistency", "groups")], [c.name for c in swept]
     yield from _sweep(one, sweep, [(c.name, seed) for c in swept for seed in train_seeds])
+    yield from _references(one, {"frontier": (conditions, seeds), "consistency": (swept, train_seeds)})
     yield "conditions of confirmed groups", [g.condition for g in rows("confirmation", "groups")], sorted(fresh)
     own = [member.seed for member in one.tables.candidate.members]
-    run = [row.control for row in rows("stress", "controls") if row.metric == "pwmcc" and row.delta is not None]
+    on = {name: asked["stress"]["transcoder" if name == "transcoder" else "random_model"] for name in control_names(asked)}
+    run = [name for name in on if own and on[name] and name not in PROBED]
     pairs = {"frontier": {c.name: seeds for c in conditions}, "stress": dict.fromkeys(run, own)}
     pairs["consistency"] = dict.fromkeys([*(c.name for c in swept), *(random_of(c.d_sae) for c in swept)], train_seeds)
     pairs["confirmation"] = dict.fromkeys(fresh, own)
@@ -252,7 +254,7 @@ def _completeness(one: Audited) -> Iterator[Check]:
 
 
 def _sweep(one: Audited, sweep: ConsistencyParams | None, saes: list[tuple[str, int]]) -> Iterator[Check]:
-    """The sweep of the consistency objective: its references, checkpoints and weights, and its acceptance."""
+    """The sweep of the consistency objective: its checkpoints, its weights, and its acceptance."""
     rows = one.tables.rows
     groups = list(dict.fromkeys(name for name, _ in saes))
     yield "checkpoints", [(row.condition, row.seed) for row in rows("consistency", "checkpoints")], saes
@@ -261,14 +263,23 @@ def _sweep(one: Audited, sweep: ConsistencyParams | None, saes: list[tuple[str, 
         return
     truth = [row.weight for row in rows("consistency", "known_truth")]
     yield "weights on known features", truth, sweep.lambdas
-    weights = {row.condition: row.weight for row in rows("consistency", "sweep")}
-    seeds = list(dict.fromkeys(seed for _, seed in saes))
-    dealt = {seed: sweep.reference_of(seeds, i) for i, seed in enumerate(seeds)}
-    for member in rows("consistency", "members"):
-        must = dealt[member.seed] if weights.get(member.condition) else None
-        yield f"reference of {member.condition}, seed {member.seed}", member.reference, must
     stated = one.records["consistency"].summary["acceptance"]
     yield from follow("acceptance:", stated, acceptance(rows("consistency", "sweep"), sweep.acceptance))
+
+
+def _references(one: Audited, trained: dict[str, tuple[list[Condition], list[int]]]) -> Iterator[Check]:
+    """What each seed was aligned with, of `trained` conditions and of the confirmed one: it says which are related."""
+    chosen, fresh = one.records["selection"].summary["selected"], one.parameters["confirmation"]["seeds"]
+    if not why_unconfirmed(chosen, fresh, one.run.find_record):
+        trained = trained | {"confirmation": ([condition_of(chosen, one.run.find_record)], fresh)}
+    for step, (conditions, seeds) in trained.items():
+        dealt = {
+            (condition.name, seed): condition.objective.reference_of(seeds, i)
+            for condition in conditions if condition.objective for i, seed in enumerate(seeds)
+        }  # fmt: skip
+        for row in one.tables.rows(step, "members"):
+            must = dealt.get((row.condition, row.seed))
+            yield f"reference of {step}/members {row.condition} {row.seed}", row.reference, must
 
 
 def _inputs(one: Audited) -> Iterator[Check]:

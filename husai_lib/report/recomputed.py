@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from husai_lib.evidence.cache import CACHED, cache_folder, open_entry
 from husai_lib.evidence.rows.base import RunTables
+from husai_lib.evidence.rows.consistency import random_of
 from husai_lib.intervals import mean_over_pairs, pair_table
 from husai_lib.randomness import numpy_generator
 from husai_lib.report.checks import UNCHECKED, Check, same
@@ -24,8 +25,8 @@ WIDEST = 4096
 CLOSE = 1e-4
 """Relative difference up to which a matched cosine is the same: processors add in other orders."""
 TOO_WIDE = f"pairs of SAEs of more than {WIDEST:,} latents, not matched again"
-SAES = {"frontier": ("members", "condition"), "confirmation": ("members", "condition"),
-        "stress": ("control_saes", "control")}  # fmt: skip
+SAES = {"frontier": ("members", "condition"), "consistency": ("members", "condition"),
+        "confirmation": ("members", "condition"), "stress": ("control_saes", "control")}  # fmt: skip
 """The table of the SAEs whose pairs a step measures, and the column that says whose they are."""
 Decoder = NDArray[np.float32]
 
@@ -36,7 +37,7 @@ def check_seeded(run: RunTables) -> Iterator[Check]:
     if "+" in run.parameters["activations"]["hook_name"]:
         yield "random decoders of SAEs that read joined layers", UNCHECKED, None
         return
-    for step, group in [(of, row) for of in ("frontier", "confirmation") for row in run.rows(of, "groups")]:
+    for step, group in [(of, row) for of in SAES for row in run.rows(of, "groups")]:
         members = run.rows(step, "members", condition=group.condition)
         if members[0].d_sae > WIDEST:
             yield TOO_WIDE, UNCHECKED, None
@@ -44,11 +45,19 @@ def check_seeded(run: RunTables) -> Iterator[Check]:
         pairs = random_pairs((members[0].d_sae, d_in), tuple(member.seed for member in members))
         null = mean_over_pairs(pair_table(len(members), pairs))
         yield from _close(f"null_random of {group.condition}", group.null_random, null)
-    seeds = [member.seed for member in run.candidate.members]
-    for row in run.rows("stress", "pairs", of="random_decoder"):
-        pairs = random_pairs((run.candidate.members[0].d_sae, d_in), tuple(seeds))
-        must = pairs[seeds.index(row.seed_a), seeds.index(row.seed_b)]
-        yield from _close(f"PW-MCC of the random decoders of seeds {row.seed_a} and {row.seed_b}", row.pwmcc, must)
+    beside = [("random_decoder", "stress", run.candidate.members)]
+    swept = run.rows("consistency", "members")
+    for d_sae in dict.fromkeys(member.d_sae for member in swept):
+        beside.append((random_of(d_sae), "consistency", [member for member in swept if member.d_sae == d_sae]))
+    for name, step, members in beside:
+        seeds = list(dict.fromkeys(member.seed for member in members))
+        if members and members[0].d_sae > WIDEST:
+            yield TOO_WIDE, UNCHECKED, None
+            continue
+        for row in run.rows(step, "pairs", of=name):
+            pairs = random_pairs((members[0].d_sae, d_in), tuple(seeds))
+            must = pairs[seeds.index(row.seed_a), seeds.index(row.seed_b)]
+            yield from _close(f"PW-MCC of the random decoders of seeds {row.seed_a} and {row.seed_b}", row.pwmcc, must)
 
 
 def check_cached(run: RunTables) -> Iterator[Check]:
@@ -67,8 +76,8 @@ def check_cached(run: RunTables) -> Iterator[Check]:
             )
     for step, (table, column) in SAES.items():
         for row in run.rows(step, "pairs"):
-            if row.of != "random_decoder":
-                saes = run.rows(step, table, **{column: row.of})
+            saes = run.rows(step, table, **{column: row.of})
+            if saes:  # random decoders have none
                 yield from _pair(row, [sae for sae in saes if sae.seed in (row.seed_a, row.seed_b)])
 
 

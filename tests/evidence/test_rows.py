@@ -192,14 +192,23 @@ PROBES = probes_of(
 CEILINGS = [made_up.ceiling("a", oracle_delta=0.1), made_up.ceiling("b", oracle_delta=0.4, test_rows=100)]
 
 
+FUNCTIONAL = ("functional_agreement", "functional_rare", "functional_frequent")
+
+
 def derived_group(
-    values: Sequence[float], seeds: Sequence[int], probes: Sequence[ProbeRow] = PROBES, **measured: Any
+    values: Sequence[float],
+    seeds: Sequence[int],
+    probes: Sequence[ProbeRow] = PROBES,
+    references: Sequence[int | None] = (),
+    **measured: Any,
 ) -> GroupRow:
     """The row of the condition topk whose pairs of seeds have these PW-MCC."""
-    members = [made_up.member("topk", seed) for seed in seeds] + [made_up.member("standard", 9)]
+    aligned = zip(seeds, references or [None] * len(seeds), strict=True)
+    members = [made_up.member("topk", seed, reference=reference) for seed, reference in aligned]
+    members += [made_up.member("standard", 9)]
     pairs = pair_rows("standard", seeds, [0.9] * len(values)) + pair_rows("topk", seeds, values)
     tables = {"members": members, "pairs": pairs, "probes": probes, "ceilings": CEILINGS}
-    names = ("null_random", "encoder_mcc", "reappearing_fraction", "subspace_overlap")
+    names = ("null_random", "encoder_mcc", "reappearing_fraction", "subspace_overlap", *FUNCTIONAL)
     given = {"condition": "topk", "pwmcc_max": 1.0, "null_gaussian": 0.2, **dict.fromkeys(names, 0.3)} | measured
     return GroupRow.derive("frontier", RunTables({("frontier", name): tables[name] for name in tables}, {}), **given)
 
@@ -216,6 +225,44 @@ def test_two_seeds_have_no_interval_and_the_row_says_why() -> None:
     row = derived_group([0.5], [0, 1])
     assert (row.pwmcc, row.pwmcc_low, row.pwmcc_high, row.n_seeds) == (0.5, None, None, 2)
     assert row.note == "too few seeds for an interval"
+
+
+# Seeds 4 and 0 copied the SAE of seed 100, 2 and 5 that of 101, 7 that of 102: the pairs of related ones have 0.9 and 0.7.
+REFERENCES = [100, 101, 102, 100, 101]
+OF_COPIES = [0.3, 0.2, 0.9, 0.5, 0.5, 0.1, 0.7, 0.4, 0.7, 0.3]  # 4-2 4-7 4-0 4-5, 2-7 2-0 2-5, 7-0 7-5, 0-5
+
+
+def test_a_group_with_references_has_its_pwmcc_across_them_and_apart_that_within() -> None:
+    row = derived_group(OF_COPIES, [4, 2, 7, 0, 5], references=REFERENCES)
+    # 100 and 101: 4-2, 4-5, 2-0, 0-5 with mean 0.3; 100 and 102: 4-7, 7-0 with 0.3; 101 and 102: 2-7, 7-5 with 0.6
+    assert (row.pwmcc, row.pwmcc_low, row.pwmcc_high) == pytest.approx(jackknife([0.3, 0.3, 0.6], 3))
+    assert row.pwmcc_within == pytest.approx((0.9 + 0.7) / 2)
+    assert row.pwmcc_corrected == pytest.approx((0.4 - 0.2) / 0.8)
+    assert (row.n_seeds, row.note) == (5, "")
+
+
+def test_a_group_without_references_has_no_agreement_within_one() -> None:
+    assert derived_group(OF_COPIES, [4, 2, 7, 0, 5]).pwmcc_within is None
+
+
+def test_two_references_give_a_group_no_interval_and_the_row_says_why() -> None:
+    row = derived_group([0.4, 0.9, 0.4, 0.6, 0.8, 0.6], [0, 1, 2, 3], references=[100, 101, 100, 101])
+    assert (row.pwmcc, row.pwmcc_low, row.pwmcc_high) == (pytest.approx(0.5), None, None)
+    assert (row.pwmcc_within, row.note) == (pytest.approx(0.85), "too few references for an interval")
+
+
+def test_a_group_of_one_reference_has_no_pwmcc_at_all_however_alike_its_seeds_are() -> None:
+    row = derived_group([0.99, 0.98, 0.97], [0, 1, 2], references=[100] * 3)
+    assert (row.pwmcc, row.pwmcc_low, row.pwmcc_high, row.pwmcc_corrected) == (None,) * 4
+    assert (row.pwmcc_within, row.note) == (
+        pytest.approx(0.98), "all seeds have one reference, so none of them are unrelated"
+    )  # fmt: skip
+
+
+def test_a_seed_is_no_copy_of_a_reference_that_has_its_number() -> None:
+    plain, copy, other = made_up.member(seed=5), made_up.member(seed=6, reference=5), made_up.member(seed=7, reference=5)
+    assert plain.unit != copy.unit == other.unit
+    assert len({made_up.member(seed=seed).unit for seed in range(3)}) == 3
 
 
 def test_a_group_has_its_saebench_delta_with_an_interval_over_seeds_and_data_sets() -> None:
@@ -302,6 +349,38 @@ def test_every_control_of_pwmcc_is_subtracted_from_the_candidate(name: str) -> N
     assert (row.delta, row.delta_low, row.delta_high) == pytest.approx(jackknife(list(differences), 4))
     assert (row.tasks_low, row.tasks_high) == (None, None)
     assert row.candidate_sha256 == group_sha256((member.seed, member.weights_sha256) for member in own.members)
+
+
+def with_references(of: Candidate, references: Sequence[int]) -> Candidate:
+    """The candidate whose seeds were aligned with these references."""
+    aligned = zip(of.members, references, strict=True)
+    return replace(of, members=[member.model_copy(update={"reference": reference}) for member, reference in aligned])
+
+
+@pytest.mark.parametrize("name", CONTROLS[:4])
+def test_a_control_compares_unrelated_seeds_only(name: str) -> None:
+    own = with_references(candidate(range(5), OF_COPIES), REFERENCES)
+    other = [0.2, 0.1, 0.6, 0.2, 0.3, 0.4, 0.9, 0.3, 0.3, 0.4]
+    # 100 and 101: 0.2, 0.2, 0.4, 0.4 with mean 0.3; 100 and 102: 0.1, 0.3 with 0.2; 101 and 102: 0.3, 0.3 with 0.3
+    row = control(name, own, pairs=pair_rows(name, range(5), other))
+    assert (row.candidate, row.control_value) == pytest.approx((0.4, 0.8 / 3))
+    assert (row.delta, row.delta_low, row.delta_high) == pytest.approx(jackknife([0.0, 0.1, 0.3], 3))
+    assert row.note == ""
+
+
+def test_a_control_is_missing_where_all_seeds_of_the_candidate_have_one_reference() -> None:
+    own = with_references(candidate(), [100] * 4)
+    row = control("random_model_1", own, pairs=pair_rows("random_model_1", range(4), [0.3] * 6))
+    assert (row.candidate, row.control_value, row.delta, row.delta_low, row.delta_high) == (None,) * 5
+    assert row.note == "all seeds have one reference, so none of them are unrelated"
+
+
+def test_a_control_of_a_candidate_of_two_references_has_no_bound() -> None:
+    own = with_references(candidate(), [100, 101, 100, 101])
+    row = control("random_model_1", own, pairs=pair_rows("random_model_1", range(4), [0.3] * 6))
+    # unrelated pairs of the candidate: 0-1 0.7, 0-3 0.8, 1-2 0.7, 2-3 0.9
+    assert (row.delta, row.delta_low, row.delta_high) == (pytest.approx(0.775 - 0.3), None, None)
+    assert row.note == "too few references for an interval"
 
 
 def test_the_random_models_are_compared_one_by_one() -> None:

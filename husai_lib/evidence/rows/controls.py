@@ -105,7 +105,8 @@ class ControlRow(MeasuredRow):
             "the transcoder is at the last of the joined layers only": self.control == "transcoder" and joined,
         }
         delta = pwmcc_difference(own, other, run.candidate.level)
-        return _estimate(mean_over_pairs(own), mean_over_pairs(other), delta, notes)
+        of = "seeds" if all(member.reference is None for member in members) else "references"
+        return _estimate(mean_over_pairs(own), mean_over_pairs(other), delta, notes, of)
 
     def _of_shift(self, tasks: Sequence[OodRow], run: RunTables) -> dict[str, Any]:
         statistic = _above_chance if self.control == "in_domain" else _lost_beyond_raw
@@ -121,9 +122,11 @@ class ControlRow(MeasuredRow):
         return _estimate(*values, by_seed, notes) | over_tasks
 
 
-def _estimate(candidate: Any, control: Any, delta: Any, notes: dict[str, bool]) -> dict[str, Any]:
+def _estimate(
+    candidate: Any, control: Any, delta: Any, notes: dict[str, bool], of: str = "seeds"
+) -> dict[str, Any]:
     values = {"candidate": candidate, "control_value": control, "delta": delta.mean}
-    note = noted({"too few seeds for an interval": delta.low is None} | notes)
+    note = noted({f"too few {of} for an interval": delta.low is None} | notes)
     return values | {"delta_low": delta.low, "delta_high": delta.high, "note": note}
 
 
