@@ -16,30 +16,39 @@ def answer_sentence(rows: Sequence[SweepRow]) -> str:
     """Did the features become stable, or were they merely copied? One line for each condition, at its best weight.
 
     *Copied* are features on which only related seeds agree more than without the objective. By more than half of what
-    related seeds gain, unrelated ones must agree more for the word *shared*, and by their bounds for *stable*.
+    related seeds gain, unrelated ones must agree more for the word *shared*, and by their bounds for *stable*. Where
+    neither gain, nothing was stabilised.
     """
-    lines = []
-    for plain in (row for row in rows if row.weight == 0):
-        swept = [row for row in rows if row.base == plain.base and row.weight > 0 and row.pwmcc_within is not None]
-        row = max(swept, key=lambda row: row.pwmcc_within or 0.0)
-        if row.pwmcc is None or plain.pwmcc is None or row.pwmcc_within is None:
-            lines.append(
-                f"**{escape(plain.condition)}: copied at best.** All seeds have one reference, so none are unrelated, "
-                "and nothing shows that another reference would give the same features."
-            )
-            continue
-        gain, within = row.pwmcc - plain.pwmcc, row.pwmcc_within - plain.pwmcc
-        bounded = row.pwmcc_low is not None and plain.pwmcc_high is not None
-        is_stable = bounded and (row.pwmcc_low or 0.0) > (plain.pwmcc_high or 1.0)
-        word = "more stable" if is_stable else "shared, but not by its bounds" if gain > within / 2 else "mostly copied"
-        lines.append(
-            f"**{escape(plain.condition.removesuffix('_lambda_0'))}: {word}.** At lambda = {row.weight:g}, seeds of "
-            f"one reference agree with PW-MCC {row.pwmcc_within:.3f} and unrelated seeds with {row.pwmcc:.3f}; without "
-            f"the objective it is {plain.pwmcc:.3f}. "
-            + ("" if bounded else "There are too few references for a bound on unrelated seeds. ")
-            + f"Explained variance changes by {-row.ev_drop:+.3f}."
+    return "\n\n".join(_answer(plain, rows) for plain in rows if plain.weight == 0)
+
+
+def _answer(plain: SweepRow, rows: Sequence[SweepRow]) -> str:
+    """The line of one condition; its weight is the one at which related seeds agree most."""
+    swept = [row for row in rows if row.base == plain.base and row.weight > 0]
+    row = max(swept, key=lambda row: (row.pwmcc_within or 0.0, row.pwmcc or 0.0))
+    name, related = escape(plain.base.removesuffix("_lambda_0")), row.pwmcc_within
+    if row.pwmcc is None or plain.pwmcc is None:
+        return (
+            f"**{name}: copied at best.** All seeds have one reference, so none are unrelated, and nothing shows that "
+            "another reference would give the same features."
         )
-    return "\n\n".join(lines)
+    gain, within = row.pwmcc - plain.pwmcc, 0.0 if related is None else related - plain.pwmcc
+    low, high = row.pwmcc_low, plain.pwmcc_high
+    if low is not None and high is not None and low > high:
+        word = "more stable"
+    elif max(gain, within) <= 0:
+        word = "not stabilised"
+    else:
+        word = "shared, but not by its bounds" if gain > within / 2 else "mostly copied"
+    who = "unrelated seeds agree with PW-MCC"
+    if related is not None:
+        who = f"seeds of one reference agree with PW-MCC {related:.3f} and unrelated seeds with"
+    return (
+        f"**{name}: {word}.** At lambda = {row.weight:g}, {who} {row.pwmcc:.3f}; without the objective it is "
+        f"{plain.pwmcc:.3f}. "
+        + ("" if low is not None and high is not None else "There are too few references for a bound on unrelated seeds. ")
+        + f"Explained variance changes by {-row.ev_drop:+.3f}."
+    )
 
 
 def acceptance_sentence(rows: Sequence[SweepRow]) -> str:
