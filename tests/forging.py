@@ -20,12 +20,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_output
 
-from husai_lib.cycle.run import STEPS, notebook_code
+from husai_lib.cycle.run import STEPS, CycleStep, notebook_code, steps_of
 from husai_lib.evidence.code import CHANGED, git_commit, library_hash, library_hash_at
 from husai_lib.evidence.runs import Record, Run, find_run
 from husai_lib.evidence.steps import environment, step_key
 from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file, sha256_text, write_bytes, write_json
-from husai_lib.report import figures, notebook_audit
+from husai_lib.report import consistency, figures, notebook_audit
 from husai_lib.report.audit import NOTEBOOKS, Audited
 from husai_lib.report.figures import ReportFigure
 from husai_lib.report.reexecution import Execution, Reexecuted, expected_notebook, reexecute
@@ -51,9 +51,11 @@ def fast_audits(patch: pytest.MonkeyPatch) -> None:
         figure.__dict__["_image"] = sha256_text(f"{name} {rows!r}").encode()
         return figure
 
-    for name, make in list(vars(figures).items()):
-        if isinstance(make, FunctionType) and make.__module__ == figures.__name__ and not name.startswith("_"):
-            patch.setattr(figures, name, partial(drawn, name))
+    for module in (figures, consistency):
+        for name, make in list(vars(module).items()):
+            own = isinstance(make, FunctionType) and make.__module__ == module.__name__
+            if own and make.__annotations__["return"] == ReportFigure.__name__:
+                patch.setattr(module, name, partial(drawn, name))
     patch.setattr(notebook_audit, "reexecute", executed_once)
     patch.setattr(os, "fsync", lambda _: None)
 
@@ -85,13 +87,18 @@ def smoke_copy(folder: Path) -> Run:
         shutil.copytree(COMMITTED / name, folder / "evidence" / name)
     place = place_of_checkout()
     run.note_attempt(place)
-    for step in STEPS:
+    for step in steps_of(parameters):
         path = run.path / "records" / f"{step.name}.json"
         write_json(path, read_json(path) | {"environment": place | {"device": "cpu"}})
-    about = {"cycle": "smoke", "summary": parameters["summary"], "steps": [step.name for step in STEPS]}
+    about = {"cycle": "smoke", "summary": parameters["summary"], "steps": [step.name for step in steps_of(parameters)]}
     run.write_manifest(**about, parameters_file="params/smoke.yaml", overrides=[], verdict="", pass_all=False)
     show_again(run)
     return run
+
+
+def steps_in(run: Run) -> list[CycleStep]:
+    """The steps of a run by its parameters, in order."""
+    return steps_of(read_json(run.path / "parameters.json"))
 
 
 @cache
@@ -128,7 +135,7 @@ def rewrite(run: Run, step: str, change: Change) -> None:
 
 def derive_again(run: Run) -> None:
     """Recompute every derived column of the measuring steps, and write everything again that follows."""
-    for step in ("baselines", "frontier", "confirmation", "stress"):
+    for step in ("baselines", "frontier", "consistency", "confirmation", "stress"):
         forge_hashes(run)
         path, tables = run.path / "records" / f"{step}.json", Audited(run).tables
         record, known = read_json(path), cast("dict[tuple[str, str], Any]", tables.tables)
@@ -144,7 +151,7 @@ def show_again(run: Run, forged: Collection[str] = ()) -> None:
 
     The records of the steps `forged` stay as they are, and their notebooks show them, also where they are decisions.
     """
-    for step in STEPS:
+    for step in steps_in(run):
         path = run.path / "records" / f"{step.name}.json"
         record = _with_inputs(run, read_json(path))
         if step.name in ("confirmation", "stress") and step.name not in forged:  # as if it had been made for the winner
@@ -177,7 +184,7 @@ def forge_hashes(run: Run, **about: Any) -> None:
     """Make every hash agree with the files; new files are said to be of the gate, `about` goes into the manifest."""
     known = {name for entry in run.journal.values() for name in entry["files"]}
     added = run.files().keys() - known - {"journal.json", "parameters.json"}
-    for step in [step.name for step in STEPS if step.name in run.journal]:
+    for step in [step.name for step in steps_in(run) if step.name in run.journal]:
         names = [name for name in run.journal[step]["files"] if (run.path / name).is_file()]
         path = run.path / "records" / f"{step}.json"
         if path.is_file():

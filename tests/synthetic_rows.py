@@ -8,6 +8,7 @@ from typing import Any
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from husai_lib.evidence.rows.consistency import SweepRow, TruthRow
 from husai_lib.evidence.rows.controls import ControlRow, OodRow
 from husai_lib.evidence.rows.decided import CandidateRow, GateRow
 from husai_lib.evidence.rows.measured import CeilingRow, ContrastiveRow, GroupRow, MemberRow, ProbeRow, SourceRow
@@ -56,6 +57,41 @@ def group(condition: str = "topk", **changes: Any) -> GroupRow:
 
 def groups() -> list[GroupRow]:
     return [group("topk"), group("standard", pwmcc_low=0.35, pwmcc=0.42, pwmcc_high=0.49), group("batchtopk")]
+
+
+def swept(weight: float, base: str = "topk_lambda_0", **changes: Any) -> SweepRow:
+    """A weight of the objective that passes every gate; seeds of one reference agree more the larger it is."""
+    values: dict[str, Any] = {
+        "condition": f"{base.removesuffix('_0')}_{weight:g}".replace(".", "_"), "base": base, "weight": weight,
+        "n_seeds": 6, "pwmcc": 0.5, "pwmcc_low": 0.45, "pwmcc_high": 0.55,
+        "pwmcc_within": 0.5 + weight if weight else None, "random": 0.29, "random_high": 0.3, "delta_pwmcc": 0.21,
+        "delta_lcb": 0.15, "alignment": 0.8 if weight else None, "explained_variance": 0.72 - weight / 10,
+        "ev_drop": weight / 10, "external_delta": 0.01, "cebench_delta": 0.25, "gate_delta_pwmcc": "pass",
+        "gate_delta_lcb": "pass", "gate_ev_drop": "pass", "gate_external": "pass", "gate_cebench": "",
+        "accepted": True, "checkpoint_seed": 2,
+    }  # fmt: skip
+    return SweepRow(**values | changes)
+
+
+def sweep() -> list[SweepRow]:
+    """Two conditions at three weights; at the largest weight of topk too much explained variance is lost."""
+    lost = {"explained_variance": 0.6, "ev_drop": 0.12, "gate_ev_drop": "fail", "accepted": False}
+    return [
+        swept(0.0), swept(0.1, pwmcc=0.52, pwmcc_low=0.47, pwmcc_high=0.57), swept(0.3, **lost),
+        *(swept(weight, "standard_lambda_0", pwmcc=0.4, pwmcc_low=None, pwmcc_high=None) for weight in (0.0, 0.1, 0.3)),
+    ]  # fmt: skip
+
+
+def truth(weight: float, **changes: Any) -> TruthRow:
+    values: dict[str, Any] = {
+        "weight": weight, "recovery": 0.6, "pwmcc": 0.5, "pwmcc_within": 0.5 + weight if weight else None,
+        "functional_agreement": 0.4, "explained_variance": 0.8,
+    }  # fmt: skip
+    return TruthRow(**values | changes)
+
+
+def known_truth() -> list[TruthRow]:
+    return [truth(0.0), truth(0.1, recovery=0.65), truth(0.3, recovery=0.55)]
 
 
 def candidate(condition: str = "topk", **changes: Any) -> CandidateRow:

@@ -12,7 +12,12 @@ from husai_lib.params.consistency import AcceptanceParams
 def best_of(rows: Sequence[SweepRow]) -> SweepRow:
     """The weight with the largest conservative delta among those that are accepted or, where none is, among all."""
     accepted = [row for row in rows if row.accepted] or list(rows)
-    return max(accepted, key=lambda row: (row.delta_lcb is not None, row.delta_lcb, row.delta_pwmcc or 0.0))
+    return max(accepted, key=lambda row: (_known(row.delta_lcb), _known(row.delta_pwmcc)))
+
+
+def _known(value: float | None) -> tuple[bool, float]:
+    """A sort key that puts what is missing before every value."""
+    return value is not None, value or 0.0
 
 
 def acceptance(rows: Sequence[SweepRow], limits: AcceptanceParams) -> dict[str, Any]:

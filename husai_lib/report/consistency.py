@@ -25,36 +25,41 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
     """The answer for one condition: where unrelated seeds agree most, and where related ones do.
 
     Seeds are *more stable* at a weight if unrelated ones agree more than without the objective, by their bounds, and
-    *more alike* if they agree more but there is no such bound. Otherwise what related seeds gain is *only copied*.
+    *more alike* if they agree more without such bounds. If only related seeds agree more, features were *only copied*.
     """
-    name = escape(plain.condition.removesuffix("_lambda_0"))
+    name = escape(plain.base.removesuffix("_lambda_0"))
     known = [row for row in swept if row.pwmcc is not None]
     if plain.pwmcc is None or not known:
         return (
             f"**{name}: copied at best.** All seeds have one reference, so none are unrelated, and nothing shows that "
             "another reference would give the same features."
         )
-    best = max(known, key=lambda row: row.pwmcc or 0.0)
-    gains, drop = (best.pwmcc or 0.0) > plain.pwmcc, f"Explained variance changes by {-best.ev_drop:+.3f}."
-    bounded = best.pwmcc_low is not None and plain.pwmcc_high is not None
-    word = f"more alike at lambda = {best.weight:g}, without a bound" if gains else "only copied"
-    if gains and bounded and (best.pwmcc_low or 0.0) > (plain.pwmcc_high or 1.0):
-        word = f"more stable at lambda = {best.weight:g}"
-    first = (
-        f"**{name}: {word}.** Unrelated seeds agree at no weight more than without the objective: {plain.pwmcc:.3f}."
-    )
-    if gains:
+    best, strongest = (max(known, key=lambda row: getattr(row, of) or 0.0) for of in ("pwmcc", "pwmcc_within"))
+    within, unrelated = strongest.pwmcc_within, strongest.pwmcc or 0.0
+    if (best.pwmcc or 0.0) > plain.pwmcc:
         first = (
-            f"**{name}: {word}.** There, unrelated seeds agree with PW-MCC {best.pwmcc:.3f}; without the objective it "
-            f"is {plain.pwmcc:.3f}. {drop}"
+            f"**{name}: {_gain(plain, best)} at lambda = {best.weight:g}.** There, unrelated seeds agree with PW-MCC "
+            f"{best.pwmcc:.3f}; without the objective it is {plain.pwmcc:.3f}. Explained variance changes by "
+            f"{-best.ev_drop:+.3f}."
         )
-    strongest = max(known, key=lambda row: row.pwmcc_within or 0.0)
-    if strongest.pwmcc_within is None or strongest.pwmcc is None:
+    else:
+        word = "only copied" if (within or 0.0) > plain.pwmcc else "not stabilised"
+        first = (
+            f"**{name}: {word}.** At no weight do unrelated seeds exceed their PW-MCC without it, {plain.pwmcc:.3f}."
+        )
+    if within is None:
         return f"{first} No two seeds have one reference."
+    copied = ": **the difference was copied**" if within > unrelated else ""
     return (
-        f"{first} At lambda = {strongest.weight:g}, seeds of one reference agree with {strongest.pwmcc_within:.3f} and "
-        f"unrelated ones with {strongest.pwmcc:.3f}: **the difference was copied**."
+        f"{first} At lambda = {strongest.weight:g}, seeds of one reference agree with {within:.3f} and unrelated ones "
+        f"with {unrelated:.3f}{copied}."
     )
+
+
+def _gain(plain: SweepRow, best: SweepRow) -> str:
+    if best.pwmcc_low is None or plain.pwmcc_high is None:
+        return "more alike, without a bound,"
+    return "more stable" if best.pwmcc_low > plain.pwmcc_high else "more alike, but not by the bounds,"
 
 
 def acceptance_sentence(rows: Sequence[SweepRow]) -> str:

@@ -58,6 +58,18 @@ MEASURED: dict[str, tuple[str, Change, str]] = {
     "pairs of the random model": ("stress", row("pairs", "pwmcc", -0.1, of="random_model_1"), "gate.gates.0.value"),
     "an AUC under shift": ("stress", row("ood", "shifted_auc", 0.01), "stress.controls.5.delta"),
     "a score of the width study": ("baselines", row("contrastive", "contrastive", 0.01), "baselines.contrastive.0."),
+    "a functional agreement": ("consistency", row("groups", "functional_agreement", 0.1, condition="topk_lambda_0_1"),
+                               "consistency.groups.1.functional_agreement"),
+    "pairs of related seeds": ("consistency", row("pairs", "pwmcc", -0.05, of="topk_lambda_0_1", seed_a=0, seed_b=2),
+                               "consistency.sweep.1.pwmcc_within"),
+    "pairs of unrelated seeds": ("consistency", row("pairs", "pwmcc", 0.01, of="topk_lambda_0_1", seed_a=0, seed_b=1),
+                                 "consistency.sweep.1.delta_pwmcc"),
+    "an alignment with a reference": ("consistency", row("checkpoints", "alignment", 0.01, condition="topk_lambda_0_1"),
+                                      "consistency.sweep.1.alignment"),
+    "CE-Bench on validation stories": ("consistency", row("checkpoints", "cebench", 0.5),
+                                       "consistency.checkpoints.0.cebench"),
+    "a recovery of known features": ("consistency", row("known_truth", "recovery", 0.01, weight=0.1),
+                                     "consistency.known_truth.1.recovery"),
     "the norm limit": ("activations", lambda record: record["summary"].update(norm_limit=99.0),
                        "activations.summary.norm_limit"),
     "texts that were read": ("activations", row("sources", "texts", 5), "activations.sources.0.texts"),
@@ -86,7 +98,7 @@ def test_a_falsified_measurement_is_found_by_a_reproduction_alone(
 
 
 def test_another_device_is_found_by_a_reproduction_alone(made: Run, run: Run) -> None:
-    steps = ("activations", "baselines", "frontier", "confirmation", "stress")
+    steps = ("activations", "baselines", "frontier", "consistency", "confirmation", "stress")
     for step in steps:
         change_record(run, step, lambda record: record["environment"].update(device="cuda (H200)"))
     derive_again(run)

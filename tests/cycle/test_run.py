@@ -388,9 +388,29 @@ def test_notebook_code_ignores_outputs_and_prose(tmp_path: Path) -> None:
 
 def test_the_steps_are_those_of_the_design_and_their_sections_exist() -> None:
     names = [step.name for step in cycle.STEPS]
-    assert names == ["activations", "baselines", "frontier", "selection", "confirmation", "stress", "gate", "report"]
+    assert names == ["activations", "baselines", "frontier", "consistency", "selection", "confirmation", "stress",
+                     "gate", "report"]  # fmt: skip
     assert {section for step in cycle.STEPS for section in step.sections} <= set(type(PARAMS).model_fields)
     assert os.path.commonpath([cycle.NOTEBOOKS, REPOSITORY]) == str(REPOSITORY)
+
+
+def test_a_cycle_without_a_sweep_has_no_step_for_it(tmp_path: Path) -> None:
+    both = ({"consistency": sweep} for sweep in ({"lambdas": [0.0, 0.1]}, None))
+    with_it, without = ([step.name for step in cycle.steps_of(sections)] for sections in both)
+    assert [name for name in with_it if name not in without] == ["consistency"]
+    assert with_it.index("consistency") < with_it.index("selection")  # which may rank its groups
+    smoke = smoke_data(consistency=None, selection={"sources": ["frontier"]})
+    planned = plan(load_cycle(write_params(tmp_path / "p.yaml", smoke)))
+    assert [one.step.name for one in planned] == without
+
+
+def test_a_plan_says_how_many_members_a_sweep_and_its_baselines_take(tmp_path: Path) -> None:
+    data = smoke_data()
+    data["consistency"] |= {"seeds": [7, 8, 9, 10], "conditions": [{"architecture": "topk", "d_sae": 128}]}
+    planned = {one.step.name: one.makes for one in plan(load_cycle(write_params(tmp_path / "p.yaml", data)))}
+    assert planned["consistency"] == "12 members: topk_lambda_0, topk_lambda_0_1, topk_lambda_0_3 at 4 seeds"
+    assert planned["baselines"] == "7 members: topk_64_k8, topk_128_k8 at 3 or 4 seeds"
+    assert plan(PARAMS)[3].makes == "9 members: topk_lambda_0, topk_lambda_0_1, topk_lambda_0_3 at 3 seeds"
 
 
 def test_smoke_parameters_can_be_written_and_read_again(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from husai_lib.decisions.gates import Judged, evaluate
 from husai_lib.decisions.selection import select
 from husai_lib.earlier.imports import import_earlier
 from husai_lib.errors import DataError
+from husai_lib.evidence.rows.base import RunTables
+from husai_lib.evidence.rows.controls import ControlRow, control_names
 from husai_lib.evidence.runs import Record, Run
+from husai_lib.evidence.steps import candidate_of, condition_of
 from husai_lib.params.rules import GateParams, SelectionParams
 
 
@@ -105,6 +108,95 @@ def test_luck_of_the_selected_seeds_does_not_pass_a_gate_that_fresh_seeds_fail(r
 
     assert verdict(run.find_record) == ("pass", pytest.approx(0.46))
     assert verdict(changed(run, confirmation=unlucky)) == ("fail", pytest.approx(0.0))
+
+
+# A sweep of the consistency objective as a source
+
+SWEPT = {"topk_lambda_0": 0.0, "topk_lambda_0_5": 0.001}
+"""The groups of a sweep: the same SAEs as those of the frontier without objective, and better ones with it."""
+
+
+def with_sweep(run: Run, **steps: Any) -> Any:
+    """Read as `run.find_record` does, with a record of a sweep beside the frontier."""
+    read = changed(run, **steps)
+
+    def sweep() -> Record:
+        record = run.find_record("frontier")
+        data = json.loads(json.dumps(record.data))
+        tables: dict[str, list[Any]] = {"members": []}
+        for name, better in SWEPT.items():
+            for row in data["tables"]["members"][:3]:
+                other = {column: row[column] + better for column in ("saebench_delta", "cebench_delta")}
+                if better:
+                    other |= {"reference": 100 + row["seed"], "weights_sha256": row["weights_sha256"][::-1]}
+                tables["members"].append(row | other | {"condition": name})
+        [condition] = [one for one in data["parameters"].pop("conditions") if one["name"] == "topk"]
+        data["parameters"]["consistency"] = {"conditions": [condition], "lambdas": [0.0, 0.5],
+                                             "references": [100, 101, 102]}  # fmt: skip
+        return Record("consistency", data | {"tables": tables}, record.sha256)
+
+    return lambda name: sweep() if name == "consistency" else read(name)
+
+
+BOTH = SelectionParams(sources=["frontier", "consistency"], bootstraps=0)
+
+
+def test_saes_that_the_frontier_and_a_sweep_share_are_candidates_once(run: Run) -> None:
+    found = decisions.candidates_for(BOTH, with_sweep(run))
+    assert sorted({(one.source, one.condition) for one in found}) == [
+        ("consistency", "topk_lambda_0_5"), ("frontier", "standard"), ("frontier", "topk"),
+    ]  # fmt: skip
+    assert len({one.weights_sha256 for one in found}) == len(found) == 9
+    assert select(found, BOTH).summary()["counts"]["compared_groups"] == 3
+    alone = decisions.candidates_for(BOTH.model_copy(update={"sources": ["consistency"]}), with_sweep(run))
+    assert {one.condition for one in alone} == {*SWEPT}
+
+
+def test_a_group_of_a_sweep_can_be_selected(run: Run) -> None:
+    selected = select(decisions.candidates_for(BOTH, with_sweep(run)), BOTH).summary()["selected"]
+    assert (selected["source"], selected["condition"]) == ("consistency", "topk_lambda_0_5")
+    objective = condition_of(selected, with_sweep(run)).objective
+    assert objective is not None
+    assert (objective.weight, objective.references) == (0.5, [100, 101, 102])
+
+
+def test_the_gates_judge_the_fresh_seeds_of_a_group_of_a_sweep(run: Run) -> None:
+    def confirmed(data: dict[str, Any]) -> None:
+        for row in [row for rows in data["tables"].values() for row in rows]:
+            if row.get("condition") == "topk":
+                row |= {"condition": "topk_lambda_0_5"} | ({"reference": 100} if "k" in row else {})
+
+    chosen = select(decisions.candidates_for(BOTH, with_sweep(run)), BOTH).summary()["selected"]
+    judged = decisions.judged_group(chosen, with_sweep(run, confirmation=confirmed))
+    assert [(row.condition, row.seed, row.reference) for row in judged.members] == [
+        ("topk_lambda_0_5", seed, 100) for seed in (3, 4, 5)
+    ]
+    assert judged.group is not None
+    assert (judged.group.condition, judged.source, len(judged.baselines)) == ("topk_lambda_0_5", "confirmation", 3)
+
+
+def test_the_gates_on_pwmcc_read_unrelated_seeds_only(run: Run) -> None:
+    """Seeds that all copy one reference agree by construction, so every gate on stability is missing."""
+    candidate = candidate_of(chosen_of(run), run.find_record)
+
+    def verdicts(references: list[int | None]) -> dict[str, str]:
+        members = [row.model_copy(update={"reference": reference})
+                   for row, reference in zip(candidate.members, references, strict=True)]  # fmt: skip
+        stress = run.record("stress")
+        tables = {("stress", name): stress.table(name) for name in stress.data["tables"]}
+        of = RunTables(
+            tables, json.loads((run.path / "parameters.json").read_text()), replace(candidate, members=members)
+        )
+        controls = [ControlRow.derive("stress", of, control=name) for name in control_names(of.parameters)]
+        judged = replace(decisions.judged_group(chosen_of(run), run.find_record), members=members)
+        return {
+            row.gate: row.verdict for row in evaluate(judged, controls, GateParams()).gates if row.metric == "pwmcc"
+        }
+
+    assert verdicts([None, None, None]) == {"random_model": "pass", "random_decoder": "pass", "transcoder": "fail"}
+    assert verdicts([100, 101, 102]) == verdicts([None, None, None])
+    assert {*verdicts([100, 100, 100]).values()} == {"missing"}
+    assert "pass" not in verdicts([100, 101, 100]).values()  # two references give no bound
 
 
 def test_nothing_is_judged_without_a_selection(run: Run) -> None:

@@ -42,7 +42,7 @@ def test_a_condition_takes_what_it_does_not_say_from_sae_and_its_architecture(tm
     assert condition.model_dump() == SHARED | {
         "k": 4, "name": "sparse", "architecture": "standard",
         "hyperparameters": {"l1_coefficient": 2.0, "l1_warm_up_fraction": 0.1, "aux_loss_coefficient": 0.0},
-        "match_l0": "k", "aligned": False, "precision": "float32",
+        "match_l0": "k", "aligned": False, "precision": "float32", "consistency": None,
     }  # fmt: skip
 
 

@@ -33,6 +33,6 @@ def test_the_figure_has_a_panel_for_each_external_delta() -> None:
     members = [made_up.member("topk", seed) for seed in range(3)]
     drawn = figures.confirmation(members, members)
     assert [axes.get_xlabel().split(" (")[0] for axes in drawn.axes] == [
-        "SAEBench delta", "CE-Bench delta", "CE-Bench calibrated delta",
+        "SAEBench delta", "CE-Bench delta", "calibrated delta",
     ]  # fmt: skip
     assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == ["seeds of the selection", "fresh seeds"]

@@ -381,6 +381,11 @@ def value(step: str, table: str, number: int = 0, **columns: Any) -> Plant:
     return record(step, change)
 
 
+def moved(row: dict[str, Any], **by: float) -> None:
+    """Move numbers of a row by little enough that the same group is selected."""
+    row.update({name: row[name] + step for name, step in by.items()})
+
+
 def without(step: str, table: str, number: int = 0) -> Plant:
     return record(step, lambda data: data["tables"][table].pop(number))
 
@@ -421,6 +426,50 @@ def with_a_seed(run: Run) -> None:
 
     rewrite(run, "frontier", lambda data: of_one_seed(data, 2, add))
     derive_again(run)
+
+
+def swapped_references(run: Run) -> None:
+    """Two seeds aligned with each other's reference, with every number that follows: others are then unrelated."""
+
+    def swap(data: dict[str, Any]) -> None:
+        first, second = [row for row in data["tables"]["members"] if row["reference"] is not None][:2]
+        assert first["reference"] != second["reference"]
+        first["reference"], second["reference"] = second["reference"], first["reference"]
+
+    rewrite(run, "consistency", swap)
+    derive_again(run)
+
+
+def unrelated_seeds(run: Run) -> None:
+    """Seeds that are said to be aligned with nothing, so that agreement by construction counts as agreement."""
+
+    def change(data: dict[str, Any]) -> None:
+        for row in data["tables"]["members"]:
+            row["reference"] = None
+
+    rewrite(run, "consistency", change)
+    derive_again(run)
+
+
+def less_random_at(d_sae: int) -> Plant:
+    """Random decoders of a sweep that agree less, with the gates that then follow."""
+
+    def plant(run: Run) -> None:
+        def change(data: dict[str, Any]) -> None:
+            for row in data["tables"]["pairs"]:
+                row["pwmcc"] -= 0.1 if row["of"] == f"random_decoder_{d_sae}" else 0
+
+        rewrite(run, "consistency", change)
+        derive_again(run)
+
+    return plant
+
+
+def accepted(data: dict[str, Any]) -> None:
+    """A weight that passes all gates, in the record of the sweep and in all that shows it."""
+    row = data["tables"]["sweep"][1]
+    row |= {name: "pass" for name in row if name.startswith("gate_")} | {"accepted": True}
+    data["summary"]["acceptance"] |= {"best_condition": row["condition"], "pass_all": True}
 
 
 def one_weights_file(data: dict[str, Any]) -> None:
@@ -532,7 +581,7 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     # derived columns
     "a mean AUC": (value("frontier", "members", saebench_auc=0.9), "saebench_auc of frontier/members topk 0"),
     "a SAEBench delta": (
-        value("frontier", "members", saebench_delta=-0.03),
+        record("frontier", lambda data: moved(data["tables"]["members"][0], saebench_delta=1e-4)),
         "saebench_delta of frontier/members topk 0",
     ),
     "a CE-Bench delta": (value("frontier", "members", cebench_delta=0.3), "cebench_delta of frontier/members topk 0"),
@@ -559,6 +608,82 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     "a task of other weights": (value("stress", "ood", weights_sha256="0" * 64), "weights_sha256 of stress/ood"),
     "a control's SAE of another width": (value("stress", "control_saes", d_sae=128), "d_sae of stress/control_saes"),
     "a score of the width study's ceiling": (value("baselines", "contrastive", ceiling=9.0), "ceiling of baselines/"),
+    # the sweep of the consistency objective
+    "an agreement within a reference": (
+        value("consistency", "groups", 1, pwmcc_within=0.5),
+        "pwmcc_within of consistency/groups topk_lambda_0_1",
+    ),
+    "an agreement within that a weight has": (
+        value("consistency", "sweep", 2, pwmcc_within=0.5),
+        "pwmcc_within of consistency/sweep topk_lambda_0_3",
+    ),
+    "agreement within in place of that of unrelated seeds": (
+        record(
+            "consistency",
+            lambda data: [row.update(pwmcc=row["pwmcc_within"], pwmcc_max=1.0) for row in data["tables"]["groups"][1:]],
+        ),
+        "pwmcc of consistency/groups topk_lambda_0_1",
+    ),
+    "a drop of explained variance": (value("consistency", "sweep", 1, ev_drop=-0.1), "ev_drop of consistency/sweep"),
+    "an alignment of a weight": (value("consistency", "sweep", 1, alignment=0.1), "alignment of consistency/sweep"),
+    "a conservative delta": (value("consistency", "sweep", delta_lcb=0.2), "delta_lcb of consistency/sweep topk_lam"),
+    "another checkpoint": (value("consistency", "sweep", 1, checkpoint_seed=7), "checkpoint_seed of consistency/sweep"),
+    "a verdict on a weight": (
+        value("consistency", "sweep", 1, gate_external="pass"),
+        "gate_external of consistency/sweep topk_lambda_0_1",
+    ),
+    "a weight that is accepted": (record("consistency", accepted), "accepted of consistency/sweep topk_lambda_0_1"),
+    "an acceptance": (
+        record("consistency", lambda data: data["summary"]["acceptance"].update(pass_all=True)),
+        "acceptance: pass_all is True",
+    ),
+    "a number of the acceptance": (
+        record("consistency", lambda data: data["summary"]["acceptance"].update(best_delta_lcb=0.3)),
+        "acceptance: best_delta_lcb is 0.3",
+    ),
+    "a limit of the acceptance": (
+        record("consistency", lambda data: data["summary"]["acceptance"].update(max_ev_drop=0.5)),
+        "acceptance: max_ev_drop is 0.5",
+    ),
+    "a number more in the acceptance": (
+        record("consistency", lambda data: data["summary"]["acceptance"].update(stable=True)),
+        "acceptance: stable is True",
+    ),
+    "a validation AUC of a checkpoint": (
+        value("consistency", "checkpoints", saebench=0.9),
+        "saebench of consistency/checkpoints topk_lambda_0 0",
+    ),
+    "a score of a checkpoint": (
+        value("consistency", "checkpoints", 4, external_score=0.99),
+        "external_score of consistency/checkpoints topk_lambda_0_1 1",
+    ),
+    "a checkpoint left out": (without("consistency", "checkpoints", -1), "checkpoints is"),
+    "a weight left out": (without("consistency", "sweep", 1), "weights of the sweep is"),
+    "a weight left out on known features": (without("consistency", "known_truth", 1), "weights on known features is"),
+    "a swept group left out": (
+        only_hashes("consistency", lambda data: data["tables"]["groups"].pop(1)),
+        "conditions of swept groups is",
+    ),
+    "a swept SAE left out": (
+        only_hashes("consistency", lambda data: data["tables"]["members"].pop(4)),
+        "SAEs of consistency is",
+    ),
+    "references swapped": (swapped_references, "reference of consistency/members topk_lambda_0_1 0 is 101"),
+    "related seeds as unrelated ones": (unrelated_seeds, "reference of consistency/members topk_lambda_0_1 0 is None"),
+    "a reference of a seed without objective": (
+        value("frontier", "members", reference=100),
+        "reference of frontier/members topk 0 is 100",
+    ),
+    "random decoders of a sweep": (less_random_at(64), "PW-MCC of the random decoders of seeds 0 and 1 is"),
+    "the random null of a swept group": (
+        value("consistency", "groups", 1, null_random=0.3),
+        "null_random of topk_lambda_0_1 is 0.3",
+    ),
+    "references after the fact": (
+        parameters("consistency", references=[100, 102]),
+        "section consistency, against params/smoke.yaml",
+    ),
+    "an agreement above 1 on known features": (impossible("consistency", "known_truth", recovery=1.1), "recovery"),
     # decisions
     "all gates pass": (record("gate", decided), "record gate.summary.pass_all is True"),
     "a gate that passes": (value("gate", "gates", **BETTER), "record gate.tables.gates.0.verdict is 'pass'"),
@@ -599,7 +724,10 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     ),
     "conditions swapped": (record("frontier", swapped_conditions), "SAEs of frontier is"),
     "an architecture": (value("frontier", "members", architecture="gated"), "SAEs of frontier is"),
-    "three seeds of one weights file": (record("frontier", one_weights_file), "weights of several SAEs of frontier is"),
+    "three seeds of one weights file": (
+        only_hashes("frontier", one_weights_file),
+        "weights of several SAEs of frontier is",
+    ),
     # numbers that are seeded
     "the random null": (value("frontier", "groups", null_random=0.3), "null_random of topk is 0.3"),
     "the pairs of random decoders": (less_random, "PW-MCC of the random decoders of seeds 3 and 4 is"),
