@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ ABOUT = "site.json"
 TITLE = "HUSAI report: all cycles"
 Banner = Callable[[Run], str]
 """A warning in Markdown for the top of every page of a run; empty if there is none."""
+SHOWN = {"gates", "candidates", "earlier_gates", "earlier_groups", "earlier_members", "caveats"}
+"""Tables that say what a cycle is about."""
 
 
 def no_banner(_: Run) -> str:
@@ -66,11 +68,8 @@ def render(evidence: Path, out: Path, run: str | None = None, banner: Banner = n
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="husai-site-", dir=out.parent) as temporary:
             made = made_site(Path(temporary) / "site", evidence, chosen, renderer, banner)
-            of_runs = manifests_of(evidence)
-            write_json(
-                made / ABOUT,
-                {"renderer": renderer, "front": chosen.name, "runs": of_runs, "pages": hashes_of(made)},
-            )
+            about = {"renderer": renderer, "front": chosen.name, "runs": manifests_of(all_runs(evidence))}
+            write_json(made / ABOUT, about | {"pages": hashes_of(made)})
             if out.exists():
                 out.rename(Path(temporary) / "old")
             made.rename(out)
@@ -87,7 +86,7 @@ def chosen_run(evidence: Path, name: str | None = None) -> Run:
 
 def made_site(folder: Path, evidence: Path, chosen: Run, renderer: str, banner: Banner = no_banner) -> Path:
     """Write records, figures and pages into `folder` and return the site, which Quarto puts in a subfolder."""
-    for run in _all_runs(evidence):
+    for run in all_runs(evidence):
         for path in [*_data_files(run), *run.path.glob("figures/*.png")]:
             _copy(path, folder / "evidence" / run.name / path.relative_to(run.path))
     for path in (SETTINGS.parent / "docs").glob("*.png"):
@@ -95,16 +94,16 @@ def made_site(folder: Path, evidence: Path, chosen: Run, renderer: str, banner: 
     if renderer == "quarto":
         write_sources(folder, evidence, chosen, banner)
         return _render_with_quarto(folder)
-    pages = _pages(evidence, chosen, banner)
+    pages = [*_pages(evidence, chosen, banner)]
     unfinished = {run.name for run in find_runs(evidence) if not run.is_complete}
     for page in pages:
         text = TEMPLATES.get_template("page.html").render(
-            page=page, pages=pages, chosen=chosen.name, unfinished=unfinished, root=page.root
+            page=page, pages=pages, chosen=chosen.name, unfinished=unfinished, root="../" * page.path.count("/")
         )
         write_text(folder / page.path, text)
     _write_tables(folder, evidence)
     for name in ("content.css", "site.css"):
-        shutil.copyfile(DATA / name, folder / name)
+        _copy(DATA / name, folder / name)
     return folder
 
 
@@ -117,16 +116,14 @@ def write_sources(project: Path, evidence: Path, chosen: Run, banner: Banner = n
 
 def front_page(chosen: Run, banner: Banner = no_banner) -> str:
     """The front page, for any renderer of Markdown: the verdict of one run, then a line for every complete cycle."""
-    evidence = chosen.path.parent.parent
-    runs = find_runs(evidence)
-    complete = [run.name for run in runs if run.is_complete]
-    listed = [run for run in reversed(runs) if run.is_complete or run.name == chosen.name]
+    runs = all_runs(chosen.path.parent.parent)
+    complete = [run.name for run in runs if run.is_complete and run.path.parent.name != IMPORTED]
     return TEMPLATES.get_template("index.md.jinja").render(
         title=TITLE,
         banner=notice(banner(chosen)),
-        newest=complete[-1] if complete else chosen.name,
+        newest=complete[0] if complete else chosen.name,
         chosen=_facts(chosen),
-        cycles=[_facts(run) for run in [*listed, *find_imports(evidence)]],
+        cycles=[_facts(run) for run in runs if run.is_complete or run.name == chosen.name],
     )
 
 
@@ -136,60 +133,45 @@ def cycle_page(run: Run, banner: Banner = no_banner) -> Page:
     body = TEMPLATES.get_template("cycle.md.jinja").render(
         banner=notice(banner(run)),
         figures={path.stem for path in run.path.glob("figures/*.png")},
-        notebooks=[(path.stem, notebook_page(path, run.name).title) for path in _notebooks(run)],
+        notebooks=[notebook_page(path, run.name) for path in _notebooks(run)],
         files=[path.relative_to(run.path).as_posix() for path in _data_files(run)],
-        manifest=sha256_file(run.path / "manifest.json") if run.is_complete else "",
+        manifest=manifests_of([run])[run.name],
         **facts,
     )
-    name = run.path.name if facts["imported"] else run.path.parent.name
-    return Page(f"cycles/{run.name}.html", f"{name}: {facts['state']}", markdown_to_html(body), run.name)
+    return Page(f"cycles/{run.name}.html", f"{facts['name']}: {facts['state']}", markdown_to_html(body), run.name)
 
 
 def _facts(run: Run) -> dict[str, Any]:
     """What the front page and the page of a cycle say about a run or an import, from its verified records."""
     records = {step: run.record(step) for step in run.journal}
-
-    def rows(table: str) -> list[Any]:
-        return next((one.table(table) for one in records.values() if table in one.data["tables"]), [])
-
+    tabled = {name: one.table(name) for one in records.values() for name in one.data["tables"] if name in SHOWN}
     imported = run.path.parent.name == IMPORTED
-    stated, _ = _parts([gate for gate in rows("earlier_gates") if gate.gate in gates.RULES])
-    judged, joint = _parts(rows("gates"))
-    selected = [row.condition for row in rows("candidates") if row.selected]
-    models = [row.model for row in rows("earlier_members")]
-    if "activations" in records:
-        models = [records["activations"].data["parameters"]["model"]["name"]]
-    verdict = gates.verdict_sentence(judged) if judged else "No verdict: this run has not reached its gate step."
-    dates = [record.data["finished_utc"] for record in records.values()]
-    if imported:
-        passed = [gate.stated == "pass" for gate in stated]
-        word = "releasable" if all(passed) else "not releasable"
-        verdict = f"Stated there: {word}; {sum(passed)} of {len(passed)} gates pass." if passed else "No verdict."
-        dates = [f"{day[4:8]}-{day[8:10]}-{day[10:12]}" for one in records.values()
-                 if re.match(r"run_\d{8}T", day := one.summary.get("run_id", ""))]  # fmt: skip
-        selected = [row.condition for row in rows("earlier_groups") if row.rank == 0]
+    gate_rows = tabled.get("gates", []) + [
+        GateRow(**row.model_dump(exclude={"stated", "threshold"}), metric="", threshold=row.threshold or 0.0,
+                verdict=row.stated, source=IMPORTED)
+        for row in tabled.get("earlier_gates", []) if row.gate in gates.RULES
+    ]  # fmt: skip
+    of_parts = [row.required for row in gate_rows if row.gate in gates.EXTERNAL]
+    repeats = bool(of_parts) and all(of_parts)  # where each part is required, the joint gate only repeats them
+    judged = [row for row in gate_rows if row.gate != "external" or not repeats]
+    verdict = gates.verdict_sentence(judged) if judged else "No verdict: no gate was judged."
+    state = verdict.partition(":")[0].lower()
+    candidates = [row.condition for row in tabled.get("candidates", []) if row.selected]
+    candidates += [row.condition for row in tabled.get("earlier_groups", []) if row.rank == 0]
+    given = (one.data["parameters"].get("model", {}).get("name") for one in records.values())
+    models = [*filter(None, given), *(row.model for row in tabled.get("earlier_members", []))]
+    time = max((one.summary["run_id"] or "" for one in records.values() if imported and "run_id" in one.summary),
+               default=run.path.name)  # fmt: skip
     return {
-        "run": run,
-        "records": records,
-        "imported": imported,
-        "judged": stated or judged,
-        "joint": joint,
-        "verdict": verdict,
-        "state": "imported" if imported else verdict.partition(":")[0].lower() if run.is_complete else "unfinished",
-        "candidate": selected[0] if selected else "none",
+        "run": run, "records": records, "imported": imported, "judged": judged, "verdict": verdict,
+        "name": run.path.name if imported else run.path.parent.name,
+        "state": f"{state}, as stated there" if imported else state if run.is_complete else "unfinished",
+        "joint": next((row for row in gate_rows if row not in judged), None),
+        "candidate": candidates[0] if candidates else "none",
         "model": re.sub(r".*/|\.gguf$", "", models[0]) if models else "unknown",
-        "date": max(dates, default="")[:10],
-        "caveats": len({row.caveat for row in rows("caveats")}),
-    }
-
-
-def _parts(rows: Sequence[Any]) -> tuple[list[Any], GateRow | None]:
-    """The gates that are counted, and the joint external one where it only repeats its parts, which are all required."""
-    parts = [row for row in rows if row.gate in gates.EXTERNAL]
-    joint = next((row for row in rows if row.gate == "external"), None)
-    if joint is None or not parts or not all(row.required for row in parts):
-        return [*rows], None
-    return [row for row in rows if row is not joint], joint
+        "date": re.sub(r"run_(....)(..)(..).*", r"\1-\2-\3", time),
+        "caveats": len({row.caveat for row in tabled.get("caveats", [])}) if imported else 0,
+    }  # fmt: skip
 
 
 def documents() -> list[Path]:
@@ -205,34 +187,32 @@ def hashes_of(site: Path) -> dict[str, str]:
     return {path.relative_to(site).as_posix(): sha256_file(path) for path in files}
 
 
-def manifests_of(evidence: Path) -> dict[str, str]:
-    """SHA-256 of the manifest of every run and import, or `unfinished`."""
-    runs = _all_runs(evidence)
+def manifests_of(runs: Sequence[Run]) -> dict[str, str]:
+    """SHA-256 of every run's manifest, or `unfinished`."""
     return {run.name: sha256_file(run.path / "manifest.json") if run.is_complete else "unfinished" for run in runs}
 
 
-def _all_runs(evidence: Path) -> list[Run]:
+def all_runs(evidence: Path) -> list[Run]:
+    """Every run, newest first, then every import."""
     return [*reversed(find_runs(evidence)), *find_imports(evidence)]
 
 
-def _pages(evidence: Path, chosen: Run, banner: Banner) -> list[Page]:
-    """Every page: the front page, the documentation, then each cycle, newest first, with its notebooks."""
-    _, _, body = front_page(chosen, banner).split("---\n", 2)
-    pages = [Page("index.html", TITLE, markdown_to_html(body)), *map(document_page, documents())]
-    for run in _all_runs(evidence):
-        warning = banner(run)
-        pages += [cycle_page(run, banner), *(notebook_page(path, run.name, warning) for path in _notebooks(run))]
-    return pages
+def _pages(evidence: Path, chosen: Run, banner: Banner) -> Iterator[Page]:
+    """Every page: the front page, the documentation, then each cycle with its notebooks."""
+    yield Page("index.html", TITLE, markdown_to_html(front_page(chosen, banner).split("---\n", 2)[2]))
+    yield from map(document_page, documents())
+    for run in all_runs(evidence):
+        yield cycle_page(run, banner)
+        yield from (notebook_page(path, run.name, banner(run)) for path in _notebooks(run))
 
 
 def _write_tables(folder: Path, evidence: Path) -> None:
     """Every table of every record as CSV, beside the page of its cycle."""
-    for run in _all_runs(evidence):
-        for step in run.journal:
-            record = run.record(step)
+    for run in all_runs(evidence):
+        for record in map(run.record, run.journal):
             for name in record.data["tables"]:
-                text = tables.csv_table(record.table(name))
-                write_text(folder / "cycles" / run.name / f"{step}.{name}.csv", text)
+                path = folder / "cycles" / run.name / f"{record.step}.{name}.csv"
+                write_text(path, tables.csv_table(record.table(name)))
 
 
 def _notebooks(run: Run) -> list[Path]:

@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 
 from husai_lib.evidence.rows.base import IMPORTED
-from husai_lib.evidence.runs import Run, find_imports, find_runs
+from husai_lib.evidence.runs import Run, find_runs
 from husai_lib.files import REPOSITORY, read_json
 from husai_lib.report.audit import NOTEBOOKS
 from husai_lib.report.checks import UNCHECKED, Audit, Check, first_difference, follow
 from husai_lib.report.notebook_audit import is_of_checkout
-from husai_lib.report.site import ABOUT, front_page, hashes_of, made_site, manifests_of
+from husai_lib.report.site import ABOUT, all_runs, front_page, hashes_of, made_site, manifests_of
 from husai_lib.report.tables import escape
 
 FRONT, README = REPOSITORY / "index.md", REPOSITORY / "README.md"
@@ -76,8 +76,8 @@ def _front(runs: Sequence[Run]) -> Iterator[Check]:
 
 def _site(site: Path, evidence: Path) -> Iterator[Check]:
     about, found = read_json(site / ABOUT), hashes_of(site)
-    runs = [*find_runs(evidence), *find_imports(evidence)]
-    yield from follow("manifest that the site was made from, of", about["runs"], manifests_of(evidence))
+    runs = all_runs(evidence)
+    yield from follow("manifest that the site was made from, of", about["runs"], manifests_of(runs))
     yield from follow(f"SHA-256 in {site} of", found, about["pages"])
     front = (site / "index.html").read_text(encoding="utf-8")
     renderer = "nbconvert" if "Rendered with nbconvert" in front else "quarto"

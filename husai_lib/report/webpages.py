@@ -46,11 +46,6 @@ class Page:
     """The run that the page of a cycle or a notebook belongs to; else empty."""
 
     @property
-    def root(self) -> str:
-        """The address of the site's folder, seen from this page."""
-        return "../" * self.path.count("/")
-
-    @property
     def window_title(self) -> str:
         """The title with the run, as a browser shows it above the page."""
         return " · ".join(filter(None, (self.title, self.run, "HUSAI")))
@@ -180,9 +175,9 @@ def sanitize(text: str) -> str:
 
 
 VERDICTS = {
-    "good": {"pass", "met", "releasable", "accepted"},
-    "bad": {"fail", "not met", "not releasable"},
-    "open": {"missing", "unreachable", "not comparable", "unfinished"},
+    "good": ("pass", "met", "releasable", "accepted"),
+    "bad": ("fail", "not met", "not releasable"),
+    "open": ("missing", "unreachable", "not comparable", "unfinished"),
 }
 """Colours of verdicts: class names of `content.css`."""
 
@@ -192,8 +187,8 @@ def _cell(cell: re.Match[str]) -> str:
     text = _plain(cell[2])
     kind = next((f"verdict {kind}" for kind, words in VERDICTS.items() if text.lower() in words), "")
     content = cell[2]
-    if len(text) > 100 and "<" not in content:
-        short = textwrap.shorten(content, 60, placeholder=" …")
+    if len(text) > 120 and "<" not in content:
+        short = textwrap.shorten(content, 80, placeholder=" …")
         content = f"<details><summary>{short}</summary>{content}</details>"
     kind = kind or ("text" if len(text) > 30 and not re.search("<(br|span)", content) else "")
     return f'<td class="{kind}"{cell[1]}>{content}</td>' if kind else cell[0]
