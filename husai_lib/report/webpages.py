@@ -102,10 +102,11 @@ def _titled(path: str, body: str, run: str = "") -> Page:
 
 
 def quarto_source(page: Page) -> str:
-    """A page as a document for Quarto: its HTML in raw blocks, which Pandoc leaves as they are.
+    """A page as a document for Quarto: its HTML in raw blocks, which neither Pandoc nor Quarto touches.
 
     Only second-level headings are Markdown, so that Quarto can list them. No shortcode is left.
     """
+    untouched = "<!--| quarto-html-table-processing: none -->"
     titles = {"title": escape(page.title), "pagetitle": escape(page.window_title)}
     blocks = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in titles.items()), "---"]
     for part in re.split(r'(<h2 id="[\w-]+">.*?</h2>)', page.body.replace("{{", "&#123;&#123;")):
@@ -113,7 +114,7 @@ def quarto_source(page: Page) -> str:
             blocks.append(f"\n## {escape(_plain(heading[2]))} {{#{heading[1]}}}")
         elif part.strip():
             fence = "`" * (3 + max(map(len, re.findall("`+", part)), default=0))
-            blocks.append(f"\n{fence}{{=html}}\n{part.strip()}\n{fence}")
+            blocks.append(f"\n{fence}{{=html}}\n{untouched}\n{part.strip()}\n{fence}")
     return "\n".join([*blocks, ""])
 
 

@@ -8,10 +8,10 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+from browser.chromium import PROGRAM, Tab, browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from synthetic_rows import candidate, control, gate, group, member, ood_rows, sources, write_run
 
-from browser.chromium import PROGRAM, Tab, browser
 from husai_lib.evidence.runs import Run
 from husai_lib.evidence.steps import open_step
 from husai_lib.files import REPOSITORY
@@ -55,7 +55,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     evidence = folder / "evidence"
     run = write_run(Run(evidence / "smoke" / "run_20260101T000000Z"))
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# Next\n\n## Results")]), run.path / "notebooks/02_next.ipynb")
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell("# Next\n\n## Results")]), run.path / "notebooks/02_next.ipynb"
+    )
     write_run(Run(evidence / "quickstart" / "run_20260202T000000Z"), finished=False)
     hostile_run(Run(evidence / CYCLE / "run_20260303T000000Z"))
     shutil.copytree(REPOSITORY / "evidence" / "imported", evidence / "imported")
@@ -94,7 +96,9 @@ def hostile_run(run: Run) -> None:
             new_output("display_data", {"text/plain": text}),
             new_output("display_data", {"text/html": text, "text/plain": ""}),
             new_output("display_data", {"text/markdown": text, "text/plain": ""}),
-            new_output("display_data", {"text/markdown": tables.markdown_table([{"token": text}], {"Token": "{token}"})}),
+            new_output(
+                "display_data", {"text/markdown": tables.markdown_table([{"token": text}], {"Token": "{token}"})}
+            ),
             new_output("error", ename="E", evalue=text, traceback=[text]),
         ]
         cells += [new_markdown_cell(text), new_code_cell(f"# {text}\n1", outputs=outputs)]

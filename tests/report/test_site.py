@@ -145,7 +145,8 @@ def test_imported_cycles_stand_last_with_their_caveats(evidence: Path, tmp_path:
     assert verdict.startswith("**Not releasable, as stated there**<br>[Known errors: 9](evidence/imported/cycle3#")
     assert "random model: pass" in Parsed(marks).values("title")
     assert [float(bound) for bound in bounds[:2]] == [
-        pytest.approx(stated["metrics"][name], abs=5e-4) for name in ("saebench_delta_ci95_low", "cebench_interp_delta_vs_baseline_ci95_low")
+        pytest.approx(stated["metrics"][name], abs=5e-4)
+        for name in ("saebench_delta_ci95_low", "cebench_interp_delta_vs_baseline_ci95_low")
     ]
     assert candidate == "topk<br>on pythia-70m-deduped"
     page = site.cycle_page(Run(tmp_path / "evidence" / "imported" / "cycle3"))
@@ -194,7 +195,9 @@ def test_a_joint_gate_is_no_further_failure_where_its_parts_are_required(tmp_pat
     parts = [gate("random_model"), gate("external_saebench", verdict="fail"), gate("external_cebench"), joint]
     for required, counted in ((True, "1 of 3"), (False, "1 of 2")):
         step = open_step("gate", str(run.path))
-        rows = [row.model_copy(update={"required": required or row.gate in ("random_model", "external")}) for row in parts]
+        rows = [
+            row.model_copy(update={"required": required or row.gate in ("random_model", "external")}) for row in parts
+        ]
         step.write({"gates": rows})
         text = Parsed(site.cycle_page(run).body).text
         assert f"Not releasable: {counted} required gates" in text
@@ -364,9 +367,7 @@ def test_a_banner_opens_every_page_of_its_run_and_no_other(
     folder = site.render(
         evidence, tmp_path / "site", banner=lambda run: "**Beware**" * (run.path.parent.name == "smoke")
     )
-    pages = [
-        path for path in folder.parent.rglob("*") if path.suffix in {".html", ".qmd"} and path.stat().st_size
-    ]
+    pages = [path for path in folder.parent.rglob("*") if path.suffix in {".html", ".qmd"} and path.stat().st_size]
     said = [path.name for path in pages if "<strong>Beware</strong>" in path.read_text()]
     names = ["01_activations", "02_next", "03_untitled", "index", "run_20260101T000000Z"]
     assert sorted(said) == [f"{name}.{'html' if renderer == 'nbconvert' else 'qmd'}" for name in names]
@@ -436,7 +437,9 @@ def raw_html(source: str) -> str:
     blocks = r"(?ms)^(`{3,})\{=html\}\n(.*?)\n\1$"
     left = re.sub(r"(?s)\A---\n.*?\n---\n", "", re.sub(blocks, "", source)).split("\n")
     assert [line for line in left if line and not re.fullmatch(r"## .* \{#[\w-]+\}", line)] == []
-    return "\n".join(block for _, block in re.findall(blocks, source))
+    found = [block for _, block in re.findall(blocks, source)]
+    assert all(block.startswith("<!--| quarto-html-table-processing: none -->\n") for block in found)
+    return "\n".join(found)
 
 
 SHORTCODE = "{{< env HOME >}}"
@@ -446,9 +449,7 @@ SHORTCODE = "{{< env HOME >}}"
 def hostile(tmp_path: Path) -> Path:
     """A notebook with a shortcode, and an attack, in everything that a page shows of it."""
     text = f"{SHORTCODE} <script>alert(1)</script> <img src='https://evil.example/x.png' onerror=alert(2)>"
-    outputs = [
-        new_output("display_data", {kind: text}) for kind in ("text/markdown", "text/html", "text/plain")
-    ] + [
+    outputs = [new_output("display_data", {kind: text}) for kind in ("text/markdown", "text/html", "text/plain")] + [
         new_output("stream", name="stdout", text=f"{text}\n````\n```\n## no heading"),
         new_output("error", ename="E", evalue="", traceback=[text]),
     ]
@@ -596,6 +597,12 @@ def test_nothing_in_a_notebook_comes_to_life(notebook: Path) -> None:
     assert Parsed(body).text.count("<b>plain</b>") == 1
     assert "<script>alert(9)</script>" in Parsed(body).text
     assert "alert(10)" not in body
+
+
+def test_quarto_is_given_no_attribute_that_it_reads_as_markdown() -> None:
+    assert "data-qmd" not in sanitize(
+        "<span data-qmd='{{< env HOME >}}' data-qmd-base64='e3s8IGVudiBIT01FID59fQ=='>a</span>"
+    )
 
 
 def test_a_widget_that_would_need_a_script_is_left_out(notebook: Path) -> None:
