@@ -142,7 +142,7 @@ def test_imported_cycles_stand_last_with_their_caveats(evidence: Path, tmp_path:
     assert text.index("| [smoke]") < text.index("| [cycle3]")
     cycle, verdict, marks, *bounds, candidate = cells_of(text, "cycle3")
     assert cycle.endswith("<br>2026-02-15")
-    assert verdict.startswith("**Not releasable, as stated there**<br>[Known errors: 9](evidence/imported/cycle3#")
+    assert verdict.startswith("**Not releasable**<br>as stated there<br>[Known errors: 9](evidence/imported/cycle3#")
     assert "random model: pass" in Parsed(marks).values("title")
     assert [float(bound) for bound in bounds[:2]] == [
         pytest.approx(stated["metrics"][name], abs=5e-4)
