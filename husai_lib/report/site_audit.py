@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.runs import Run, find_runs
 from husai_lib.files import REPOSITORY, read_json
 from husai_lib.report.audit import NOTEBOOKS
 from husai_lib.report.checks import UNCHECKED, Audit, Check, first_difference, follow
 from husai_lib.report.notebook_audit import is_of_checkout
-from husai_lib.report.site import ABOUT, front_page, hashes_of, made_site, manifests_of
+from husai_lib.report.site import ABOUT, all_runs, front_page, hashes_of, made_site, manifests_of
 from husai_lib.report.tables import escape
 
 FRONT, README = REPOSITORY / "index.md", REPOSITORY / "README.md"
@@ -23,7 +24,8 @@ FRONT, README = REPOSITORY / "index.md", REPOSITORY / "README.md"
 @cache
 def banner_of(run: Run) -> str:
     """What every page of a run must say first, where its notebooks are not the checkout's; else empty."""
-    others = [step for step in run.journal if run.is_complete and not is_of_checkout(run, step, NOTEBOOKS)]
+    steps = run.journal if run.is_complete and run.path.parent.name != IMPORTED else {}
+    others = [step for step in steps if not is_of_checkout(run, step, NOTEBOOKS)]
     if not others:
         return ""
     return (
@@ -40,9 +42,10 @@ def check_site(site: Path, evidence: Path) -> Audit:
     """
     audit = Audit()
     if not (site / ABOUT).exists():
-        audit.problems.append(f"{site} has no {ABOUT}, so what it was made from is unknown; render it again")
+        why = f"{site} has no {ABOUT}, so what it was made from is unknown"
+        audit.problems.append(f"{why}; make one with 'husai render' (plain 'quarto render' writes none)")
     else:
-        audit.take(lambda: _site(site, find_runs(evidence)), f"{site / ABOUT}")
+        audit.take(lambda: _site(site, evidence), f"{site / ABOUT}")
     return audit
 
 
@@ -71,8 +74,9 @@ def _front(runs: Sequence[Run]) -> Iterator[Check]:
         yield f"run of the picture in {README.name}", picture.split("/")[1], *(run.path.name for run in newest)
 
 
-def _site(site: Path, runs: Sequence[Run]) -> Iterator[Check]:
+def _site(site: Path, evidence: Path) -> Iterator[Check]:
     about, found = read_json(site / ABOUT), hashes_of(site)
+    runs = all_runs(evidence)
     yield from follow("manifest that the site was made from, of", about["runs"], manifests_of(runs))
     yield from follow(f"SHA-256 in {site} of", found, about["pages"])
     front = (site / "index.html").read_text(encoding="utf-8")
@@ -82,7 +86,7 @@ def _site(site: Path, runs: Sequence[Run]) -> Iterator[Check]:
     yield "runs of the front page", [run.name for run in chosen], [about["front"]]
     if chosen and (renderer == "nbconvert" or shutil.which("quarto")):
         with tempfile.TemporaryDirectory(prefix="husai-site-") as temporary:
-            again = hashes_of(made_site(Path(temporary) / "site", runs, chosen[0], renderer, banner_of))
+            again = hashes_of(made_site(Path(temporary) / "site", evidence, chosen[0], renderer, banner_of))
         yield from follow(f"rendered again, SHA-256 in {site} of", found, again)
         return
     copied = {f"evidence/{run.name}/{name}": sha256 for run in runs for name, sha256 in run.files().items()}

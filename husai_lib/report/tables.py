@@ -33,7 +33,8 @@ Columns = Mapping[str, Template]
 def escape(text: str) -> str:
     """`text` as literal Markdown in one line: nothing in it acts as markup, HTML, formula or table border."""
     one_line = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*\[\]$~^|{}]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", one_line)
+    one_line = one_line.replace("\\", "&#92;")  # nbconvert reads two backslashes before a bracket as a formula
+    return re.sub(r"([`*\[\]$~^|{}]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", one_line)
 
 
 class _Cell(string.Formatter):

@@ -7,8 +7,10 @@ anything outside the site.
 from __future__ import annotations
 
 import html
+import json
 import re
-from dataclasses import dataclass
+import textwrap
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from husai_lib.decisions import gates
 from husai_lib.errors import EvidenceError
 from husai_lib.files import REPOSITORY
-from husai_lib.report import sentences, tables
+from husai_lib.report import consistency, sentences, tables
+from husai_lib.report.tables import escape
 
 DATA = REPOSITORY / "husai_lib" / "data"
 
@@ -40,7 +43,12 @@ class Page:
     body: str
     """Sanitised HTML."""
     run: str = ""
-    """The run that a notebook belongs to; empty for the front page and the documentation."""
+    """The run that the page of a cycle or a notebook belongs to; else empty."""
+
+    @property
+    def window_title(self) -> str:
+        """The title with the run, as a browser shows it above the page."""
+        return " · ".join(filter(None, (self.title, self.run, "HUSAI")))
 
     @property
     def headings(self) -> list[tuple[str, str]]:
@@ -60,32 +68,20 @@ def read_notebook(path: Path) -> Any:
         raise EvidenceError(f"{path} is not a readable notebook ({type(error).__name__}); run its step again") from None
 
 
-def passive_notebook(path: Path, banner: str = "") -> Any:
-    """The notebook in a file, with outputs of passive kinds only and sanitised HTML.
-
-    Widgets, which are scripts, are removed. `banner`, a warning in Markdown, is placed below the title.
-    """
-    notebook = read_notebook(path)
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output):
-        passive = {} if WIDGET in output.data else {kind: output.data[kind] for kind in PASSIVE if kind in output.data}
-        output.data = {kind: sanitize(text) if kind == "text/html" else text for kind, text in passive.items()}
-    if banner:
-        if not notebook.cells or notebook.cells[0].cell_type != "markdown":
-            notebook.cells.insert(0, nbformat.v4.new_markdown_cell(id="banner"))
-        source = notebook.cells[0].source
-        title = heading[0] if (heading := re.match(r"\s*# .*", source)) else ""
-        notebook.cells[0].source = f"{title}\n\n{notice(banner)}\n{source.removeprefix(title)}"
-    return notebook
-
-
 def notebook_page(path: Path, run: str, banner: str = "") -> Page:
-    """The page of an executed notebook: prose, folded code and outputs, errors included.
+    """The page of an executed notebook: prose, folded code and outputs of passive kinds, errors included.
 
-    The title is the leading first-level heading, or the file's name if there is none. Quarto's `#| fig-cap` and
-    `fig-alt` become caption and alternative text. Raises EvidenceError for an unreadable notebook.
+    The title is the leading first-level heading, or the file's name if there is none. Below it stands `banner`, a
+    warning in Markdown. Quarto's `#| fig-cap` and `fig-alt` become caption and alternative text. Raises EvidenceError
+    for an unreadable notebook.
     """
-    body = TEMPLATES.get_template("notebook.html").render(cells=passive_notebook(path, banner).cells)
-    return _titled(f"evidence/{run}/notebooks/{path.stem}.html", body, run)
+    cells = read_notebook(path).cells
+    for output in (output for cell in cells for output in cell.get("outputs", []) if "data" in output):
+        kinds = () if WIDGET in output.data else PASSIVE  # widgets are scripts
+        output.data = {kind: output.data[kind] for kind in kinds if kind in output.data}
+    body = TEMPLATES.get_template("notebook.html").render(cells=cells)
+    page = _titled(f"cycles/{run}/{path.stem}.html", body, run)
+    return replace(page, body=f"{markdown_to_html(notice(banner))}{page.body}")
 
 
 def document_page(path: Path) -> Page:
@@ -103,6 +99,30 @@ def _titled(path: str, body: str, run: str = "") -> Page:
     heading = re.match(r"\s*<h1[^>]*>(.*?)</h1>", body)
     title, rest = (_plain(heading[1]), body[heading.end() :]) if heading else (Path(path).stem, body)
     return Page(path, title, re.sub(r"(</?)h1\b", r"\1h2", rest), run)
+
+
+def quarto_source(page: Page) -> str:
+    """A page as a document for Quarto: its HTML in raw blocks, which neither Pandoc nor Quarto touches.
+
+    Only second-level headings are Markdown, so that Quarto can list them. No shortcode is left.
+    """
+    untouched = "<!--| quarto-html-table-processing: none -->"
+    titles = {"title": escape(page.title), "pagetitle": escape(page.window_title)}
+    blocks = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in titles.items()), "---"]
+    for part in re.split(r'(<h2 id="[\w-]+">.*?</h2>)', page.body.replace("{{", "&#123;&#123;")):
+        if heading := re.fullmatch(r'<h2 id="([\w-]+)">(.*)</h2>', part):
+            blocks.append(f"\n## {escape(_plain(heading[2]))} {{#{heading[1]}}}")
+        elif part.strip():
+            fence = "`" * (3 + max(map(len, re.findall("`+", part)), default=0))
+            blocks.append(f"\n{fence}{{=html}}\n{untouched}\n{part.strip()}\n{fence}")
+    return "\n".join([*blocks, ""])
+
+
+def _summary(code: str) -> str:
+    """What a cell does, as the label of its fold: its first comment, else its first line that is no import."""
+    lines = [line for line in code.splitlines() if line.strip() and not re.match(r"(import|from) ", line)]
+    first = next((line.lstrip("# ") for line in lines if line.startswith("#")), lines[0] if lines else "imports")
+    return textwrap.shorten(first, 70, placeholder=" …")
 
 
 def _split_options(source: str) -> tuple[dict[str, str], str]:
@@ -144,15 +164,39 @@ CLEANER = bleach.Cleaner(
 
 
 def sanitize(text: str) -> str:
-    """HTML without scripts, styles, event handlers and addresses outside the site; tables scroll.
+    """HTML without scripts, styles, event handlers and addresses outside the site.
 
-    Cleaning comes last, so that no later edit can make markup live.
+    Tables scroll, cells that hold a verdict get its colour, and long cells are folded. Cleaning comes last, so that no
+    edit can make markup live.
     """
     text = re.sub(r"(?is)<(script|style|title|template)\b.*?</\1\s*>", "", text)
+    text = re.sub(r"(?is)<td\b([^>]*)>(.*?)</td>", _cell, text)
     text = re.sub(r"(?i)<table\b", '<div class="scroll" tabindex="0"><table', text)
     return str(CLEANER.clean(re.sub(r"(?i)</table\s*>", "</table></div>", text)))
 
 
+VERDICTS = {
+    "good": ("pass", "met", "releasable", "accepted"),
+    "bad": ("fail", "not met", "not releasable"),
+    "open": ("missing", "unreachable", "not comparable", "unfinished"),
+}
+"""Colours of verdicts: class names of `content.css`."""
+
+
+def _cell(cell: re.Match[str]) -> str:
+    """A cell of a table with the class of its verdict, or with its text folded where that is long."""
+    text = _plain(cell[2])
+    kind = next((f"verdict {kind}" for kind, words in VERDICTS.items() if text.lower() in words), "")
+    content = cell[2]
+    if len(text) > 120 and "<" not in content:
+        short = textwrap.shorten(content, 80, placeholder=" …")
+        content = f"<details><summary>{short}</summary>{content}</details>"
+    kind = kind or ("text" if len(text) > 30 and not re.search("<(br|span)", content) else "")
+    return f'<td class="{kind}"{cell[1]}>{content}</td>' if kind else cell[0]
+
+
+RUN_SOURCE = re.compile(r"^evidence/([^/#]+/[^/#]+)(?:/notebooks(/[^/#]+)\.ipynb)?/?(?=$|#)")
+"""The address of a run or of one of its notebooks as the front page has it."""
 PAGE_SOURCE = re.compile(r"^(.*(?=\.ipynb)|(?:\.\./)*(?:docs/)?[\w-]+(?=\.md))\.\w+(?=$|#)")
 """The address of a notebook, of a document or of the front page; other Markdown files are published as they are."""
 
@@ -167,7 +211,8 @@ class _Renderer(IPythonRenderer):  # type: ignore[misc]  # nbconvert has no type
         return _mathml(body, "block")
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
-        return str(super().link(text, PAGE_SOURCE.sub(r"\1.html", url), title))
+        page = PAGE_SOURCE.sub(r"\1.html", RUN_SOURCE.sub(r"cycles/\1\2.html", url))
+        return str(super().link(text, page, title))
 
     def heading(self, text: str, level: int, **_: Any) -> str:
         anchor = re.sub(r"\W+", "-", _plain(text).lower()).strip("-")
@@ -202,10 +247,12 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.filters |= {
+    "code_summary": _summary,
     "highlight": Highlight2HTML(),
     "markdown": markdown_to_html,
+    "sanitize": sanitize,
     "split_options": _split_options,
     "strip_ansi": strip_ansi,
 }
-TEMPLATES.globals |= {"gates": gates, "sentences": sentences, "tables": tables}
+TEMPLATES.globals |= {"gates": gates, "sentences": sentences, "tables": tables, "consistency": consistency}
 """Page templates; HTML templates escape all text except what the functions above return, which is marked safe."""

@@ -1,0 +1,235 @@
+"""What a browser makes of the site: every page of it, wide and narrow, light and dark."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from browser.chromium import PROGRAM, Tab, browser
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from synthetic_rows import candidate, control, gate, group, member, ood_rows, sources, write_run
+
+from husai_lib.evidence.runs import Run
+from husai_lib.evidence.steps import open_step
+from husai_lib.files import REPOSITORY
+from husai_lib.params.cycle import load_cycle
+from husai_lib.report import site, tables
+
+pytestmark = [
+    pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on the PATH"),
+    pytest.mark.slow,  # every page in four windows
+]
+HOSTILE = [
+    "<script>document.title='run'</script>",
+    "<img src=//evil.example/x.png onerror=alert(1)>",
+    "</td></tr></table></main><h1>Released</h1>",
+    "{{< env HOME >}} and ${HOME}",
+    "[here](javascript:alert(2)) ![](https://evil.example/y.png)",
+    "$\\text{<b>bold</b>}$ \\(x\\) \\alpha",
+    "`code` | a | b \\| c ~~d~~ **e** _f_",
+    "<svg/onload=alert(3)><style>*{display:none}</style>",
+    "&lt;b&gt; &amp; \"double\" 'single' &#x3c;i>",
+    "--> <!-- @fig-x --- ... ]]> # % ? \u202e\u00e9\U0001f600",
+]
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def render(evidence: Path, folder: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site.shutil, "which", lambda name: None)
+        patch.setattr(site, "REPOSITORY", folder / "elsewhere")
+        return site.render(evidence, folder / "site").parent
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of a complete, an unfinished and a hostile run, and of an import."""
+    folder = tmp_path_factory.mktemp("small")
+    evidence = folder / "evidence"
+    run = write_run(Run(evidence / "smoke" / "run_20260101T000000Z"))
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell("# Next\n\n## Results")]), run.path / "notebooks/02_next.ipynb"
+    )
+    write_run(Run(evidence / "quickstart" / "run_20260202T000000Z"), finished=False)
+    hostile_run(Run(evidence / CYCLE / "run_20260303T000000Z"))
+    shutil.copytree(REPOSITORY / "evidence" / "imported", evidence / "imported")
+    return render(evidence, folder)
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(REPOSITORY / "evidence", tmp_path_factory.mktemp("committed"))
+
+
+CYCLE = " ".join(HOSTILE).replace("/", "⁄")[:60].strip() + "#?%41"
+"""A name of a folder, so without slashes."""
+
+
+def hostile_run(run: Run) -> None:
+    """A run whose conditions, data sets, notes, tokens and outputs are hostile."""
+    parameters = load_cycle(REPOSITORY / "params" / "smoke.yaml")
+    sections = {name: getattr(parameters, name).model_dump(mode="json") for name in ("model", "texts", "activations")}
+    step = open_step("activations", str(run.path), **sections)
+    step.write({"sources": [row.model_copy(update={"data_set": text}) for text in HOSTILE for row in sources()[:1]]})
+    step = open_step("frontier", str(run.path))
+    step.write({"members": [member(text) for text in HOSTILE], "groups": [group(text) for text in HOSTILE]})
+    rows = [candidate(text, selected=text == HOSTILE[0]) for text in HOSTILE]
+    open_step("selection", str(run.path)).write({"candidates": rows})
+    shifted = [row.model_copy(update={"task": text}) for text in HOSTILE for row in ood_rows()[:1]]
+    controls = [control(note=text) for text in HOSTILE]
+    open_step("stress", str(run.path), stress=parameters.stress.model_dump(mode="json")).write(
+        {"controls": controls, "ood": shifted}
+    )
+    open_step("gate", str(run.path)).write({"gates": [gate("random_model", verdict="fail", note=n) for n in HOSTILE]})
+    cells = [new_markdown_cell("# Tokens and outputs")]
+    for text in HOSTILE:
+        outputs = [
+            new_output("stream", name="stdout", text=text),
+            new_output("display_data", {"text/plain": text}),
+            new_output("display_data", {"text/html": text, "text/plain": ""}),
+            new_output("display_data", {"text/markdown": text, "text/plain": ""}),
+            new_output(
+                "display_data", {"text/markdown": tables.markdown_table([{"token": text}], {"Token": "{token}"})}
+            ),
+            new_output("error", ename="E", evalue=text, traceback=[text]),
+        ]
+        cells += [new_markdown_cell(text), new_code_cell(f"# {text}\n1", outputs=outputs)]
+    path = run.path / "notebooks" / "01_hostile.ipynb"
+    path.parent.mkdir()
+    nbformat.write(new_notebook(cells=cells), path)
+    run.write_manifest()
+
+
+CONTRAST = """(() => {
+  const channels = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(
+    c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4
+  ).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    for (; element; element = element.parentElement) {
+      const colour = channels(getComputedStyle(element).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
+    const [a, b] = [channels(getComputedStyle(element).color), behind(element)].map(light);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found.push([ratio, walker.currentNode.data.slice(0, 40)]);
+  }
+  return found;
+})()"""
+WIDE = """[...document.querySelectorAll('main *')].filter(
+  e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll, figure, pre, math, .words')
+).map(e => e.outerHTML.slice(0, 80))"""
+FIGURES = "[...document.querySelectorAll('img[src]')].map(i => [i.complete && i.naturalWidth > 0, i.alt !== ''])"
+HINTS = """[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(
+  e => getComputedStyle(e).backgroundImage.split('linear-gradient').length === 5 && e.tabIndex === 0
+)"""
+
+
+@pytest.mark.parametrize("which", ["small", "committed"])
+def test_every_page_is_quiet_whole_legible_and_no_wider_than_the_screen(
+    which: str, tab: Tab, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(which)
+    pages = sorted(folder.rglob("*.html"))
+    assert len(pages) > len(site.documents()) + 5
+    cut = 0
+    for page in pages:
+        for width, scheme in ((1280, "light"), (380, "dark"), (380, "light"), (1280, "dark")):
+            where = f"{page.relative_to(folder)}, {width} px, {scheme}"
+            tab.open(page, width, scheme)
+            assert tab.complaints == [], where
+            outside = [url for url in tab.requests if not url.startswith((folder.resolve().as_uri(), "data:"))]
+            assert outside == [], where
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, where
+            assert tab.evaluate(WIDE) == [], where
+            assert tab.evaluate(CONTRAST) == [], where
+            assert all(map(all, tab.evaluate(FIGURES))), where
+            hints = tab.evaluate(HINTS)
+            assert all(hints), where
+            cut += len(hints)
+    assert cut > 0  # tables that are wider than their box exist, so the hint was tested
+
+
+@pytest.mark.parametrize("which", ["small", "committed"])
+def test_every_link_leads_to_a_file_of_the_site_and_to_a_place_in_it(
+    which: str, tab: Tab, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(which)
+    links: set[str] = set()
+    places: dict[Path, set[str]] = {}
+    for page in folder.rglob("*.html"):
+        tab.open(page)
+        links |= set(tab.evaluate("[...document.links].map(link => link.href)"))
+        places[page.resolve()] = set(tab.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))
+    assert len(links) > len(places)
+    for link in links:
+        address = urlsplit(link)
+        path = Path(unquote(address.path))
+        assert address.scheme == "file", link
+        assert path.is_file(), link
+        assert path.is_relative_to(folder.resolve()), link
+        assert not address.fragment or unquote(address.fragment) in places[path], link
+    assert places.keys() <= {Path(unquote(urlsplit(link).path)) for link in links}  # every page can be reached
+
+
+def shown(tab: Tab, page: Path) -> str:
+    tab.open(page)
+    assert tab.complaints == []
+    assert tab.evaluate("document.title").endswith("HUSAI")
+    assert tab.evaluate("document.querySelectorAll('h1').length") == 1
+    assert tab.evaluate("document.querySelectorAll('script, svg, iframe, main style').length") == 0
+    return " ".join(tab.evaluate("document.body.textContent").split())
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_string_appears_as_text(text: str, small: Path, tab: Tab) -> None:
+    run = small / "cycles" / CYCLE / "run_20260303T000000Z"
+    expected = " ".join(text.split())
+    cycle = shown(tab, run.with_suffix(".html"))
+    assert cycle.count(expected) >= 6  # condition, data set, task, and the notes of a control and a gate
+    notebook = shown(tab, run / "01_hostile.html")
+    assert notebook.count(expected) >= 5  # code, standard output, plain text, token, traceback
+    if text == HOSTILE[0]:
+        assert expected in shown(tab, small / "index.html")  # as the candidate
+
+
+def test_a_hostile_name_of_a_cycle_appears_as_text(small: Path, tab: Tab) -> None:
+    for page in (small / "index.html", small / "cycles" / CYCLE / "run_20260303T000000Z.html"):
+        assert CYCLE in shown(tab, page)
+
+
+def test_verdicts_have_words_for_screen_readers_and_marks_and_colours_for_eyes(small: Path, tab: Tab) -> None:
+    tab.open(small / "index.html")
+    marks = tab.evaluate("[...document.querySelectorAll('.mark')].map(e => [e.title, e.textContent, e.offsetWidth])")
+    assert ["transcoder: fail", "✗ transcoder: fail;"] in [[title, text.strip()] for title, text, _ in marks]
+    assert max(width for _, _, width in marks) < 40  # the words are not drawn
+    tab.open(small / "cycles" / "smoke" / "run_20260101T000000Z.html")
+    drawn = tab.evaluate("""[...document.querySelectorAll('td.verdict')].map(
+      e => [e.textContent, getComputedStyle(e, '::before').content, getComputedStyle(e).color])""")
+    kinds = {word: (mark, colour) for word, mark, colour in drawn}
+    assert [json.loads(kinds[word][0]) for word in ("pass", "FAIL", "missing")] == ["✓ ", "✗ ", "– "]
+    assert len({colour for _, colour in kinds.values()}) == 3
+
+
+def test_a_print_opens_folded_notes_and_leaves_the_list_of_pages_out(small: Path, tab: Tab) -> None:
+    tab.open(small / "cycles" / "imported" / "cycle3.html")
+    folded = "document.querySelector('td details')"
+    height = tab.evaluate(f"{folded}.offsetHeight")
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    assert tab.evaluate(f"{folded}.offsetHeight") > height
+    assert tab.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    tab.call("Emulation.setEmulatedMedia", media="")
