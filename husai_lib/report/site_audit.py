@@ -29,8 +29,8 @@ def banner_of(run: Run) -> str:
     if not others:
         return ""
     return (
-        f"The notebooks of the steps {', '.join(others)} of this run are not those of this checkout. "
-        "The audit holds their pages to hashes only."
+        f"An older version of this project made this run: the notebooks of the steps {', '.join(others)} have changed "
+        "since. `husai audit` checks it by the code of its own commit."
     )
 
 
