@@ -74,7 +74,7 @@ class PlannedStep:
 
 def steps_of(parameters: dict[str, Any]) -> list[CycleStep]:
     """The steps of a cycle by its sections: one whose section is absent is left out."""
-    return [step for step in STEPS if not step.only_with or parameters[step.only_with]]
+    return [step for step in STEPS if not step.only_with or parameters.get(step.only_with)]
 
 
 def check_earlier(params: CycleParams, evidence: Path) -> None:
