@@ -48,7 +48,8 @@ def page() -> str:
         nested = {key: section for key, section in nested.items() if section is not Condition}
         parts += [CONDITIONS] if model is Condition else []
         parts.append(_table(model, model.model_fields.keys() - nested - inherited - listed))
-        parts += [f"### {name}.{key}\n\nA list of conditions, as in [conditions](#conditions).\n" for key in sorted(listed)]
+        same = "A list of conditions, as in [conditions](#conditions).\n"
+        parts += [f"### {name}.{key}\n\n{same}" for key in sorted(listed)]
         for key, section in nested.items():
             parts += [f"### {name}.{key}\n", inspect.cleandoc(str(section.__doc__)), _table(section)]
     parts.append("## Architectures\n\nThe hyperparameters that an architecture has beside those of `sae`.\n")

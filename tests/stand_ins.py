@@ -110,9 +110,7 @@ def synthetic_run(evidence: Path) -> Run:
     """
     params = load_cycle(SMOKE)
     sources = params.selection.model_copy(update={"sources": ["frontier"]})
-    params = params.model_copy(
-        update={"conditions": params.conditions[:2], "consistency": None, "selection": sources}
-    )
+    params = params.model_copy(update={"conditions": params.conditions[:2], "consistency": None, "selection": sources})
     run = new_run(evidence, "smoke")
     write_json(run.path / "parameters.json", params.model_dump(mode="json"))
     known: dict[tuple[str, str], list[Any]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from husai_lib.decisions.acceptance import best_of
@@ -34,6 +34,7 @@ def _answer(plain: SweepRow, rows: Sequence[SweepRow]) -> str:
         )
     gain, within = row.pwmcc - plain.pwmcc, 0.0 if related is None else related - plain.pwmcc
     low, high = row.pwmcc_low, plain.pwmcc_high
+    bounded = low is not None and high is not None
     if low is not None and high is not None and low > high:
         word = "more stable"
     elif max(gain, within) <= 0:
@@ -46,7 +47,7 @@ def _answer(plain: SweepRow, rows: Sequence[SweepRow]) -> str:
     return (
         f"**{name}: {word}.** At lambda = {row.weight:g}, {who} {row.pwmcc:.3f}; without the objective it is "
         f"{plain.pwmcc:.3f}. "
-        + ("" if low is not None and high is not None else "There are too few references for a bound on unrelated seeds. ")
+        + ("" if bounded else "There are too few references for a bound on unrelated seeds. ")
         + f"Explained variance changes by {-row.ev_drop:+.3f}."
     )
 
@@ -63,6 +64,16 @@ def acceptance_sentence(rows: Sequence[SweepRow]) -> str:
         f"**{first}** The best by its conservative delta, {escape(best.condition)}, fails at: {', '.join(failing)}. "
         "Groups at lambda = 0 have no objective and serve for comparison."
     )
+
+
+def why_not_accepted(acceptance: Mapping[str, Any]) -> str:
+    """What a record's acceptance says against its best weight, as the end of a sentence; empty where it passes."""
+    if acceptance["pass_all"]:
+        return ""
+    verdicts = {GATE_WORDS[gate]: acceptance[f"gate_{gate}"] for gate in GATES}
+    failing = [f"{words} ({verdict})" for words, verdict in verdicts.items() if verdict not in {"pass", ""}]
+    best = f"lambda = {acceptance['best_lambda']:g} ({acceptance['best_condition']})"
+    return f"accepts no weight of the consistency objective: the best, {best}, does not pass {', '.join(failing)}"
 
 
 def truth_sentence(rows: Sequence[TruthRow]) -> str:

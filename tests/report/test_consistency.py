@@ -213,7 +213,7 @@ def test_a_sweep_of_one_reference_has_a_line_of_related_seeds_alone() -> None:
 def test_the_cost_shows_both_deltas_at_every_weight_with_the_t_interval_of_its_seeds() -> None:
     rows = [swept(0.0), swept(0.1)]
     deltas = {"topk_lambda_0": [0.0, 0.01, 0.05], "topk_lambda_0_1": [0.1, 0.12, 0.11]}
-    members = [member(name, seed, saebench_delta=value) for name, own in deltas.items() for seed, value in enumerate(own)]
+    members = [member(name, seed, saebench_delta=own[seed]) for name, own in deltas.items() for seed in range(3)]
     figure = consistency.cost(rows, members)
     assert [axes.get_xlabel() for axes in figure.axes] == ["SAEBench delta (AUC)", "CE-Bench delta (SD)"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["topk, λ = 0", "topk, λ = 0.1"]

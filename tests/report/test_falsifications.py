@@ -618,8 +618,10 @@ RECORDS: dict[str, tuple[Plant, str]] = {
         "pwmcc_within of consistency/sweep topk_lambda_0_3",
     ),
     "agreement within in place of that of unrelated seeds": (
-        record("consistency", lambda data: [row.update(pwmcc=row["pwmcc_within"], pwmcc_max=1.0)
-                                            for row in data["tables"]["groups"][1:]]),
+        record(
+            "consistency",
+            lambda data: [row.update(pwmcc=row["pwmcc_within"], pwmcc_max=1.0) for row in data["tables"]["groups"][1:]],
+        ),
         "pwmcc of consistency/groups topk_lambda_0_1",
     ),
     "a drop of explained variance": (value("consistency", "sweep", 1, ev_drop=-0.1), "ev_drop of consistency/sweep"),
@@ -722,7 +724,10 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     ),
     "conditions swapped": (record("frontier", swapped_conditions), "SAEs of frontier is"),
     "an architecture": (value("frontier", "members", architecture="gated"), "SAEs of frontier is"),
-    "three seeds of one weights file": (only_hashes("frontier", one_weights_file), "weights of several SAEs of frontier is"),
+    "three seeds of one weights file": (
+        only_hashes("frontier", one_weights_file),
+        "weights of several SAEs of frontier is",
+    ),
     # numbers that are seeded
     "the random null": (value("frontier", "groups", null_random=0.3), "null_random of topk is 0.3"),
     "the pairs of random decoders": (less_random, "PW-MCC of the random decoders of seeds 3 and 4 is"),
