@@ -41,7 +41,7 @@ EVIDENCE = REPOSITORY / "evidence"
 app = typer.Typer(
     help="May this sparse autoencoder be released, or does its evidence not hold up?",
     epilog="Exit codes: 0 done, 1 a step failed, 2 usage or parameters, 3 a gate failed (with --fail-on-gate-fail, "
-    "or at export), "
+    "or at export) or no weight of the consistency objective was accepted (with --fail-on-acceptance-fail), "
     "4 an audit failed, 130 interrupted.",
     add_completion=False,
     no_args_is_help=True,
@@ -70,6 +70,10 @@ DryRun = Annotated[
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto prefers a GPU.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Evaluations at the same time; default: one a core.")]
 Strict = Annotated[bool, typer.Option("--fail-on-gate-fail", help="Exit with code 3 where a required gate fails.")]
+Accepting = Annotated[
+    bool,
+    typer.Option("--fail-on-acceptance-fail", help="Exit with code 3 where no weight of a sweep is accepted."),
+]
 Given = Annotated[str, typer.Argument(metavar="RUN|SAE_FOLDER", help="A run's candidate, or any SAELens folder.")]
 Evals = Annotated[
     str, typer.Option(metavar="NAMES", help="Evaluations, as core,absorption; default: each that can run here.")
@@ -139,10 +143,13 @@ def run(
     device: Device = "auto",
     jobs: Jobs = None,
     fail_on_gate_fail: Strict = False,
+    fail_on_acceptance_fail: Accepting = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Run a cycle: every notebook in order, from text to verdict, into evidence/<cycle>/run_<time>/."""
     cycle = load_cycle(params, assignments or [])
+    if fail_on_acceptance_fail and not cycle.consistency:
+        raise ParameterError(f"{params} has no section consistency; add it, or leave out --fail-on-acceptance-fail")
     if dry_run:
         check_ready(evidence, NOTEBOOKS)
         check_earlier(cycle, evidence)
@@ -157,6 +164,11 @@ def run(
     typer.echo(f"evidence: {finished.path}")
     if fail_on_gate_fail and not manifest["pass_all"]:
         raise GateError(f"{finished.name} does not pass its gates: {manifest['verdict']}")
+    if fail_on_acceptance_fail:
+        from husai_lib.report.consistency import why_not_accepted  # noqa: PLC0415 - takes a second to import
+
+        if why := why_not_accepted(finished.record("consistency").summary["acceptance"]):
+            raise GateError(f"{finished.name} {why}")
 
 
 def _compute_on(device: str, jobs: int | None) -> None:

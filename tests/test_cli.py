@@ -14,14 +14,24 @@ from typing import Any
 
 import forging
 import pytest
-from stand_ins import SMOKE, husai, short_cycle, synthetic_run
+from stand_ins import SMOKE, Said, husai, notebook, short_cycle, smoke_data, synthetic_run, write_params
 
 from husai_lib.cycle import reproduce
 from husai_lib.cycle import run as cycle
 from husai_lib.evidence.runs import Run
 
 COMMANDS = {
-    "run": ("PARAMS", "--set", "--resume", "--dry-run", "--device", "--jobs", "--fail-on-gate-fail", "--evidence"),
+    "run": (
+        "PARAMS",
+        "--set",
+        "--resume",
+        "--dry-run",
+        "--device",
+        "--jobs",
+        "--fail-on-gate-fail",
+        "--fail-on-acceptance-fail",
+        "--evidence",
+    ),
     "ls": ("--evidence",),
     "show": ("RUN", "--evidence"),
     "verify": ("RUN", "--evidence"),
@@ -62,7 +72,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int,
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_every_argument_and_says_what_it_is_for(command: str) -> None:
+def test_help_names_every_argument_and_says_what_it_is_for(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")  # at 80 columns the longest option is cut, and only the general help names it
     said = husai(command, "--help")
     assert (said.code, said.err) == (0, "")
     for name in COMMANDS[command]:
@@ -75,6 +86,7 @@ def test_the_general_help_lists_all_commands_and_exit_codes() -> None:
     assert said.code == 0
     assert all(command in said.out for command in COMMANDS)
     assert "130 interrupted" in said.out
+    assert "--fail-on-acceptance-fail" in said.out
 
 
 def test_a_run_tells_its_verdict_and_place_on_stdout_and_its_progress_on_stderr(
@@ -98,6 +110,62 @@ def test_a_failed_gate_is_exit_code_3_only_where_asked_for_and_the_run_is_comple
     again = husai("run", SMOKE, "--evidence", folder / "evidence", "--resume")
     assert again.code == 0
     assert again.err.splitlines() == [f"smoke/{run.name} is complete; nothing to resume"]
+
+
+ACCEPTANCE = {
+    "best_lambda": 0.1, "best_condition": "topk_lambda_0_1", "gate_delta_pwmcc": "pass", "gate_delta_lcb": "missing",
+    "gate_ev_drop": "pass", "gate_external": "fail", "gate_cebench": "", "pass_all": False,
+}  # fmt: skip
+
+
+def swept_run(folder: Path, patch: pytest.MonkeyPatch, acceptance: dict[str, Any], *options: str) -> tuple[Said, Path]:
+    """Run a short cycle with a step `consistency` that comes to this acceptance; what the command said, and the run."""
+    notebooks = short_cycle(patch, folder / "notebooks")
+    step = cycle.CycleStep("consistency", "04_consistency.ipynb", ("consistency",), "consistency")
+    patch.setattr(cycle, "STEPS", (*cycle.STEPS[:2], step, *cycle.STEPS[2:]))
+    body = f"step = open_step('consistency', run, consistency=consistency)\nstep.write(acceptance={acceptance})"
+    code = f"from husai_lib import open_step\n{body};"
+    notebook(notebooks / step.notebook, "run = ''\nconsistency: dict = {}", code)
+    said = husai("run", SMOKE, "--evidence", folder / "evidence", "--jobs", "1", *options)
+    [run] = (folder / "evidence" / "smoke").glob("run_*")
+    return said, run
+
+
+def test_a_sweep_without_an_accepted_weight_is_exit_code_3_where_asked_for_and_the_run_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, run = swept_run(tmp_path, monkeypatch, ACCEPTANCE, "--fail-on-acceptance-fail")
+    assert said.code == 3
+    assert said.err.splitlines()[-1] == (
+        f"husai: smoke/{run.name} accepts no weight of the consistency objective: the best, lambda = 0.1 "
+        "(topk_lambda_0_1), does not pass the same by its bounds (missing), SAEBench (fail)"
+    )
+    assert said.out.splitlines() == ["verdict: Not released: a stand-in.", f"evidence: {run}"]
+    assert (run / "manifest.json").exists()
+    assert husai("run", SMOKE, "--evidence", tmp_path / "evidence", "--resume").code == 0
+    resumed = ("run", SMOKE, "--evidence", tmp_path / "evidence", "--resume", "--fail-on-acceptance-fail")
+    assert husai(*resumed).code == 3
+    both = husai(*resumed, "--fail-on-gate-fail")
+    assert (both.code, "does not pass its gates" in both.err) == (3, True)
+
+
+def test_an_accepted_weight_is_exit_code_0_whatever_the_gates_of_the_cycle_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, _ = swept_run(tmp_path, monkeypatch, ACCEPTANCE | {"pass_all": True}, "--fail-on-acceptance-fail")
+    assert said.code == 0
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_an_acceptance_without_a_sweep_is_a_usage_error_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: list[str]
+) -> None:
+    short_cycle(monkeypatch, tmp_path / "notebooks")
+    path = write_params(tmp_path / "p.yaml", smoke_data(consistency=None, selection={"sources": ["frontier"]}))
+    said = husai("run", path, "--fail-on-acceptance-fail", "--evidence", tmp_path / "evidence", *dry)
+    assert (said.code, said.out) == (2, "")
+    assert said.err == f"husai: {path} has no section consistency; add it, or leave out --fail-on-acceptance-fail\n"
+    assert not (tmp_path / "evidence").exists()
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,10 +231,8 @@ def _completeness(one: Audited) -> Iterator[Check]:
     yield from _references(one, {"frontier": (conditions, seeds), "consistency": (swept, train_seeds)})
     yield "conditions of confirmed groups", [g.condition for g in rows("confirmation", "groups")], sorted(fresh)
     own = [member.seed for member in one.tables.candidate.members]
-    on = {
-        name: asked["stress"]["transcoder" if name == "transcoder" else "random_model"] for name in control_names(asked)
-    }
-    run = [name for name in on if own and on[name] and name not in PROBED]
+    switches = {name: "transcoder" if name == "transcoder" else "random_model" for name in control_names(asked)}
+    run = [name for name, switch in switches.items() if own and asked["stress"][switch] and name not in PROBED]
     pairs = {"frontier": {c.name: seeds for c in conditions}, "stress": dict.fromkeys(run, own)}
     pairs["consistency"] = dict.fromkeys([*(c.name for c in swept), *(random_of(c.d_sae) for c in swept)], train_seeds)
     pairs["confirmation"] = dict.fromkeys(fresh, own)

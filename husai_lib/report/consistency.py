@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from husai_lib.decisions.acceptance import best_of
@@ -74,6 +74,16 @@ def acceptance_sentence(rows: Sequence[SweepRow]) -> str:
         f"**{first}** The best by its conservative delta, {escape(best.condition)}, fails at: {', '.join(failing)}. "
         "Groups at lambda = 0 have no objective and serve for comparison."
     )
+
+
+def why_not_accepted(acceptance: Mapping[str, Any]) -> str:
+    """What a record's acceptance says against its best weight, as the end of a sentence; empty where it passes."""
+    if acceptance["pass_all"]:
+        return ""
+    verdicts = {GATE_WORDS[gate]: acceptance[f"gate_{gate}"] for gate in GATES}
+    failing = [f"{words} ({verdict})" for words, verdict in verdicts.items() if verdict not in {"pass", ""}]
+    best = f"lambda = {acceptance['best_lambda']:g} ({acceptance['best_condition']})"
+    return f"accepts no weight of the consistency objective: the best, {best}, does not pass {', '.join(failing)}"
 
 
 def truth_sentence(rows: Sequence[TruthRow]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -45,18 +45,16 @@ def check_seeded(run: RunTables) -> Iterator[Check]:
         pairs = random_pairs((members[0].d_sae, d_in), tuple(member.seed for member in members))
         null = mean_over_pairs(pair_table(len(members), pairs))
         yield from _close(f"null_random of {group.condition}", group.null_random, null)
-    beside = [("random_decoder", "stress", run.candidate.members)]
-    swept = run.rows("consistency", "members")
-    for d_sae in dict.fromkeys(member.d_sae for member in swept):
-        beside.append((random_of(d_sae), "consistency", [member for member in swept if member.d_sae == d_sae]))
-    for name, step, members in beside:
-        seeds = list(dict.fromkeys(member.seed for member in members))
-        if members and members[0].d_sae > WIDEST:
-            yield TOO_WIDE, UNCHECKED, None
-            continue
+    own, swept = run.candidate.members, run.rows("consistency", "members")
+    beside: dict[tuple[str, str, int], Sequence[Any]] = {("stress", "random_decoder", one.d_sae): own for one in own}
+    beside |= {("consistency", random_of(one.d_sae), one.d_sae): swept for one in swept}
+    for (step, name, d_sae), saes in beside.items():
+        seeds = list(dict.fromkeys(sae.seed for sae in saes))
         for row in run.rows(step, "pairs", of=name):
-            pairs = random_pairs((members[0].d_sae, d_in), tuple(seeds))
-            must = pairs[seeds.index(row.seed_a), seeds.index(row.seed_b)]
+            if d_sae > WIDEST:
+                yield TOO_WIDE, UNCHECKED, None
+                continue
+            must = random_pairs((d_sae, d_in), tuple(seeds))[seeds.index(row.seed_a), seeds.index(row.seed_b)]
             yield from _close(f"PW-MCC of the random decoders of seeds {row.seed_a} and {row.seed_b}", row.pwmcc, must)
 
 

@@ -30,9 +30,8 @@ def test_a_weight_without_a_bound_comes_after_any_that_has_one_and_its_delta_dec
     unbounded = [row(0.1, delta_lcb=None, delta_pwmcc=0.3), row(0.3, delta_lcb=None, delta_pwmcc=0.4)]
     assert best_of(unbounded).weight == 0.3
     assert best_of([*unbounded, row(0.0, delta_lcb=-0.9)]).weight == 0.0
-    assert (
-        best_of([row(0.1, delta_lcb=None, delta_pwmcc=None), row(0.3, delta_lcb=None, delta_pwmcc=-0.1)]).weight == 0.3
-    )
+    negative = row(0.3, delta_lcb=None, delta_pwmcc=-0.1)
+    assert best_of([row(0.1, delta_lcb=None, delta_pwmcc=None), negative]).weight == 0.3
 
 
 def test_an_acceptance_has_its_limits_its_best_weight_and_every_gate() -> None:

@@ -164,7 +164,7 @@ def test_the_gates_judge_the_fresh_seeds_of_a_group_of_a_sweep(run: Run) -> None
     def confirmed(data: dict[str, Any]) -> None:
         for row in [row for rows in data["tables"].values() for row in rows]:
             if row.get("condition") == "topk":
-                row |= {"condition": "topk_lambda_0_5"} | ({"reference": 100} if "k" in row else {})
+                row.update({"condition": "topk_lambda_0_5"} | ({"reference": 100} if "k" in row else {}))
 
     chosen = select(decisions.candidates_for(BOTH, with_sweep(run)), BOTH).summary()["selected"]
     judged = decisions.judged_group(chosen, with_sweep(run, confirmation=confirmed))
@@ -184,14 +184,12 @@ def test_the_gates_on_pwmcc_read_unrelated_seeds_only(run: Run) -> None:
                    for row, reference in zip(candidate.members, references, strict=True)]  # fmt: skip
         stress = run.record("stress")
         tables = {("stress", name): stress.table(name) for name in stress.data["tables"]}
-        of = RunTables(
-            tables, json.loads((run.path / "parameters.json").read_text()), replace(candidate, members=members)
-        )
+        parameters = json.loads((run.path / "parameters.json").read_text())
+        of = RunTables(tables, parameters, replace(candidate, members=members))
         controls = [ControlRow.derive("stress", of, control=name) for name in control_names(of.parameters)]
         judged = replace(decisions.judged_group(chosen_of(run), run.find_record), members=members)
-        return {
-            row.gate: row.verdict for row in evaluate(judged, controls, GateParams()).gates if row.metric == "pwmcc"
-        }
+        found = evaluate(judged, controls, GateParams()).gates
+        return {row.gate: row.verdict for row in found if row.metric == "pwmcc"}
 
     assert verdicts([None, None, None]) == {"random_model": "pass", "random_decoder": "pass", "transcoder": "fail"}
     assert verdicts([100, 101, 102]) == verdicts([None, None, None])

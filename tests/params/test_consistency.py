@@ -1,4 +1,4 @@
-"""The consistency section: each mistake is refused in one sentence with its key and a remedy, and what a sweep trains."""
+"""The consistency section: each mistake is refused in one sentence with a remedy, and what a sweep trains."""
 
 from __future__ import annotations
 
