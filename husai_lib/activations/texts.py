@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -144,6 +144,11 @@ def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
     if not pairs or not all(pair.story1.strip() and pair.story2.strip() for pair in pairs):
         raise DataError(f"stories {source!r} have no pair or an empty story; give each row two texts")
     return pairs
+
+
+def texts_of_pairs(pairs: Sequence[StoryPair]) -> list[Text]:
+    """Both stories of each pair, story1 then story2."""
+    return [Text(pair.subject, story) for pair in pairs for story in (pair.story1, pair.story2)]
 
 
 def _story_rows(source: str) -> Iterable[dict[str, str]]:

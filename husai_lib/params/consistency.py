@@ -95,6 +95,10 @@ class ConsistencyParams(ReferenceParams):
                 found.append(Condition(**condition.model_dump() | {"name": name, "consistency": objective}))
         return found
 
+    def without_objective(self) -> list[Condition]:
+        """The swept conditions under their names, all trained without the objective: what their nulls are."""
+        return [condition.model_copy(update={"consistency": None}) for condition in self.swept()]
+
     def base_of(self, name: str) -> str:
         """The name of the group at lambda 0 that the group `name` is compared with."""
         return f"{name.rpartition('_lambda_')[0]}_lambda_0"

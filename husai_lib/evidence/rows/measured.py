@@ -237,7 +237,8 @@ class GroupRow(MeasuredRow):
     null_random: Cosine
     """pwmcc of random unit decoders of the same shape."""
     null_gaussian: Cosine
-    """pwmcc of the same recipe trained on Gaussian activations of the same mean and covariance."""
+    """pwmcc of the same recipe trained on Gaussian activations of the same mean and covariance; in a sweep of the
+    consistency objective, of the recipe without it."""
     pwmcc_corrected: float | None
     """(pwmcc - null_gaussian) / (1 - null_gaussian)."""
     encoder_mcc: Cosine
