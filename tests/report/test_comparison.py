@@ -42,9 +42,9 @@ def test_parameters_that_differ_are_named_with_both_values_and_equal_ones_are_no
 
 def test_a_condition_that_only_one_run_has_is_told_by_the_list_of_conditions_alone(found: dict[Any, Any]) -> None:
     smoke, quickstart = found["parameters", "conditions"]
-    assert "gated" in quickstart
-    assert "gated" not in smoke
-    assert not [what for _, what in found if what.startswith("conditions.gated")]
+    assert "hierarchical_topk" in quickstart
+    assert "hierarchical_topk" not in smoke
+    assert not [what for _, what in found if what.startswith("conditions.hierarchical_topk")]
 
 
 def test_metrics_are_means_over_the_seeds_of_a_condition(found: dict[Any, Any]) -> None:
