@@ -65,7 +65,8 @@ def saved(folder: Path, sae: Any, metadata: dict[str, Any] | None = None, **cfg:
 def made(
     params: BaselineParams, rows: Bank, held_out: Bank, *conditions: Condition, **changes: Any
 ) -> list[TrainedSae]:
-    return baseline_saes(params, conditions or [TOPK_64], [0, 1], rows, held_out, model=changes.get("model", MODEL))
+    sweep = (conditions or [TOPK_64], [0, 1])
+    return baseline_saes(params, [sweep], rows, held_out, model=changes.get("model", MODEL))
 
 
 def names(saes: list[TrainedSae]) -> list[tuple[str, int]]:

@@ -71,7 +71,8 @@ def grouped(
     of = [(sae.member.condition.name, sae.member.seed) for sae in saes]
     members = [baseline_row(seed, 1.0).model_copy(update={"condition": name}) for name, seed in of]
     probes = [probe(*one, "a", 0.1, form) for one in of for form in ("drop", "keep")]
-    return group_rows(saes, gaussian, members, probes, [limits(*one) for one in of], step=step)
+    held_out = bank(np.random.default_rng(0).standard_normal((200, 32)))
+    return group_rows(saes, gaussian, members, probes, [limits(*one) for one in of], held_out=held_out, step=step)
 
 
 def baseline_row(seed: int, score: float, d_sae: int = 64, k: int = 8) -> MemberRow:

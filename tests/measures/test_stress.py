@@ -168,7 +168,7 @@ def record(saes: list[TrainedSae]) -> Any:
     rows = {"members": [member_of(sae) for sae in saes], "pairs": []}
     conditions = {sae.member.condition.name: sae.member.condition.model_dump() for sae in saes}
     data = {"parameters": {"conditions": list(conditions.values())}}
-    return SimpleNamespace(data=data, table=rows.__getitem__)
+    return SimpleNamespace(step="frontier", data=data, table=rows.__getitem__)
 
 
 ACTIVATIONS: dict[str, Any] = {
