@@ -92,8 +92,7 @@ def test_r_is_what_substitution_leaves_of_random_saes_and_the_cosine_bounds_it()
     a, b = (behaviour(random_sae(seed, "topk" if seed else "standard"), rows) for seed in (0, 1))
     found = match(a.decoder, b.decoder)
     mine, other = (
-        contributions(one.latents.toarray(), one.decoder)[which]
-        for one, which in ((a, found.rows), (b, found.cols))
+        contributions(one.latents.toarray(), one.decoder)[which] for one, which in ((a, found.rows), (b, found.cols))
     )
     together = (mine * other).sum((1, 2))
     norms = [np.sqrt((one**2).sum((1, 2))) for one in (mine, other)]
@@ -118,7 +117,9 @@ def same_as(found: Agreement, R: NDArray[np.float64], a: Behaviour, b: Behaviour
 def test_each_mean_is_at_most_that_of_the_cosines() -> None:
     rng = np.random.default_rng(3)
     for _ in range(20):
-        a, b = (does(rng.exponential(size=(30, 9)) * (rng.random((30, 9)) < 0.4), rng.normal(size=(9, 4))) for _ in "ab")
+        a, b = (
+            does(rng.exponential(size=(30, 9)) * (rng.random((30, 9)) < 0.4), rng.normal(size=(9, 4))) for _ in "ab"
+        )
         found = match(a.decoder, b.decoder)
         assert abs(agreement(a, b, found.rows, found.cols).functional) <= found.cosines.mean() + 1e-6
 
