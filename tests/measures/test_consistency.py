@@ -1,4 +1,4 @@
-"""A sweep of the objective: by what checkpoints are chosen, what each SAE is aligned with, what random decoders give."""
+"""A sweep of the objective: by what checkpoints are chosen, with what SAEs are aligned, what random decoders give."""
 
 from __future__ import annotations
 
