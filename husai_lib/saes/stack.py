@@ -259,20 +259,20 @@ class Stack:
 def stacks_of(members: Sequence[Member], d_in: int, d_out: int, device: str) -> list[list[int]]:
     """Indices of the members of each stack: one on a CPU, as many of one shape as free memory holds on a GPU.
 
-    Members that align with each other are one stack everywhere.
+    Members that align with each other are one stack everywhere, and no other is in it.
     """
-    if device == "cpu":
-        banks: dict[Any, list[int]] = {}
-        for i, member in enumerate(members):
-            banks.setdefault((member.condition.name, member.bank) if member.bank else i, []).append(i)
-        return list(banks.values())
-    shapes: dict[str, list[int]] = {}
+    together: dict[Any, list[int]] = {}
     for i, member in enumerate(members):
-        shapes.setdefault(canonical_json([_shape(member.condition), member.bank]), []).append(i)
+        shape = i if device == "cpu" else _shape(member.condition)
+        together.setdefault((member.condition.name, member.bank) if member.bank else shape, []).append(i)
+    if device == "cpu":
+        return list(together.values())
     free, _ = torch.cuda.mem_get_info()
     stacks = []
-    for alike in shapes.values():
-        size = max(1, int(0.7 * free / _bytes_of_member(members[alike[0]].condition, d_in, d_out)))
+    for alike in together.values():
+        first = members[alike[0]]
+        size = max(1, int(0.7 * free / _bytes_of_member(first.condition, d_in, d_out)))
+        size = len(alike) if first.bank else size
         stacks += [alike[i : i + size] for i in range(0, len(alike), size)]
     return stacks
 

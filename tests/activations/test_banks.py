@@ -15,7 +15,7 @@ from synthetic_banks import bank_of
 from transformers import AutoModelForCausalLM
 
 from husai_lib.activations.banks import Bank, open_bank
-from husai_lib.activations.extraction import gaussian_bank, last_token_bank, prompt_banks, text_bank
+from husai_lib.activations.extraction import gaussian_bank, last_token_bank, prompt_banks, rows_bank, text_bank
 from husai_lib.activations.language_model import LanguageModel, open_model
 from husai_lib.activations.texts import ProbingSet, Text
 from husai_lib.errors import DataError, IntegrityError
@@ -379,3 +379,16 @@ def test_equal_rows_at_two_hooks_have_a_gaussian_bank_each() -> None:
     banks = [bank_of(data, hook) for hook in (HOOK, "blocks.1.hook_resid_pre")]
     assert banks[0].sha256 == banks[1].sha256
     assert [gaussian_bank(bank).rows.shape for bank in banks] == [(100, 4), (100, 4)]
+
+
+# --- given rows ----------------------------------------------------------------------------------
+
+
+def test_given_rows_are_a_bank_of_one_text_that_is_kept_by_its_content() -> None:
+    data = np.random.default_rng(2).normal(size=(300, 4)).astype(np.float32)
+    found, again, other = rows_bank(data, HOOK), rows_bank(data.copy(), HOOK), rows_bank(data[:299], HOOK)
+    np.testing.assert_array_equal(found.rows, data)
+    assert found.offsets.tolist() == [0, 300]
+    assert (found.hook_name, found.entry.key) == (again.hook_name, again.entry.key)
+    assert found.entry.key not in {other.entry.key, rows_bank(data, LAST).entry.key}
+    assert found.scale() == pytest.approx(4**0.5 / np.linalg.norm(data, axis=1).mean(), rel=1e-5)

@@ -65,7 +65,8 @@ def saved(folder: Path, sae: Any, metadata: dict[str, Any] | None = None, **cfg:
 def made(
     params: BaselineParams, rows: Bank, held_out: Bank, *conditions: Condition, **changes: Any
 ) -> list[TrainedSae]:
-    return baseline_saes(params, conditions or [TOPK_64], [0, 1], rows, held_out, model=changes.get("model", MODEL))
+    sweep = (conditions or [TOPK_64], [0, 1])
+    return baseline_saes(params, [sweep], rows, held_out, model=changes.get("model", MODEL))
 
 
 def names(saes: list[TrainedSae]) -> list[tuple[str, int]]:
@@ -94,6 +95,18 @@ def test_a_baseline_is_not_trained_again_when_another_shape_joins_it(rows: Bank,
     alone = made(BaselineParams(learning_rate=1e-2), rows, held_out)
     beside = made(BaselineParams(learning_rate=1e-2), rows, held_out, TOPK_64, condition("wide", d_sae=96, **SHORT))
     assert [sae.entry.key for sae in alone] == [sae.entry.key for sae in beside[:2]]
+
+
+def test_each_shape_has_a_baseline_at_the_seeds_of_all_its_sweeps_and_no_others(rows: Bank, held_out: Bank) -> None:
+    wide, fresh = condition("wide", d_sae=96, **SHORT), condition("other", **SHORT)
+    sweeps = [([TOPK_64, wide], [0, 1]), ([fresh], [1, 5])]
+    saes = baseline_saes(BaselineParams(learning_rate=1e-2), sweeps, rows, held_out, model=MODEL)
+    assert sorted(names(saes)) == [
+        ("baseline_64_k8", 0), ("baseline_64_k8", 1), ("baseline_64_k8", 5), ("baseline_96_k8", 0),
+        ("baseline_96_k8", 1),
+    ]  # fmt: skip
+    alone = made(BaselineParams(learning_rate=1e-2), rows, held_out)
+    assert [sae.entry.key for sae in saes[:2]] == [sae.entry.key for sae in alone]
 
 
 def test_a_matched_sae_is_the_baseline_of_every_seed_and_none_is_trained(

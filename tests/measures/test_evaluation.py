@@ -17,9 +17,10 @@ from husai_lib.activations.texts import ProbingSet
 from husai_lib.evidence.rows.measured import CeilingRow, GroupRow, MemberRow, PairRow, ProbeRow
 from husai_lib.intervals import mean_over_pairs
 from husai_lib.measures import evaluation
+from husai_lib.measures.agreement import behaviour
 from husai_lib.measures.contrastive import ContrastiveScore, contrastive_scores
-from husai_lib.measures.evaluation import Benches, Reconstruction, group_rows, measure, member_rows
-from husai_lib.measures.matching import pairwise_pwmcc, random_decoders
+from husai_lib.measures.evaluation import Benches, Reconstruction, decoder_pairs, group_rows, measure, member_rows
+from husai_lib.measures.matching import group_stability, pairwise_pwmcc, random_decoders
 from husai_lib.measures.probing import ProbeScore, ProbeTask, llm_scores, sae_scores
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
 from husai_lib.saes.trained import TrainedSae
@@ -42,8 +43,9 @@ def benches(**probing: Any) -> Benches:
         for kept in (None, np.arange(300))
     ]
     stories = bank(rng.standard_normal((80, 32)), list(range(0, 81, 10)))
-    held_out = bank(rng.standard_normal((200, 32)))
-    return Benches(held_out, stories, tasks, ProbingParams(ks=[1], **probing), ContrastiveParams())
+    return Benches(
+        bank(rng.standard_normal((200, 32))), stories, tasks, ProbingParams(ks=[1], **probing), ContrastiveParams()
+    )
 
 
 def _noise(name: str, rng: np.random.Generator) -> tuple[ProbingSet, Bank]:
@@ -71,7 +73,14 @@ def grouped(
     of = [(sae.member.condition.name, sae.member.seed) for sae in saes]
     members = [baseline_row(seed, 1.0).model_copy(update={"condition": name}) for name, seed in of]
     probes = [probe(*one, "a", 0.1, form) for one in of for form in ("drop", "keep")]
-    return group_rows(saes, gaussian, members, probes, [limits(*one) for one in of], step=step)
+    members = [
+        row.model_copy(update={"reference": sae.member.reference}) for row, sae in zip(members, saes, strict=True)
+    ]
+    return group_rows(saes, gaussian, members, probes, [limits(*one) for one in of], held_out=held_out(), step=step)
+
+
+def held_out() -> Bank:
+    return bank(np.random.default_rng(0).standard_normal((200, 32)))
 
 
 def baseline_row(seed: int, score: float, d_sae: int = 64, k: int = 8) -> MemberRow:
@@ -176,6 +185,49 @@ def test_equal_seeds_are_perfectly_stable_whatever_the_null() -> None:
     same = [trained(random_sae(0), seed) for seed in (0, 1, 2)]
     [row], _ = grouped(same, random_saes([0, 1, 2], start=300))
     assert (row.pwmcc, row.pwmcc_corrected, row.encoder_mcc, row.reappearing_fraction) == pytest.approx((1, 1, 1, 1))
+    assert (row.functional_agreement, row.functional_rare, row.functional_frequent) == pytest.approx((1, 1, 1))
+
+
+def aligned_with(saes: list[TrainedSae], references: list[int | None]) -> list[TrainedSae]:
+    """These SAEs, as if each had been aligned with the reference of this seed."""
+    return [
+        replace(sae, member=replace(sae.member, reference=seed)) for sae, seed in zip(saes, references, strict=True)
+    ]
+
+
+def test_means_of_a_group_are_over_unrelated_seeds_each_pair_of_references_with_equal_weight() -> None:
+    seeds, references = [0, 1, 2, 3], [10, 11, 12, 10]
+    saes = aligned_with([trained(random_sae(seed % 3), seed) for seed in seeds], references)  # 3 is a copy of 0
+    gaussian = aligned_with(random_saes(seeds, start=300), references)
+    [row], _ = grouped(saes, gaussian)
+    does_what = [behaviour(sae.sae, held_out()) for sae in saes]
+    found = group_stability([sae.sae.W_dec for sae in saes], [sae.sae.W_enc for sae in saes], does_what)
+    null = decoder_pairs(gaussian)
+
+    def across(of: Any) -> float:
+        return float(np.mean([(of[0, 1] + of[3, 1]) / 2, (of[0, 2] + of[3, 2]) / 2, of[1, 2]]))
+
+    for column in ("pwmcc", "encoder_mcc", "functional_agreement", "functional_rare", "subspace_overlap"):
+        assert getattr(row, column) == pytest.approx(across(getattr(found, column))), column
+    assert row.null_gaussian == pytest.approx(across(null))
+    assert row.pwmcc_within == pytest.approx(1.0)
+    assert row.pwmcc < 0.6  # type: ignore[operator]
+    assert row.pwmcc_low < row.pwmcc  # type: ignore[operator]
+
+
+def test_where_all_seeds_have_one_reference_only_the_column_of_related_seeds_has_a_pwmcc() -> None:
+    saes = aligned_with(random_saes([4, 2, 7]), [10, 10, 10])
+    [row], _ = grouped(saes, random_saes([4, 2, 7], start=300))
+    assert (row.pwmcc, row.pwmcc_low, row.pwmcc_corrected) == (None, None, None)
+    assert row.pwmcc_within == pytest.approx(pwmcc([sae.sae.W_dec.detach() for sae in saes]))
+    assert row.note == "all seeds have one reference, so none of them are unrelated"
+
+
+def test_a_member_names_what_it_was_aligned_with() -> None:
+    saes = aligned_with(random_saes([0, 1]), [10, None])
+    rows, *_ = member_rows(saes, benches(), "consistency")
+    assert [row.reference for row in rows] == [10, None]
+    assert [row.unit for row in rows] == [sae.member.unit for sae in saes]
 
 
 def test_every_pair_of_seeds_of_every_condition_is_a_row_with_its_pwmcc() -> None:

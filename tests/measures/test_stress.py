@@ -34,6 +34,7 @@ from husai_lib.measures.stress import (
     random_model,
     transcoder_of,
 )
+from husai_lib.params.conditions import Condition
 from husai_lib.params.inputs import ActivationParams, ModelParams, TextParams
 from husai_lib.saes.trained import TrainedSae
 
@@ -168,7 +169,7 @@ def record(saes: list[TrainedSae]) -> Any:
     rows = {"members": [member_of(sae) for sae in saes], "pairs": []}
     conditions = {sae.member.condition.name: sae.member.condition.model_dump() for sae in saes}
     data = {"parameters": {"conditions": list(conditions.values())}}
-    return SimpleNamespace(data=data, table=rows.__getitem__)
+    return SimpleNamespace(step="frontier", data=data, table=rows.__getitem__)
 
 
 ACTIVATIONS: dict[str, Any] = {
@@ -341,3 +342,5 @@ def test_the_transcoder_keeps_width_sparsity_and_training() -> None:
     same = ("d_sae", "k", "training_samples", "batch_size", "learning_rate")
     assert [getattr(found, name) for name in same] == [48, 6, 2048, 256, 0.002]
     assert found.hyperparameters == {"aux_loss_coefficient": 1.0, "skip": False}
+    aligned = of.model_dump() | {"consistency": {"lambda": 1.0, "reference": 9}}
+    assert transcoder_of(Condition(**aligned)) == found  # a transcoder has no objective

@@ -91,7 +91,7 @@ def edited(edit: Callable[..., None], fresh_cache: Path, monkeypatch: pytest.Mon
     def keys() -> dict[str, str]:
         found = {what: key_of(f"husai_lib.{module}", {}) for what, module in OTHERS.items()}
         for name, sae in saes.items():
-            found[f"SAE {name}"] = key_of(training.__name__, training._inputs(sae.member, data))
+            found[f"SAE {name}"] = key_of(training.__name__, training._inputs(sae.member, data, {}))
             found[f"probes of {name}"] = key_of("husai_lib.measures.probing", again(sae).content)
             found[f"story scores of {name}"] = key_of("husai_lib.measures.contrastive", again(sae).content)
         return found
@@ -151,6 +151,9 @@ def test_no_key_changes_with_code_that_only_describes_stores_or_judges_results(e
         ("saes.architectures.hierarchical_topk", "ROWS_TOGETHER = 512", "ROWS_TOGETHER = 4", {"SAE hierarchical_topk"}),
         # the step, the order of the data
         ("saes.stack", "GRADIENT_NORM = 1.0", "GRADIENT_NORM = 2.0", SAES),
+        # the consistency objective, which any SAE may be trained with
+        ("saes.objective", "cosines.sign()", "cosines", SAES),
+        ("saes.assignment", "BIDS = 100", "BIDS = 50", SAES),
         ("saes.data", "permutation(n_rows)", "permutation(n_rows - 1)", SAES | {"baselines"}),
         ("saes.baseline", "lr_end=condition.learning_rate", "lr_end=0.0", {"baselines"}),
         # a measure
