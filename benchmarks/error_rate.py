@@ -338,7 +338,7 @@ def choice_from_rows(cycles: Cycles, i: int, seeds: int) -> str:
 def verdicts_from_rows(world: World, mode: str, seen: Seen, i: int) -> list[bool]:
     """Whether each external gate of `evaluate` passes in cycle i."""
     seeds, sets = seen.probes.shape[1:]
-    about = {"d_sae": 64, "k": 8, "l0": 8.0, "dead_fraction": 0.0, "weights_sha256": ""}
+    about = {"d_sae": 64, "k": 8, "l0": 8.0, "dead_fraction": 0.0, "explained_variance": 0.8, "weights_sha256": ""}
     members = [
         MemberRow.model_construct(
             l0_matched=True,

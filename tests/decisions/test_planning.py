@@ -17,7 +17,7 @@ from husai_lib.evidence.rows.decided import GateRow
 from husai_lib.evidence.rows.measured import MemberRow, ProbeRow
 from husai_lib.params.rules import GateParams
 
-ABOUT = {"d_sae": 64, "k": 8, "l0": 8.0, "dead_fraction": 0.0, "weights_sha256": ""}
+ABOUT = {"d_sae": 64, "k": 8, "l0": 8.0, "dead_fraction": 0.0, "explained_variance": 0.8, "weights_sha256": ""}
 THRESHOLDS = GateParams()
 
 
