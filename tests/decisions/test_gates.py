@@ -627,28 +627,27 @@ def test_a_member_without_a_score_makes_its_gate_missing(column, lacking):
     assert gate(policy, name).note == f"1 of 3 members have no {column}"
 
 
+DEAD = "{:.0%} of its latents are dead, {:.0%} of the candidate's"
+EXPLAINED = "it explains {:.2f} of the variance, the candidate {:.2f}"
+
+
 @pytest.mark.parametrize(
-    ("dead", "own", "noted"), [(0.36, 0.0, True), (0.051, 0.0, True), (0.049, 0.0, False), (0.36, 0.35, False)]
-)
-def test_a_baseline_with_many_more_dead_latents_is_noted_and_does_not_decide(dead, own, noted):
-    members = [member.model_copy(update={"dead_fraction": own}) for member in judged().members]
-    compared = [baseline(seed, dead_fraction=dead) for seed in range(3)]
+    ("column", "theirs", "own", "note"),
+    [
+        ("dead_fraction", 0.36, 0.0, DEAD), ("dead_fraction", 0.051, 0.0, DEAD),
+        ("dead_fraction", 0.049, 0.0, ""), ("dead_fraction", 0.36, 0.35, ""),
+        ("explained_variance", 0.55, 0.61, EXPLAINED),
+        ("explained_variance", 0.56, 0.60, ""), ("explained_variance", 0.61, 0.55, ""),
+    ],
+)  # fmt: skip
+def test_a_baseline_that_was_trained_less_well_is_noted_and_does_not_decide(column, theirs, own, note):
+    members = [member.model_copy(update={column: own}) for member in judged().members]
+    compared = [baseline(seed, **{column: theirs}) for seed in range(3)]
     policy = decided(replace(judged(), members=members, baselines=compared), controls())
     assert policy.pass_all
-    note = f"the baseline is handicapped: {dead:.0%} of its latents are dead, {own:.0%} of the candidate's"
     for name in ("external_cebench", "external_cebench_calibrated"):
-        assert gate(policy, name).note == (note if noted else "")
+        assert gate(policy, name).note == (f"the baseline is handicapped: {note.format(theirs, own)}" if note else "")
     assert "handicapped" not in gate(policy, "external_saebench").note
-
-
-@pytest.mark.parametrize(("ev", "own", "noted"), [(0.55, 0.61, True), (0.56, 0.60, False), (0.61, 0.55, False)])
-def test_a_baseline_that_explains_much_less_is_noted_and_does_not_decide(ev, own, noted):
-    members = [member.model_copy(update={"explained_variance": own}) for member in judged().members]
-    compared = [baseline(seed, explained_variance=ev) for seed in range(3)]
-    policy = decided(replace(judged(), members=members, baselines=compared), controls())
-    assert policy.pass_all
-    note = f"the baseline is handicapped: it explains {ev:.2f} of the variance, the candidate {own:.2f}"
-    assert gate(policy, "external_cebench").note == (note if noted else "")
 
 
 def test_probes_whose_k_was_chosen_on_the_test_set_decide_no_gate():
