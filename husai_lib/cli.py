@@ -33,9 +33,8 @@ from husai_lib.params.cycle import CycleParams, load_cycle
 from husai_lib.params.strict_yaml import override
 
 INTERRUPTED = 130
-SHOWN = (("gates", "gate"), ("criteria", "gate"), ("candidates", "selection"), ("groups", "frontier"),
-         ("groups", "confirmation"))  # fmt: skip
-"""Tables that `show` prints, and their steps."""
+SHOWN = ("gates", "criteria", "candidates", "groups")
+"""Tables that `show` prints, of every step that has one."""
 EVIDENCE = REPOSITORY / "evidence"
 
 app = typer.Typer(
@@ -200,9 +199,10 @@ def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
 
     chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
     typer.echo(f"{chosen.name}: {_state(chosen)}\nevidence: {chosen.path}")
-    for table, step in SHOWN:
-        if step in chosen.journal and table in chosen.record(step).data["tables"]:
-            rows = chosen.record(step).table(table)
+    records = [chosen.record(step) for step in chosen.journal]
+    for table, record in ((table, record) for table in SHOWN for record in records):
+        if table in record.data["tables"]:
+            rows, step = record.table(table), record.step
             out.print(Markdown(f"**{table} of step {step}**\n\n{tables.table_of(rows)}"))
 
 

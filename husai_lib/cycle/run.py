@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from husai_lib.evidence.runs import Run, find_runs, new_run
 from husai_lib.evidence.steps import environment, step_key
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
 from husai_lib.params.conditions import baseline_seeds
-from husai_lib.params.cycle import CycleParams
+from husai_lib.params.cycle import CycleParams, given_to
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 NEEDED_BYTES = 2 * 10**9
@@ -39,17 +39,33 @@ class CycleStep:
     only_with: str = ""
     """The section without which the step is left out."""
 
+    @property
+    def executed(self) -> str:
+        """File name of the executed notebook: that of a further sweep is named after it."""
+        return f"{self.notebook.partition('_')[0]}_{self.name}.ipynb"
+
+    @property
+    def injected(self) -> dict[str, str]:
+        """What its notebook is given beside sections: its name, where it is not the notebook's own."""
+        return {} if self.executed == self.notebook else {"sweep": self.name}
+
 
 STEPS = (
     CycleStep("activations", "01_activations.ipynb", ("model", "texts", "activations", "contrastive", "stress")),
     CycleStep(
         "baselines",
         "02_baselines.ipynb",
-        ("seeds", "sae", "conditions", "baseline", "probing", "contrastive", "consistency"),
+        ("seeds", "sae", "conditions", "sweeps", "baseline", "probing", "contrastive", "consistency"),
     ),
-    CycleStep("frontier", "03_frontier.ipynb", ("seeds", "sae", "conditions", "probing", "contrastive")),
+    CycleStep("frontier", "03_frontier.ipynb", ("seeds", "sae", "conditions", "probing", "contrastive"), "conditions"),
     CycleStep(
         "consistency", "04_consistency.ipynb", ("seeds", "sae", "probing", "contrastive", "consistency"), "consistency"
+    ),
+    CycleStep(
+        "scaling",
+        "05_scaling.ipynb",
+        ("model", "texts", "activations", "seeds", "sae", "baseline", "probing", "contrastive", "scaling"),
+        "scaling",
     ),
     CycleStep("selection", "06_selection.ipynb", ("selection", "earlier")),
     CycleStep("confirmation", "06b_confirmation.ipynb", ("confirmation", "baseline", "probing", "contrastive")),
@@ -74,7 +90,12 @@ class PlannedStep:
 
 def steps_of(parameters: dict[str, Any]) -> list[CycleStep]:
     """The steps of a cycle by its sections: one whose section is absent is left out."""
-    return [step for step in STEPS if not step.only_with or parameters.get(step.only_with)]
+    found: list[CycleStep] = []
+    for step in STEPS:
+        found += [step] if not step.only_with or parameters.get(step.only_with) else []
+        if step.name == "frontier":
+            found += [replace(step, name=name, only_with="sweeps") for name in parameters.get("sweeps") or {}]
+    return found
 
 
 def check_earlier(params: CycleParams, evidence: Path) -> None:
@@ -98,7 +119,7 @@ def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOK
     values = params.model_dump(mode="json")
     planned: list[PlannedStep] = []
     for step in steps_of(values):
-        given = {name: values[name] for name in step.sections}
+        given = {name: value for name, value in given_to(step.name, values).items() if name in step.sections}
         kept = {earlier.step.name for earlier in planned if not earlier.reason}
         reason = next(_reasons_to_run(step, given, run, kept, notebooks), "") if run else "new run"
         makes = _makes(step.name, params)
@@ -109,14 +130,14 @@ def plan(params: CycleParams, run: Run | None = None, notebooks: Path = NOTEBOOK
 def _makes(step: str, params: CycleParams) -> str:
     """Which SAEs or controls a step makes, in words; empty for a step that makes none."""
     fresh = len(params.confirmation.seeds)
-    sweep, seeds, at_last = params.consistency, len(params.seeds), fresh or len(params.seeds)
+    grid, seeds, at_last = params.scaling, len(params.seeds), fresh or len(params.seeds)
     models = range(1, params.stress.random_models + 1) if params.stress.random_model else ()
     controls = [name for name in ("transcoder", "ood") if getattr(params.stress, name)]
-    of_baselines = {name: len(own) for name, own in baseline_seeds(params.sweeps).items()}
+    of_baselines = {name: len(own) for name, own in baseline_seeds(params.trained.values()).items()}
     trained: dict[str, dict[str, int]] = {
         "baselines": {name.replace("baseline", params.baseline.architecture): n for name, n in of_baselines.items()},
-        "frontier": dict.fromkeys((condition.name for condition in params.conditions), seeds),
-        "consistency": {one.name: len(sweep.seeds) or seeds for one in sweep.swept()} if sweep else {},
+        **{name: {one.name: len(own) for one in conditions} for name, (conditions, own) in params.trained.items()},
+        "scaling": {one.name: len(grid.seeds) or seeds for one in grid.conditions()} if grid else {},
         "confirmation": dict.fromkeys(("the selected condition", "its baseline") if fresh else (), fresh),
         "stress": dict.fromkeys([*(f"random_model_{number}" for number in models), *controls], at_last),
     }
@@ -280,7 +301,7 @@ def _run_step(planned: PlannedStep, run: Run, notebooks: Path) -> list[str]:
     from husai_lib.cycle.execution import execute, strip_notebook  # noqa: PLC0415 - as in run_cycle
 
     step = planned.step
-    source, executed = notebooks / step.notebook, run.path / "notebooks" / step.notebook
+    source, executed = notebooks / step.notebook, run.path / "notebooks" / step.executed
     unfinished = executed.with_suffix(".unfinished.ipynb")
     code = notebook_code(source)
     folder = run.path.relative_to(REPOSITORY) if run.path.is_relative_to(REPOSITORY) else run.path
@@ -288,7 +309,9 @@ def _run_step(planned: PlannedStep, run: Run, notebooks: Path) -> list[str]:
     executed.parent.mkdir(exist_ok=True)
     try:
         # in the order in which the record has them, so that the injected cell follows from the record
-        execute(source, unfinished, {"run": str(folder)} | json.loads(canonical_json(planned.parameters)))
+        execute(
+            source, unfinished, {"run": str(folder)} | step.injected | json.loads(canonical_json(planned.parameters))
+        )
         if step.name not in run.journal:
             raise StepError("it ended without writing its record")
     except HusaiError as error:
@@ -297,6 +320,6 @@ def _run_step(planned: PlannedStep, run: Run, notebooks: Path) -> list[str]:
     printed = strip_notebook(unfinished)
     unfinished.replace(executed)
     entry = run.journal[step.name]
-    files = entry["files"] | {f"notebooks/{step.notebook}": sha256_file(executed)}
+    files = entry["files"] | {f"notebooks/{step.executed}": sha256_file(executed)}
     run.note_step(step.name, entry | {"files": files, "notebook_code": code})
     return printed

@@ -23,8 +23,8 @@ TOKENS = ("probe_tokens", "skip_positions", "max_norm_ratio")
 """Parameters of the activations that decide which tokens the benchmarks see."""
 PAIRS = ("max_rows", "independence")
 """Parameters of CE-Bench that decide its plain scores."""
-NO_CANDIDATES = ("baselines", "confirmation")
-"""Steps whose SAEs others are compared with, or repeat what was selected."""
+NO_CANDIDATES = ("baselines", "confirmation", "scaling")
+"""Steps whose SAEs others are compared with, repeat what was selected, or read other layers and rows."""
 BASELINE = "baseline"
 UNKNOWN = '"not known"'
 
@@ -145,7 +145,7 @@ def _why_unmatched(row: EarlierMemberRow) -> str:
 
 
 def measured_on(source: str, read: Read) -> dict[str, str]:
-    """Every setting that the deltas of the run of `source` depend on: its name -> its value as canonical JSON."""
+    """Every setting that the deltas of the run of `source` depend on, as canonical JSON by its name; "" is this run."""
     activations, baselines = (read(beside(source, step)) for step in ("activations", "baselines"))
     return settings_of(activations.data["parameters"] | baselines.data["parameters"])
 

@@ -93,7 +93,7 @@ class Judged:
     """Its own probes."""
     group: GroupRow | None = None
     """Its own row, which holds the ceilings of its probes."""
-    source: str = "frontier"
+    source: str = "selection"
     """The record that all of these are from."""
     ks: Sequence[int] = ()
     """Numbers of latents that a probe may read."""

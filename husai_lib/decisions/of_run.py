@@ -33,7 +33,7 @@ def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candid
     found: list[candidates.Candidate] = []
     then = rules.rules == "2026-02"
     for source in rules.sources:
-        here = candidates.measured_on("frontier", read) if "/" in source and not then else None
+        here = candidates.measured_on("", read) if "/" in source and not then else None
         own = candidates.candidates_of(source, read, here, duplicates=then)
         held = {one.weights_sha256 for one in found} if "/" not in source else set()
         found += [one for one in own if one.weights_sha256 not in held]
@@ -41,8 +41,8 @@ def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candid
 
 
 def source_of(chosen: Mapping[str, Any] | None) -> str:
-    """The record of a selected candidate; that of the frontier where nothing was selected."""
-    return str(chosen["source"]) if chosen else "frontier"
+    """The record of a selected candidate; that of the selection where it selected nothing."""
+    return str(chosen["source"]) if chosen else "selection"
 
 
 def judged_group(chosen: Mapping[str, Any] | None, read: Read) -> Judged:

@@ -21,7 +21,7 @@ from husai_lib.evidence.runs import Record, Run, utc_now
 from husai_lib.files import canonical_json, sha256_text, write_bytes, write_json, write_text
 from husai_lib.params.conditions import Condition
 from husai_lib.params.consistency import ConsistencyParams
-from husai_lib.params.cycle import check_sections
+from husai_lib.params.cycle import STEPS, check_sections
 from husai_lib.version import __version__
 
 Read = Callable[[str], Record]
@@ -86,8 +86,11 @@ class Step:
         self.run.note_step(self.name, entry | {"files": entry["files"] | {name: sha256}})
 
     def save_figure(self, figure: Any, name: str) -> Any:
-        """Keep a `ReportFigure` as `figures/<name>.png` and return it, so that the cell shows it."""
-        self.publish(f"figures/{name}.png", figure.png())
+        """Keep a `ReportFigure` as `figures/<name>.png` and return it, so that the cell shows it.
+
+        Figures of a further sweep have its name before theirs.
+        """
+        self.publish(f"figures/{figure_name(self.name, name)}.png", figure.png())
         return figure
 
     def write(self, tables: dict[str, list[Row]] | None = None, device: str = "cpu", **summary: Any) -> Record:
@@ -119,6 +122,11 @@ class Step:
             "finished_utc": utc_now(),
             "wall_seconds": round(time.time() - self.started, 3),
         }
+
+
+def figure_name(step: str, name: str) -> str:
+    """The name under which a step keeps a figure."""
+    return name if step in STEPS else f"{step}_{name}"
 
 
 def selected_group(selected: Mapping[str, Any] | None, read: Read) -> Candidate:

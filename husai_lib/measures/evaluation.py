@@ -10,7 +10,7 @@ import torch
 
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows.base import RunTables, noted
-from husai_lib.evidence.rows.measured import CeilingRow, GroupRow, MemberRow, PairRow, ProbeRow
+from husai_lib.evidence.rows.measured import WITH_BASELINES, CeilingRow, GroupRow, MemberRow, PairRow, ProbeRow
 from husai_lib.intervals import Pairs, between_units, mean_over_pairs
 from husai_lib.measures.agreement import behaviour
 from husai_lib.measures.ceilings import ceiling_rows
@@ -82,7 +82,7 @@ def member_rows(
     probes = probe_rows(saes, tasks, sae_scores(saes, tasks, probing, progress), llm, probing.seed)
     ceilings = ceiling_rows(saes, tasks, llm, probing, progress)
     stories = contrastive_scores(saes, benches.stories, benches.contrastive, progress)
-    of_baselines = "confirmation" if step == "confirmation" else "baselines"
+    of_baselines = step if step in WITH_BASELINES else "baselines"
     tables = {(step, "probes"): probes, (of_baselines, "members"): baselines}
     run = RunTables(tables, {"probing": probing.model_dump()})
     form = "" if benches.contrastive.independence == "as_published" else "_as_released"
@@ -123,7 +123,7 @@ def group_rows(
     ceilings: Sequence[CeilingRow],
     *,
     held_out: Bank,
-    step: str = "frontier",
+    step: str,
 ) -> tuple[list[GroupRow], list[PairRow]]:
     """The stability of each condition across seeds beside two nulls, and its SAEBench delta with its ceilings.
 
@@ -147,13 +147,18 @@ def group_rows(
         pairs += pair_rows({name: found.pwmcc}, seeds)
         random = pairwise_pwmcc(random_decoders(tuple(own[0].sae.W_dec.shape), seeds))
         means = {column: _mean_unrelated(values, own) for column, values in vars(found).items()}
-        means |= {"null_random": mean_over_pairs(random), "null_gaussian": _mean_unrelated(decoder_pairs(null), null)}
+        means |= {
+            "null_random": mean_over_pairs(random) if len(seeds) > 1 else None,
+            "null_gaussian": _mean_unrelated(decoder_pairs(null), null),
+        }
         groups.append(GroupRow.derive(step, run, condition=name, **means))
     return groups, pairs
 
 
-def _mean_unrelated(values: Pairs, saes: Sequence[TrainedSae]) -> float:
-    """The mean over pairs of unrelated seeds; over all pairs where all seeds are related."""
+def _mean_unrelated(values: Pairs, saes: Sequence[TrainedSae]) -> float | None:
+    """The mean over pairs of unrelated seeds; over all pairs where all seeds are related. A single seed has none."""
+    if len(saes) < 2:
+        return None
     units = [one.member.unit for one in saes]
     return mean_over_pairs(between_units(values, units) if len(set(units)) > 1 else values)
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from husai_lib.errors import DataError, ModelError
+from husai_lib.errors import ModelError
 from husai_lib.evidence.rows.measured import PairRow
 from husai_lib.intervals import Pairs, pair_table
 from husai_lib.measures.agreement import Behaviour, agreement
@@ -86,21 +86,21 @@ def match(a: Array, b: Array) -> Matching:
 
 
 def pairwise_pwmcc(decoders: Sequence[Array]) -> Pairs:
-    """PW-MCC of every pair of at least two decoders `[d_sae, d_in]`."""
-    pairs = _pairs(decoders)
+    """PW-MCC of every pair of decoders `[d_sae, d_in]`."""
+    pairs = combinations(range(len(decoders)), 2)
     return pair_table(len(decoders), {(i, j): match(decoders[i], decoders[j]).cosines.mean() for i, j in pairs})
 
 
 def group_stability(decoders: Sequence[Array], encoders: Sequence[Array], behaviours: Sequence[Behaviour]) -> Stability:
-    """Statistics of all pairs of at least two seeds.
+    """Statistics of all pairs of seeds; of a single seed there are none.
 
-    They are given by their decoders `[d_sae, d_in]`, encoders `[d_in, d_sae]`, and what they do on held-out rows.
+    Seeds are given by their decoders `[d_sae, d_in]`, encoders `[d_in, d_sae]`, and what they do on held-out rows.
     """
     rows = [_unit_rows(_tensor(encoder).T) for encoder in encoders]
     if list(map(len, decoders)) != list(map(len, rows)):
         raise ModelError("decoders and encoders differ in width; give W_dec [d_sae, d_in] and W_enc [d_in, d_sae]")
     leading, values = [_leading_directions(decoder) for decoder in decoders], {}
-    for i, j in _pairs(decoders):
+    for i, j in combinations(range(len(rows)), 2):
         found, r = match(decoders[i], decoders[j]), min(leading[i][1], leading[j][1])
         again = float((found.cosines > REAPPEARS_ABOVE).sum())
         values[i, j] = (
@@ -119,7 +119,7 @@ def pair_rows(tables: Mapping[str, Pairs], seeds: Sequence[int]) -> list[PairRow
     return [
         PairRow(of=of, seed_a=seeds[i], seed_b=seeds[j], pwmcc=float(pairs[i, j]))
         for of, pairs in tables.items()
-        for i, j in _pairs(seeds)
+        for i, j in combinations(range(len(seeds)), 2)
     ]
 
 
@@ -157,10 +157,3 @@ def _row_cosines(a: Tensor, b: Tensor, rows: NDArray[np.intp], cols: NDArray[np.
 def _tensor(matrix: Array) -> Tensor:
     """A float32 tensor; arrays are copied, as torch warns about read-only memory maps."""
     return matrix.detach().float() if isinstance(matrix, Tensor) else torch.from_numpy(np.array(matrix, np.float32))
-
-
-def _pairs(seeds: Sequence[object]) -> list[tuple[int, int]]:
-    """Positions of all pairs; DataError for a single seed."""
-    if len(seeds) == 1:
-        raise DataError("stability across seeds needs at least 2 seeds, not 1; add seeds")
-    return list(combinations(range(len(seeds)), 2))

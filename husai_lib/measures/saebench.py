@@ -73,7 +73,7 @@ def subject_of(given: str, evidence: Path, model: str | None = None, prepend_bos
     if (model, prepend_bos) != (None, None):
         raise ParameterError(f"{run.name} knows its language model; leave --model and --prepend-bos out")
     selected = run.record("selection").summary["selected"]
-    if not selected or selected["source"] != "frontier":
+    if not selected or "/" in selected["source"]:
         raise DataError(f"{run.name} selected no candidate of its own; name another run or the folder of an SAE")
     params = run.record("activations").data["parameters"]
     own, folder = ModelParams(**params["model"]), open_entry("saes", selected["key"]).path

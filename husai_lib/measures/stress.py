@@ -75,7 +75,7 @@ def open_candidate(selected: dict[str, Any] | None, read: Read) -> Stressed:
     known = {row.weights_sha256 for row in candidate.members}
     if not confirmed_members(read) and selected["weights_sha256"] not in known:
         raise DataError(
-            f"the selected {selected['source']}/{selected['condition']} has no such weights in the record of frontier; "
+            f"the selected {selected['source']}/{selected['condition']} has no such weights in its record; "
             "stress a candidate in the run that trained it"
         )
     condition = condition_of(selected, read)

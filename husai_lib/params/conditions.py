@@ -217,7 +217,7 @@ def baseline_shapes(conditions: Iterable[SaeParams]) -> dict[str, SaeParams]:
     longest = {(c.d_sae, c.k): c for c in sorted(conditions, key=lambda c: c.training_samples)}
     if len(longest) == 1:
         return {"baseline": next(iter(longest.values()))}
-    return {f"baseline_{d_sae}_k{k}": longest[d_sae, k] for d_sae, k in sorted(longest)}
+    return {baseline_name(f"{d_sae}_k{k}"): longest[d_sae, k] for d_sae, k in sorted(longest)}
 
 
 def baseline_seeds(sweeps: Iterable[tuple[Sequence[SaeParams], Sequence[int]]]) -> dict[str, list[int]]:
@@ -233,6 +233,11 @@ def baseline_seeds(sweeps: Iterable[tuple[Sequence[SaeParams], Sequence[int]]]) 
     }  # fmt: skip
 
 
+def baseline_name(of: str) -> str:
+    """The name of the trained baseline of a shape, or of a point of the grid of phase 4e."""
+    return f"baseline_{of}"
+
+
 def is_baseline_name(name: str) -> bool:
-    """Whether a condition is a baseline: the given SAE, or one that `baseline_shapes` names."""
-    return re.fullmatch(r"given|baseline(_\d+_k\d+)?", name) is not None
+    """Whether a condition is a baseline: the given SAE, or a trained one."""
+    return re.fullmatch(r"given|baseline(_.+)?", name) is not None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, create_model, model_validator
 
@@ -16,8 +16,25 @@ from husai_lib.params.conditions import BaselineParams, Condition, SaeParams, is
 from husai_lib.params.consistency import ConsistencyParams
 from husai_lib.params.inputs import ActivationParams, ModelParams, TextParams
 from husai_lib.params.rules import ConfirmationParams, EarlierRun, GateParams, SelectionParams
+from husai_lib.params.scaling import ScalingParams
 from husai_lib.params.sections import NAME, Count, Section, check, distinct
 from husai_lib.params.strict_yaml import override, parse_yaml
+
+STEPS = ("activations", "baselines", "frontier", "consistency", "scaling", "selection", "confirmation", "stress",
+         "gate", "report")  # fmt: skip
+"""The steps of a cycle; further sweeps have their own names."""
+
+
+class SweepParams(Section):
+    """Conditions that are trained and measured as those of the frontier are, in a step of their own."""
+
+    conditions: list[Condition] = Field(min_length=1)
+    """What is compared; a condition names its architecture and whatever differs from `sae`."""
+    seeds: list[Count] = []  # noqa: RUF012 -- pydantic copies it
+    """Seeds of every condition; the cycle's by default."""
+
+
+Sweeps = dict[Annotated[str, Field(pattern=NAME)], SweepParams]
 
 
 class Sections(Section):
@@ -29,13 +46,28 @@ class Sections(Section):
         if not isinstance(data, dict) or not isinstance(sae := data.get("sae"), dict):
             return data
 
-        def complete(section: dict[str, Any]) -> dict[str, Any]:
+        def complete(section: Any) -> Any:
+            if not isinstance(section, dict):
+                return section
+            if isinstance(one := section.get("condition"), dict):
+                section = section | {"condition": sae | one}
             if not isinstance(given := section.get("conditions"), list):
                 return section
             return section | {"conditions": [sae | one if isinstance(one, dict) else one for one in given]}
 
-        sweep = data.get("consistency")
-        return complete(data) | ({"consistency": complete(sweep)} if isinstance(sweep, dict) else {})
+        own = {name: complete(data[name]) for name in ("consistency", "scaling") if name in data}
+        if isinstance(sweeps := data.get("sweeps"), dict):
+            own["sweeps"] = {name: complete(sweep) for name, sweep in sweeps.items()}
+        return complete(data) | own
+
+    @property
+    def trained(self: Any) -> dict[str, tuple[list[Condition], list[int]]]:
+        """The steps that train candidates: conditions, with the seeds at which they are trained."""
+        found = {"frontier": (self.conditions, self.seeds)} if self.conditions else {}
+        found |= {name: (sweep.conditions, sweep.seeds or self.seeds) for name, sweep in self.sweeps.items()}
+        if self.consistency:
+            found["consistency"] = (self.consistency.swept(), self.consistency.seeds or self.seeds)
+        return found
 
 
 class CycleParams(Sections):
@@ -45,8 +77,8 @@ class CycleParams(Sections):
     """Name of the cycle and of its folder under `evidence/`."""
     summary: str = Field(min_length=1)
     """One sentence on what the cycle is for."""
-    seeds: list[Count] = Field(min_length=2)
-    """Seeds of every condition, at least 2, as stability is measured across seeds."""
+    seeds: list[Count] = Field(min_length=1)
+    """Seeds of every condition. A single one has no stability and no bounds, so gates that need them are missing."""
     model: ModelParams
     """The language model."""
     texts: TextParams
@@ -55,10 +87,15 @@ class CycleParams(Sections):
     """The activations that SAEs are trained and measured on."""
     sae: SaeParams
     """What all conditions share."""
-    conditions: list[Condition] = Field(min_length=1)
-    """What is compared. In YAML a condition names its architecture and whatever differs from `sae`."""
+    conditions: list[Condition] = []  # noqa: RUF012 -- pydantic copies it
+    """What is compared, in the sweep `frontier`. In YAML a condition names its architecture and whatever differs from
+    `sae`."""
+    sweeps: Sweeps = {}  # noqa: RUF012 -- as above
+    """Further sweeps of conditions by their names, each a step and a source of candidates of its own."""
     consistency: ConsistencyParams | None = None
     """Conditions trained with the consistency objective; without this section the step is not run."""
+    scaling: ScalingParams | None = None
+    """A grid of token budgets, layers and widths; without this section the step is not run."""
     baseline: BaselineParams = BaselineParams()
     """The SAE that CE-Bench deltas are taken against."""
     probing: ProbingParams = ProbingParams()
@@ -77,48 +114,70 @@ class CycleParams(Sections):
     """Earlier runs that this cycle must improve on, as `<cycle>/<run>` or `imported/<name>`."""
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> Self:
+    def _seeds_agree(self) -> Self:
         distinct(self.seeds, "seed")
-        distinct(self.earlier, "earlier run")
-        distinct([condition.name for condition in self.conditions], "condition")
-        sweep = self.consistency
-        if sweep and not self.activations.validation_rows:
-            raise ValueError("activations.validation_rows = 0, but consistency chooses checkpoints by them; give some")
-        if "consistency" in self.selection.sources and not sweep:
-            raise ValueError("selection.sources: there is no section consistency; leave it out or add the section")
-        own = [condition.consistency for condition in self.conditions if condition.consistency]
-        for aligned in [sweep, *own] if sweep else own:
-            for seeds in (getattr(aligned, "seeds", []) or self.seeds, self.confirmation.seeds):
-                aligned.check_seeds(seeds)
-        joined = self.activations.hook_name.count("+") + 1
-        if twice := sorted({*self.seeds, *(sweep.seeds if sweep else ())} & {*self.confirmation.seeds}):
+        used, fresh = {*self.seeds}, self.confirmation.seeds
+        for name, (conditions, seeds) in self.trained.items():
+            used |= {*seeds}
+            distinct(seeds, "seed")
+            own = [one.consistency for one in conditions if one.consistency]
+            for objective in [self.consistency] if self.consistency and name == "consistency" else own:
+                objective.check_seeds(seeds)
+                objective.check_seeds(fresh)
+        if twice := sorted(used & {*fresh}):
             raise ValueError(f"confirmation.seeds: {twice[0]} is also one of seeds; fresh seeds confirm, others do not")
-        for condition in [*self.conditions, *(sweep.conditions if sweep else ())]:
-            if is_baseline_name(condition.name):
-                raise ValueError(f"condition {condition.name!r} has the name of a baseline; choose another name")
-            if condition.architecture == "topk_transcoder":
-                raise ValueError("a transcoder is no condition but a control, switched on by stress.transcoder")
-            layers = condition.hyperparameters.get("layers", joined)
-            if (needed := layers if isinstance(layers, int) else len(layers)) != joined:
+        most = max(len(seeds) for _, seeds in self.trained.values())
+        if self.selection.min_seeds > most:
+            raise ValueError(f"selection.min_seeds = {self.selection.min_seeds}, but there are {most} seeds")
+        if self.consistency and not self.activations.validation_rows:
+            raise ValueError("activations.validation_rows = 0, but consistency chooses checkpoints by them; give some")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_steps(self) -> Self:
+        for name in self.sweeps:
+            if name in STEPS:
+                raise ValueError(f"sweeps: {name!r} is the name of another step; choose another name")
+        for source in self.selection.sources:
+            if "/" not in source and source not in self.trained:
                 raise ValueError(
-                    f"condition {condition.name!r} reads {needed} layers but activations.hook_name names {joined}; "
-                    "join as many hooks by '+'"
+                    f"selection.sources: this cycle trains no {source!r}; name {' or '.join(self.trained)}, or add its "
+                    "section"
                 )
-        if self.selection.min_seeds > len(self.seeds):
-            raise ValueError(f"selection.min_seeds = {self.selection.min_seeds}, but there are {len(self.seeds)} seeds")
+        distinct(self.earlier, "earlier run")
+        return self
+
+    @model_validator(mode="after")
+    def _conditions_fit(self) -> Self:
+        if not self.trained:
+            raise ValueError("there are no conditions, so nothing is trained; add conditions, sweeps or consistency")
+        joined = self.activations.hook_name.count("+") + 1
+        for conditions, _ in self.trained.values():
+            distinct([condition.name for condition in conditions], "condition")
+            for condition in conditions:
+                if is_baseline_name(condition.name):
+                    raise ValueError(f"condition {condition.name!r} has the name of a baseline; choose another name")
+                if condition.architecture == "topk_transcoder":
+                    raise ValueError("a transcoder is no condition but a control, switched on by stress.transcoder")
+                layers = condition.hyperparameters.get("layers", joined)
+                if (needed := layers if isinstance(layers, int) else len(layers)) != joined:
+                    raise ValueError(
+                        f"condition {condition.name!r} reads {needed} layers but activations.hook_name names {joined}; "
+                        "join as many hooks by '+'"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> Self:
         path = local_path(self.model.name.removeprefix("random:"))
         count = layer_count(path) if path else math.inf  # the files of a hub model are checked when they are loaded
         if count is None:
             raise ValueError(f"model.name = {self.model.name!r} is no complete GGUF file or Hugging Face folder")
-        if self.activations.layer >= count:
-            raise ValueError(f"{self.activations.hook_name} is beyond the model's {count} layers, 0 to {count - 1}")
+        hooks = [self.activations, *(self.scaling.read_at(self.activations) if self.scaling else ())]
+        for hook in hooks:
+            if hook.layer >= count:
+                raise ValueError(f"{hook.hook_name} is beyond the model's {count} layers, 0 to {count - 1}")
         return self
-
-    @property
-    def sweeps(self) -> list[tuple[list[Condition], list[int]]]:
-        """Everything that needs matched baselines: conditions, with the seeds at which they are trained."""
-        sweep = self.consistency
-        return [(self.conditions, self.seeds), *([(sweep.conditions, sweep.seeds or self.seeds)] if sweep else [])]
 
 
 def load_cycle(path: Path, assignments: Iterable[str] = ()) -> CycleParams:
@@ -133,6 +192,12 @@ def load_cycle(path: Path, assignments: Iterable[str] = ()) -> CycleParams:
     except OSError as error:
         raise ParameterError(f"{path}: {error.strerror}; name a file such as params/quickstart.yaml") from None
     return check(CycleParams, override(parse_yaml(text, str(path)), assignments), str(path))
+
+
+def given_to(step: str, sections: Mapping[str, Any]) -> dict[str, Any]:
+    """All sections of a cycle as a step sees them: a further sweep has conditions and seeds of its own."""
+    sweep = (sections.get("sweeps") or {}).get(step, {})
+    return {**sections, **{name: value for name, value in sweep.items() if value}}
 
 
 def check_sections(given: dict[str, Any], source: str) -> Any:

@@ -6,10 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from husai_lib.errors import HusaiError
+from husai_lib.evidence.rows.base import RunTables
+from husai_lib.evidence.runs import Record, Run
+from husai_lib.evidence.steps import candidate_of
 from husai_lib.evidence.verification import UNREADABLE
+from husai_lib.files import read_json
 
 Check = tuple[str, Any, Any]
 """What is checked, what is stated, what it must be."""
@@ -92,3 +97,38 @@ def first_difference(text: str, must: str) -> tuple[str, str]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 300 else f"{text[:299]}…"
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A run under audit: its records, read once."""
+
+    run: Run
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest."""
+        return self.run.manifest()
+
+    @cached_property
+    def journal(self) -> dict[str, dict[str, Any]]:
+        """The journal's steps."""
+        return self.run.journal
+
+    @cached_property
+    def records(self) -> dict[str, Record]:
+        """Every record, by step."""
+        return {step: self.run.record(step) for step in self.journal}
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """All sections of the cycle."""
+        parameters: dict[str, Any] = read_json(self.run.path / "parameters.json")
+        return parameters
+
+    @cached_property
+    def tables(self) -> RunTables:
+        """The typed tables, with the selected group beside them."""
+        tables = {(s, table): r.table(table) for s, r in self.records.items() for table in r.data["tables"]}
+        chosen = self.records["selection"].summary["selected"]
+        return RunTables(tables, self.parameters, candidate_of(chosen, self.run.find_record))

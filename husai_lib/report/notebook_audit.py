@@ -33,12 +33,12 @@ def check_notebook(run: Run, step: str, notebooks: Path) -> Iterator[Check]:
     A notebook that is not the checkout's is held to the one of the record's own commit and is not executed.
     """
     record, path = run.record(step), executed_notebook(run, step)
-    executed, source = read_notebook(path), read_source(notebooks / path.name)
-    given = {"run": _stated_run(executed, run)} | record.data["parameters"]
+    executed, name = read_notebook(path), source_name(path.name, notebooks)
+    source, given = read_source(notebooks / name), _given(executed, run, record, name)
     expected = expected_notebook(source, given) if source else None
     differing = [*_differences(path.name, executed, expected)]
     if differing:
-        earlier = _source_at(record, path.name)
+        earlier = _source_at(record, name)
         if earlier and not [*_differences(path.name, executed, expected_notebook(earlier, given))]:
             yield OTHER_NOTEBOOKS, UNCHECKED, None
             return
@@ -60,11 +60,24 @@ def executed_notebook(run: Run, step: str) -> Path:
     return run.path / names[0]
 
 
+def source_name(executed: str, notebooks: Path) -> str:
+    """The file of `notebooks` that was executed: that of the same number, as a further sweep has its own name."""
+    number = executed.partition("_")[0]
+    return next((path.name for path in sorted(notebooks.glob(f"{number}_*.ipynb"))), executed)
+
+
+def _given(executed: Any, run: Run, record: Record, source: str) -> dict[str, Any]:
+    """What the notebook was given: the run, the name of a further sweep, and the sections of its record."""
+    further = {"sweep": record.step} if executed_notebook(run, record.step).name != source else {}
+    given: dict[str, Any] = {"run": _stated_run(executed, run)} | further | record.data["parameters"]
+    return given
+
+
 def is_of_checkout(run: Run, step: str, notebooks: Path) -> bool:
     """Whether a step was made by the notebook that the checkout has now."""
     path = executed_notebook(run, step)
-    executed, source = read_notebook(path), read_source(notebooks / path.name)
-    given = {"run": _stated_run(executed, run)} | run.record(step).data["parameters"]
+    executed, name = read_notebook(path), source_name(path.name, notebooks)
+    source, given = read_source(notebooks / name), _given(executed, run, run.record(step), name)
     return bool(source) and not [*_differences(path.name, executed, expected_notebook(source, given))]
 
 

@@ -25,9 +25,6 @@ WIDEST = 4096
 CLOSE = 1e-4
 """Relative difference up to which a matched cosine is the same: processors add in other orders."""
 TOO_WIDE = f"pairs of SAEs of more than {WIDEST:,} latents, not matched again"
-SAES = {"frontier": ("members", "condition"), "consistency": ("members", "condition"),
-        "confirmation": ("members", "condition"), "stress": ("control_saes", "control")}  # fmt: skip
-"""The table of the SAEs whose pairs a step measures, and the column that says whose they are."""
 Decoder = NDArray[np.float32]
 
 
@@ -37,8 +34,11 @@ def check_seeded(run: RunTables) -> Iterator[Check]:
     if "+" in run.parameters["activations"]["hook_name"]:
         yield "random decoders of SAEs that read joined layers", UNCHECKED, None
         return
-    for step, group in [(of, row) for of in SAES for row in run.rows(of, "groups")]:
+    for step, group in [(of, row) for of, table in run.tables if table == "groups" for row in run.rows(of, table)]:
         members = run.rows(step, "members", condition=group.condition)
+        if len(members) == 1:
+            yield f"null_random of {group.condition}, a single seed,", group.null_random, None
+            continue
         if members[0].d_sae > WIDEST:
             yield TOO_WIDE, UNCHECKED, None
             continue
@@ -72,7 +72,8 @@ def check_cached(run: RunTables) -> Iterator[Check]:
                 stated,
                 stated if stated in found else [*found],
             )
-    for step, (table, column) in SAES.items():
+    for step in [step for step, table in run.tables if table == "pairs"]:
+        table, column = ("control_saes", "control") if step == "stress" else ("members", "condition")
         for row in run.rows(step, "pairs"):
             saes = run.rows(step, table, **{column: row.of})
             if saes:  # random decoders have none

@@ -150,7 +150,8 @@ def width_sentences(rows: Sequence[ContrastiveRow]) -> str:
 
 def stability_sentence(rows: Sequence[GroupRow]) -> str:
     """How many conditions agree across seeds more than the Gaussian null does, by their bounds."""
-    above = [escape(row.condition) for row in rows if row.pwmcc_low is not None and row.pwmcc_low > row.null_gaussian]
+    bounds = [(row.condition, row.pwmcc_low, row.null_gaussian) for row in rows]
+    above = [escape(name) for name, low, null in bounds if low is not None and null is not None and low > null]
     return (
         f"PW-MCC exceeds the Gaussian null by its lower 95 % bound in {len(above)} of {len(rows)} conditions"
         f"{' (' + ', '.join(above) + ')' if above else ''}."

@@ -201,6 +201,17 @@ LAYOUTS: dict[str, Columns] = {
         "Explained variance": "{explained_variance:.3f}",
         "Note": "{note}",
     },
+    # One line per metric and axis of the grid, or pair of axes.
+    "effects": {
+        "Metric": _described("metric"),
+        "Axis, or interaction": lambda row: escape(row["of"].replace(" x ", " × ")),
+        "From the lowest to the highest": "{change}",
+        "Effect [95 % over seeds]": lambda row: cell(
+            row, "{effect:+.3f} [{low:+.3f}, {high:+.3f}]" if row["low"] is not None else "{effect:+.3f}"
+        ),
+        "Seeds": "{n_seeds:d}",
+        "Note": "{note}",
+    },
     # One line per group that selection ranked or dropped: lower 95 % bounds, their scores and the weighted sum.
     "candidates": {
         "Condition": "{condition}",

@@ -25,8 +25,9 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from husai_lib.decisions import gates
 from husai_lib.errors import EvidenceError
+from husai_lib.evidence.steps import figure_name
 from husai_lib.files import REPOSITORY
-from husai_lib.report import consistency, sentences, tables
+from husai_lib.report import consistency, scaling, sentences, tables
 from husai_lib.report.tables import escape
 
 DATA = REPOSITORY / "husai_lib" / "data"
@@ -255,4 +256,5 @@ TEMPLATES.filters |= {
     "strip_ansi": strip_ansi,
 }
 TEMPLATES.globals |= {"gates": gates, "sentences": sentences, "tables": tables, "consistency": consistency}
+TEMPLATES.globals |= {"scaling": scaling, "figure_name": figure_name}
 """Page templates; HTML templates escape all text except what the functions above return, which is marked safe."""

@@ -77,6 +77,8 @@ class ControlRow(MeasuredRow):
         about: dict[str, Any] = {"metric": PROBED.get(self.control, "pwmcc"), "candidate_sha256": sha256}
         about |= {"level": run.candidate.level, "l0_matched": all(sae.l0_matched for sae in saes)}
         about |= dict.fromkeys(NUMBERS)
+        if self.control not in PROBED and len(run.candidate.members) == 1:
+            return about | {"note": "a single seed has no PW-MCC to compare"}
         if self.control in PROBED and run.rows(step, "ood"):
             return about | self._of_shift(run.rows(step, "ood"), run)
         if run.candidate.members and run.rows(step, "pairs", of=self.control):

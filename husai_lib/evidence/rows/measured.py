@@ -22,7 +22,8 @@ from husai_lib.evidence.rows.base import (
     is_matched,
     noted,
 )
-from husai_lib.params.conditions import is_baseline_name
+from husai_lib.params.conditions import baseline_name, is_baseline_name
+from husai_lib.params.scaling import point_of
 
 if TYPE_CHECKING:
     from husai_lib.intervals import Interval
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 ENOUGH_TEST_ROWS = 200
 """A data set with fewer test rows weighs less."""
+WITH_BASELINES = ("confirmation", "scaling")
+"""Steps whose tables hold the baselines of their own SAEs; those of other steps are in the record `baselines`."""
 CEILINGS = ("largest_k_delta", "full_width_delta", "supervised_delta", "oracle_delta", "single_latent_delta")
 
 
@@ -148,9 +151,17 @@ class MemberRow(MeasuredRow):
         its metadata do, which no record has.
         """
         probes = run.rows(step, "probes", condition=self.condition, seed=self.seed)
-        record = "confirmation" if step == "confirmation" else "baselines"
+        record = step if step in WITH_BASELINES else "baselines"
         compared = [] if self.is_baseline else [row for row in run.rows(record, "members") if row.is_baseline]
-        base = next((row for row in compared if row.is_baseline_of(self.d_sae, self.k, self.seed)), None)
+        own = baseline_name(self.condition)  # in a grid, each cell has its own
+        base = next(
+            (
+                row
+                for row in compared
+                if row.is_baseline_of(self.d_sae, self.k, self.seed) and (step != "scaling" or row.condition == own)
+            ),
+            None,
+        )
         notes = {
             "no CE-Bench delta: no baseline has this width, k and seed": base is None and not self.is_baseline,
             "CE-Bench deltas are measured against this baseline": self.is_baseline,
@@ -224,28 +235,29 @@ class GroupRow(MeasuredRow):
     n_seeds: int
     pwmcc: Cosine | None
     """Mean over pairs of unrelated seeds of the best one-to-one |cosine| of decoder rows (arXiv 2505.20254). Without
-    consistency objective all pairs are unrelated; null where all seeds have one reference."""
+    consistency objective all pairs are unrelated; null where all seeds have one reference, and, as all statistics of
+    pairs are, where there is a single seed."""
     pwmcc_low: float | None
     pwmcc_high: float | None
     """95 % interval: leave-one-seed-out jackknife, t(S - 1); two seeds have none. With a consistency objective, a
     reference is left out with all its seeds: S is the number of references."""
     pwmcc_within: Cosine | None = None
     """The same mean over pairs of related seeds, which agree by construction; null where there are none."""
-    pwmcc_max: Cosine
+    pwmcc_max: Cosine | None
     """The older statistic: mean of row and column maxima, over the pairs of pwmcc as are the next ones. Never mixed with
     pwmcc."""
-    null_random: Cosine
+    null_random: Cosine | None
     """pwmcc of random unit decoders of the same shape."""
-    null_gaussian: Cosine
+    null_gaussian: Cosine | None
     """pwmcc of the same recipe trained on Gaussian activations of the same mean and covariance; in a sweep of the
     consistency objective, of the recipe without it."""
     pwmcc_corrected: float | None
     """(pwmcc - null_gaussian) / (1 - null_gaussian)."""
-    encoder_mcc: Cosine
+    encoder_mcc: Cosine | None
     """Mean |cosine| of the encoder columns of the pairs that the decoders matched (arXiv 2501.16615)."""
-    reappearing_fraction: Share
+    reappearing_fraction: Share | None
     """Mean share of the other seeds in which a latent has a partner of |cosine| above 0.7."""
-    subspace_overlap: Share
+    subspace_overlap: Share | None
     """Mean squared cosine of the principal angles of the leading decoder subspaces, over seed pairs."""
     functional_agreement: Similarity | None = None
     """Mean R of the contributions of matched latents to held-out reconstructions: 1 if one can stand for the other. Null
@@ -275,7 +287,7 @@ class GroupRow(MeasuredRow):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.pwmcc is not None and self.pwmcc > self.pwmcc_max + 1e-6:
+        if self.pwmcc is not None and self.pwmcc_max is not None and self.pwmcc > self.pwmcc_max + 1e-6:
             raise ValueError(f"pwmcc = {self.pwmcc} lies above {self.pwmcc_max}, the mean of the maxima")
         return self
 
@@ -289,7 +301,8 @@ class GroupRow(MeasuredRow):
         found = pwmcc_interval(between_units(pairs, units)) if len(set(units)) > 1 else None
         what = "seeds" if all(member.reference is None for member in members) else "references"
         notes = {
-            "all seeds have one reference, so none of them are unrelated": found is None,
+            "a single seed has no agreement across seeds": len(members) == 1,
+            "all seeds have one reference, so none of them are unrelated": found is None and len(members) > 1,
             f"too few {what} for an interval": found is not None and found.low is None,
         }
         probes = run.rows(step, "probes", condition=self.condition)
@@ -301,7 +314,7 @@ class GroupRow(MeasuredRow):
             "pwmcc_low": found and found.low,
             "pwmcc_high": found and found.high,
             "pwmcc_within": mean_within_units(pairs, units),
-            "pwmcc_corrected": found and (found.mean - self.null_gaussian) / (1 - self.null_gaussian),
+            "pwmcc_corrected": _above(found.mean if found else None, self.null_gaussian),
             "saebench_delta": sets.mean,
             "saebench_low": sets.low,
             "saebench_high": sets.high,
@@ -309,6 +322,11 @@ class GroupRow(MeasuredRow):
             **{column: _mean_ceiling(limits, column) for column in CEILINGS},
             "note": noted(notes),
         }
+
+
+def _above(value: float | None, null: float | None) -> float | None:
+    """By how much a cosine exceeds that of a null, as a share of what the null leaves."""
+    return None if value is None or null is None else (value - null) / (1 - null)
 
 
 def _mean_ceiling(rows: Sequence[CeilingRow], column: str) -> float:
@@ -365,13 +383,15 @@ class ProbeRow(MeasuredRow):
             raise ValueError(f"best_k = {self.best_k}, but {len(self.latents.split())} latents are listed")
         return self
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- the same in every step
-        """The delta; raw AUC and number of test rows are the same in each form and split, whatever SAE is beside them."""
+    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
+        """The delta; raw AUC and number of test rows are those of every SAE of the layer in the same form and split."""
         columns = ("data_set", "at", "duplicates", "split")
+        others = run.tables.get((step if step == "scaling" else "baselines", "probes"), ())
         same = (
             probe
-            for probe in run.tables.get(("baselines", "probes"), ())
+            for probe in others
             if all(getattr(probe, column) == getattr(self, column) for column in columns)
+            and (step != "scaling" or point_of(probe.condition)[0] == point_of(self.condition)[0])
         )
         first = next(same, self)  # the first is enough, and there can be a hundred thousand
         return {
