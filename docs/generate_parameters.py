@@ -48,9 +48,9 @@ def page() -> str:
         nested = {key: section for key, section in nested.items() if section is not Condition}
         parts += [CONDITIONS] if model is Condition else []
         parts.append(_table(model, model.model_fields.keys() - nested - inherited - listed))
-        parts += [
-            f"### {name}.{key}\n\nA list of conditions, as in [conditions](#conditions).\n" for key in sorted(listed)
-        ]
+        for key in sorted(listed):
+            what = "A list of conditions" if key == "conditions" else "One condition"
+            parts.append(f"### {name}.{key}\n\n{what}, as in [conditions](#conditions).\n")
         for key, section in nested.items():
             parts += [f"### {name}.{key}\n", inspect.cleandoc(str(section.__doc__)), _table(section)]
     parts.append("## Architectures\n\nThe hyperparameters that an architecture has beside those of `sae`.\n")
