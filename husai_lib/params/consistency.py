@@ -10,6 +10,8 @@ from husai_lib.params.conditions import Condition, ReferenceParams, check_consis
 from husai_lib.params.sections import Count, Positive, Section, Weight, distinct
 
 Score = Literal["saebench", "cebench", "alignment", "ev"]
+AT = "_lambda_"
+"""What stands in the name of a group between that of its condition and its weight."""
 IN_NAMES = str.maketrans({".": "_", "-": "m", "+": None})
 """What stands in names for the characters of a number."""
 
@@ -90,7 +92,7 @@ class ConsistencyParams(ReferenceParams):
         for condition in self.conditions:
             for weight in self.lambdas:
                 number = repr(weight).removesuffix(".0").translate(IN_NAMES)
-                name = f"{condition.name}_lambda_{number}"
+                name = f"{condition.name}{AT}{number}"
                 objective = shared | {"lambda": weight} if weight else None
                 found.append(Condition(**condition.model_dump() | {"name": name, "consistency": objective}))
         return found
@@ -101,4 +103,9 @@ class ConsistencyParams(ReferenceParams):
 
     def base_of(self, name: str) -> str:
         """The name of the group at lambda 0 that the group `name` is compared with."""
-        return f"{name.rpartition('_lambda_')[0]}_lambda_0"
+        return f"{plain_name(name)}{AT}0"
+
+
+def plain_name(group: str) -> str:
+    """The name of a swept condition in the parameters, from that of one of its groups."""
+    return group.rpartition(AT)[0]

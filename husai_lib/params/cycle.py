@@ -26,7 +26,7 @@ STEPS = ("activations", "baselines", "frontier", "consistency", "scaling", "sele
 
 
 class SweepParams(Section):
-    """By name, further conditions that are trained and measured as those of the frontier are, in a step of their own."""
+    """By name, further conditions, trained and measured as those of the frontier are, in a step of their own."""
 
     conditions: list[Condition] = Field(min_length=1)
     """What is compared; a condition names its architecture and whatever differs from `sae`."""

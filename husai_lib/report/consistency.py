@@ -8,6 +8,7 @@ from typing import Any
 from husai_lib.decisions.acceptance import best_of
 from husai_lib.evidence.rows.consistency import GATES, SweepRow, TruthRow
 from husai_lib.evidence.rows.measured import MemberRow
+from husai_lib.params.consistency import plain_name
 from husai_lib.report.figures import GREY, STYLES, ReportFigure, dot_plot, framed, legend, seed_means
 from husai_lib.report.tables import GATE_WORDS, escape
 
@@ -27,7 +28,7 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
     Seeds are *more stable* at a weight if unrelated ones agree more than without the objective, by their bounds, and
     *more alike* if they agree more without such bounds. If only related seeds agree more, features were *only copied*.
     """
-    name = escape(plain.base.removesuffix("_lambda_0"))
+    name = escape(plain_name(plain.base))
     known = [row for row in swept if row.pwmcc is not None]
     if plain.pwmcc is None or not known:
         return (
@@ -113,7 +114,7 @@ def tradeoff(rows: Sequence[SweepRow]) -> ReportFigure:
     """PW-MCC of related and of unrelated seeds against explained variance, a line over lambda for each condition."""
     figure, (axes,) = framed(8.0, 4.2)
     for base, (color, marker) in zip(dict.fromkeys(row.base for row in rows), STYLES, strict=False):
-        own, name = [row for row in rows if row.base == base], base.removesuffix("_lambda_0")
+        own, name = [row for row in rows if row.base == base], plain_name(base)
         for column, label, style in (
             ("pwmcc", "unrelated seeds", {"linestyle": "-"}),
             ("pwmcc_within", "seeds of one reference", {"linestyle": "--", "markerfacecolor": "white"}),
@@ -139,7 +140,7 @@ def tradeoff(rows: Sequence[SweepRow]) -> ReportFigure:
 
 def cost(rows: Sequence[SweepRow], members: Sequence[MemberRow]) -> ReportFigure:
     """Both external deltas at every weight: the mean with its 95 % interval over seeds, and every seed."""
-    names = {row.condition: f"{row.base.removesuffix('_lambda_0')}, λ = {row.weight:g}" for row in rows}
+    names = {row.condition: f"{plain_name(row.base)}, λ = {row.weight:g}" for row in rows}
     label = "mean, 95 % over seeds; small: one seed"
     panels = {"SAEBench delta (AUC)": "saebench_delta", "CE-Bench delta (SD)": "cebench_delta"}
     return dot_plot(
