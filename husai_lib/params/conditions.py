@@ -240,4 +240,4 @@ def baseline_name(of: str) -> str:
 
 def is_baseline_name(name: str) -> bool:
     """Whether a condition is a baseline: the given SAE, or a trained one."""
-    return re.fullmatch(r"given|baseline(_.+)?", name) is not None
+    return re.fullmatch(r"given|baseline(_\d+_k\d+|_layer_\d+_tokens_\d+_d_sae_\d+)?", name) is not None

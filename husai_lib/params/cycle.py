@@ -152,7 +152,8 @@ class CycleParams(Sections):
         if not self.trained:
             raise ValueError("there are no conditions, so nothing is trained; add conditions, sweeps or consistency")
         joined = self.activations.hook_name.count("+") + 1
-        for conditions, _ in self.trained.values():
+        named = {name: conditions for name, (conditions, _) in self.trained.items()}
+        for conditions in (named | ({"consistency": self.consistency.conditions} if self.consistency else {})).values():
             distinct([condition.name for condition in conditions], "condition")
             for condition in conditions:
                 if is_baseline_name(condition.name):
