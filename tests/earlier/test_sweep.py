@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from earlier.earlier_acceptance import sweep_acceptance
 
 from husai_lib.earlier.records import read_earlier
-from husai_lib.earlier.sweep import sweep_acceptance
 from husai_lib.evidence.rows.earlier import EarlierSweepRow
 from husai_lib.files import REPOSITORY
 from husai_lib.params.consistency import AcceptanceParams
