@@ -23,8 +23,8 @@ def test_a_gain_and_a_loss_are_named_where_the_interval_excludes_zero() -> None:
         effect("tokens", 0.5, 0.6, "cebench_delta"),
     ])  # fmt: skip
     assert said == (
-        "- **Tokens 10 to 30**: gains in explained variance (+0.030) and losses in SAEBench delta (-0.020); not told from "
-        "zero: CE-Bench delta (+0.500). **A trade-off: it gains in one and loses in another.**"
+        "- **Tokens 10 to 30**: gains in explained variance (+0.030) and losses in SAEBench delta (-0.020); not told "
+        "from zero: CE-Bench delta (+0.500). **A trade-off: it gains in one and loses in another.**"
     )
 
 
@@ -48,8 +48,8 @@ def test_the_interaction_that_matters_is_the_clearest_and_not_the_largest() -> N
         effect("layer x tokens", 0.05, 0.06, **pairs),
     ])  # fmt: skip
     assert said == (
-        "2 of 3 interactions can be told from zero. The clearest: the effect of layer 0 to 1 on SAEBench delta is +0.050 "
-        "at 32 latents, relative to its effect at 16."
+        "2 of 3 interactions can be told from zero. The clearest: the effect of layer 0 to 1 on SAEBench delta is "
+        "+0.050 at 32 latents, relative to its effect at 16."
     )
 
 
