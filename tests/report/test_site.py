@@ -20,7 +20,7 @@ from husai_lib.evidence.runs import Run, find_run
 from husai_lib.evidence.steps import open_step
 from husai_lib.files import REPOSITORY
 from husai_lib.report import site
-from husai_lib.report.tables import escape
+from husai_lib.report.cells import escape
 from husai_lib.report.webpages import Page, markdown_to_html, notebook_page, quarto_source, sanitize
 
 HTTP = ("http:", "https:", "//", "javascript:")
