@@ -163,8 +163,8 @@ def _facts(run: Run) -> dict[str, Any]:
     time = max((one.summary["run_id"] or "" for one in records.values() if imported and "run_id" in one.summary),
                default=run.path.name)  # fmt: skip
     return {
-        "sweeps": [step for step, one in records.items() if {"conditions"} & one.data["parameters"].keys()
-                   and "groups" in one.data["tables"]],
+        "sweeps": [step for step, one in records.items() if "groups" in one.data["tables"]
+                   and step not in ("consistency", "scaling", "confirmation")],
         "run": run, "records": records, "imported": imported, "judged": judged, "verdict": verdict,
         "name": run.path.name if imported else run.path.parent.name,
         "state": f"{state}, as stated there" if imported else state if run.is_complete else "unfinished",
