@@ -101,7 +101,12 @@ def made_site(folder: Path, evidence: Path, chosen: Run, renderer: str, banner: 
     unfinished = {run.name for run in find_runs(evidence) if not run.is_complete}
     script = (DATA / "site.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    about: dict[str, Any] = {"script": script, "script_hash": f"sha256-{digest}", "chosen": chosen.name, "unfinished": unfinished}
+    about: dict[str, Any] = {
+        "script": script,
+        "script_hash": f"sha256-{digest}",
+        "chosen": chosen.name,
+        "unfinished": unfinished,
+    }
     about["index"] = [(quote(page.path), page.title, page.run, page.headings) for page in pages]
     for page in pages:
         root = "../" * page.path.count("/")

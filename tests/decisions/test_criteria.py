@@ -133,6 +133,13 @@ def test_both_deltas_must_improve_by_their_bounds():
     assert outcomes(one_better)[1] == "not met"
 
 
+@pytest.mark.parametrize(("here", "there"), [(True, True), (False, True), (True, False), (False, False)])
+def test_a_side_that_was_not_confirmed_is_said_to_be_optimistic(here, there):
+    rows = compare(replace(standing("a"), confirmed=here), replace(standing("b"), confirmed=there))
+    for row in (row for row in rows if row.criterion == 1):
+        assert ("optimistic here" in row.note, "optimistic there" in row.note) == (not here, not there)
+
+
 def test_no_difference_is_no_improvement_not_even_for_constant_groups():
     for zeros in ((0.0, 0.0, 0.0), (-0.0, -0.0), (0.0, -0.0)):
         rows = compare(standing(saebench=zeros, cebench=zeros), standing(saebench=(0.0, 0.0), cebench=(-0.0, 0.0)))
