@@ -18,10 +18,8 @@ from rich.markdown import Markdown
 from husai_lib.cycle.queue import Queued, check_queue, read_queue, run_queue
 from husai_lib.cycle.run import (
     NOTEBOOKS,
-    cached_already,
     check_ready,
     plain_console,
-    plan,
     resumable_run,
     run_cycle,
 )
@@ -30,7 +28,6 @@ from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
 from husai_lib.evidence.verification import problems_beside, problems_of
 from husai_lib.files import REPOSITORY
-from husai_lib.params.cycle import CycleParams
 from husai_lib.params.strict_yaml import override
 
 INTERRUPTED = 130
@@ -162,17 +159,23 @@ def run(
         raise ParameterError(f"{lacking[0]} has no section consistency; add it, or leave out --fail-on-acceptance-fail")
     _compute_on(device, jobs)
     check_ready(evidence, NOTEBOOKS)
-    console = plain_console()
+    known, problem = queue, None
     try:
         known = check_queue(queue, evidence, resume=resume)
-    except ParameterError:
-        for one in queue if dry_run else ():  # what it would do is worth knowing before what it rests on is there
-            _show_plan(one.params, evidence, None)
-        raise
-    if dry_run:
+    except ParameterError as error:
+        problem = error
+    if dry_run:  # a plan is worth seeing before what it rests on is there
+        from husai_lib.cycle.needs import plan_lines  # noqa: PLC0415 - not needed by other commands
+
         for one in known:
-            _show_plan(one.params, evidence, resumable_run(one.params, evidence) if resume else None)
+            resumed = resumable_run(one.params, evidence) if resume and not problem else None
+            for line in plan_lines(one.params, evidence, resumed, NOTEBOOKS):
+                typer.echo(line)
+    if problem:
+        raise problem
+    if dry_run:
         return
+    console = plain_console()
 
     def run_one(one: Queued, resumed: bool) -> Run:
         about: dict[str, Any] = {"parameters_file": one.parameters_file, "overrides": one.assignments}
@@ -198,21 +201,6 @@ def _compute_on(device: str, jobs: int | None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ |= {"HUSAI_CACHE": str(cache_folder().absolute()), "HUSAI_DEVICE": device}
     os.environ |= {"HUSAI_JOBS": str(jobs)} if jobs else {}
-
-
-def _show_plan(cycle: CycleParams, evidence: Path, resumed: Run | None) -> None:
-    from husai_lib.cycle.estimates import need_of, total_of  # noqa: PLC0415 - not needed by other commands
-
-    typer.echo(f"{cycle.cycle}: {f'resuming {resumed.name}' if resumed else 'new run'}; nothing was written")
-    needs = []
-    for step in plan(cycle, resumed, NOTEBOOKS):
-        held = cached_already(step, cycle.cycle, evidence)
-        names = f"{step.step.name:11}  {step.step.notebook:20}  {step.makes:64}"
-        typer.echo(f"{names}  {held:15}  {step.reason or 'kept'}".rstrip())
-        if step.reason:
-            needs.append(need_of(step, cycle, held))
-            typer.echo(f"{'':13}needs {needs[-1]}")
-    typer.echo(total_of(cycle, needs))
 
 
 @app.command()

@@ -8,15 +8,17 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from husai_lib.cycle.estimates import TimeLeft
+from husai_lib.cycle.planned import CycleStep, PlannedStep, cached_already, cached_entries, is_cached
 from husai_lib.cycle.work import disk_of
 from husai_lib.errors import DataError, EvidenceError, HusaiError, ParameterError, StepError
-from husai_lib.evidence.cache import CACHED, cache_folder
+from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_runs, new_run
 from husai_lib.evidence.steps import environment, step_key
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
@@ -27,29 +29,6 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 EVIDENCE_BYTES = 100 * 10**6
 """Room for the evidence of a run, whose records and figures are a few megabytes."""
 OTHER_FOLDER = "name another folder with --evidence or in HUSAI_CACHE"
-
-
-@dataclass(frozen=True)
-class CycleStep:
-    """One step of a cycle."""
-
-    name: str
-    notebook: str
-    """File name in `notebooks/`."""
-    sections: tuple[str, ...]
-    """Sections of the parameters that the notebook is given; nothing else can change its result."""
-    only_with: str = ""
-    """The section without which the step is left out."""
-
-    @property
-    def executed(self) -> str:
-        """File name of the executed notebook: that of a further sweep is named after it."""
-        return f"{self.notebook.partition('_')[0]}_{self.name}.ipynb"
-
-    @property
-    def injected(self) -> dict[str, str]:
-        """What its notebook is given beside sections: its name, where it is not the notebook's own."""
-        return {} if self.executed == self.notebook else {"sweep": self.name}
 
 
 STEPS = (
@@ -75,19 +54,6 @@ STEPS = (
     CycleStep("gate", "08_gate.ipynb", ("gates", "earlier")),
     CycleStep("report", "09_report.ipynb", ()),
 )
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """A step with the parameters of one cycle."""
-
-    step: CycleStep
-    parameters: dict[str, Any]
-    """Its sections as JSON values."""
-    makes: str
-    """Which SAEs or controls it makes, in words."""
-    reason: str
-    """Why it runs; empty where its result of an earlier attempt is kept."""
 
 
 def steps_of(parameters: dict[str, Any]) -> list[CycleStep]:
@@ -172,33 +138,8 @@ def _reasons_to_run(step: CycleStep, given: dict[str, Any], run: Run, kept: set[
     for name, sha256 in record.get("earlier", {}).items():
         if run.find_record(name).sha256 != sha256:
             yield f"{name} is another record now"
-    if not all(_cached_entries(record)):
+    if not all(cached_entries(record)):
         yield "what it made is no longer in the cache"
-
-
-def _cached_entries(record: dict[str, Any]) -> list[bool]:
-    """Of every bank and SAE that a record names, whether the cache still has it."""
-    rows = [(kind, row["key"]) for table, kind in CACHED.items() for row in record["tables"].get(table, [])]
-    return [(cache_folder() / kind / key / "entry.json").exists() for kind, key in rows]
-
-
-def cached_already(planned: PlannedStep, cycle: str, evidence: Path) -> str:
-    """What the cache holds of a step that runs: banks and SAEs of the newest run with the same parameters and code."""
-    for run in reversed([run for run in find_runs(evidence) if run.path.parent.name == cycle]):
-        try:
-            entry = run.journal.get(planned.step.name, {"key": ""})
-            if entry["key"] == step_key(planned.step.name, planned.parameters):
-                found = _cached_entries(run.record(planned.step.name).data)
-                return f"{sum(found)} of {len(found)} cached" if found else ""
-        except EvidenceError:  # a damaged run tells nothing; `ls` and `verify` say that it is damaged
-            continue
-    return ""
-
-
-def is_cached(cached: str) -> bool:
-    """Whether `cached_already` says that the cache has all that a step makes."""
-    number, _, of = cached.removesuffix(" cached").partition(" of ")
-    return bool(cached) and number == of
 
 
 def cache_bytes(params: CycleParams, evidence: Path) -> int:
@@ -295,7 +236,6 @@ def run_cycle(
     with only_run_of(params.cycle, evidence):
         run = resumable_run(params, evidence) if resume else None
         planned = plan(params, run, notebooks)
-        from husai_lib.cycle.estimates import TimeLeft  # noqa: PLC0415 - it imports this module
         from husai_lib.cycle.execution import watched  # noqa: PLC0415 - takes seconds to import; mistakes are told without it
 
         console = console or plain_console()
