@@ -147,7 +147,7 @@ def wall_seconds(step: PlannedStep, cycle: str, evidence: Path) -> float | None:
     for run in reversed([*find_runs(REPOSITORY / "evidence"), *find_runs(evidence)]):
         if run.path.parent.name == cycle and step.step.name in run.journal:
             data = run.record(step.step.name).data
-            if data["parameters"] == step.parameters:
+            if all(step.parameters.get(section) == value for section, value in data["parameters"].items()):
                 return float(data["wall_seconds"])
     return None
 

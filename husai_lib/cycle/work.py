@@ -15,6 +15,10 @@ CONTROL_ROWS = 4096
 """Held-out rows of a control at most."""
 PROMPTS, STORY_TOKENS, VOCABULARY = 5000, 256, 50_000
 """Prompts of a probing data set and tokens of a story, at most; tokens that a language model knows, about."""
+MAPPED_BYTES = 2 * 160_000_000
+"""Banks larger than half of this are read row by row; two are read at most."""
+MATCHING_BYTES = 4
+"""Of each pair of latents that are matched: the table of costs, twice."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +162,19 @@ def memory_of(step: str, params: CycleParams, chosen: Condition | None = None) -
     jobs = int(os.environ.get("HUSAI_JOBS") or os.cpu_count() or 1)
     work = work_of(step, params, chosen)
     saes = [*work.candidates, *work.baselines, *work.others]
-    widest, batch = max((one.d_sae for one, _ in saes), default=0), max((one.batch_size for one, _ in saes), default=0)
+    widest = max((one.d_sae for one, _ in saes), default=0)
     loaded = sum(number * 8 * one.d_sae * width for one, number in saes)
-    training = jobs * 4 * (8 * widest * width + batch * (12 * widest + 16 * width))
-    probing = jobs * PROMPTS * (12 * widest + 8 * width)
+    training = jobs * max((training_bytes(one, width) for one, _ in saes), default=0)
+    probing = jobs * PROMPTS * (4 * widest + 8 * width)
+    matching = MATCHING_BYTES * widest**2 if any(number > 1 for _, number in saes) else 0
     model = _model_bytes(params) if step in ("activations", "scaling", "stress") else 0
     mapped = 4 * width * params.activations.training_rows * (2 if saes else 1)
-    return loaded + max(training, probing, 12 * widest**2, model) + min(mapped, 320_000_000)
+    return loaded + max(training, probing, matching, model) + min(mapped, MAPPED_BYTES)
+
+
+def training_bytes(sae: SaeParams, width: int) -> int:
+    """Bytes of one SAE in training: weights, gradients and two moments, and the tensors of a batch."""
+    return 4 * (8 * sae.d_sae * width + sae.batch_size * (6 * sae.d_sae + 16 * width))
 
 
 def _model_bytes(params: CycleParams) -> int:

@@ -191,7 +191,7 @@ def test_results_of_a_cycle_whose_gates_failed_can_be_named(tmp_path: Path) -> N
 
 
 def test_a_cycle_alone_fails_with_its_own_error(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match="^as it is$"):
+    with pytest.raises(StepError, match=r"^as it is$"):
         Runner(tmp_path, a=StepError("as it is")).all(queued(tmp_path, "a", earlier=[]))
 
 
