@@ -9,18 +9,17 @@ import sys
 from collections.abc import Sized
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
+from husai_lib.cycle.queue import Queued, check_queue, read_queue, run_queue
 from husai_lib.cycle.run import (
     NOTEBOOKS,
-    cached_already,
-    check_earlier,
     check_ready,
-    plan,
+    plain_console,
     resumable_run,
     run_cycle,
 )
@@ -29,7 +28,6 @@ from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
 from husai_lib.evidence.verification import problems_beside, problems_of
 from husai_lib.files import REPOSITORY
-from husai_lib.params.cycle import CycleParams, load_cycle
 from husai_lib.params.strict_yaml import override
 
 INTERRUPTED = 130
@@ -50,7 +48,10 @@ app = typer.Typer(
 evaluations = typer.Typer(help="Evaluate an SAE by other benchmarks.", no_args_is_help=True)
 app.add_typer(evaluations, name="eval")
 
-Params = Annotated[Path, typer.Argument(metavar="PARAMS", help="Parameter file, such as params/quickstart.yaml.")]
+Params = Annotated[
+    list[Path],
+    typer.Argument(metavar="PARAMS...", help="Parameter files, such as params/quickstart.yaml, run one after another."),
+]
 RunName = Annotated[
     str | None,
     typer.Argument(metavar="[RUN]", help="<cycle>/<run>, <run>, its folder, or <cycle> or nothing for the newest."),
@@ -64,7 +65,9 @@ Assign = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the cycle's newest run; finished steps are kept.")]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Show each step, what it makes, what is cached and why it runs; write nothing."),
+    typer.Option(
+        "--dry-run", help="Show each step: what it makes and needs, what is cached, why it runs; write nothing."
+    ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto prefers a GPU.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Evaluations at the same time; default: one a core.")]
@@ -145,29 +148,52 @@ def run(
     fail_on_acceptance_fail: Accepting = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Run a cycle: every notebook in order, from text to verdict, into evidence/<cycle>/run_<time>/."""
-    cycle = load_cycle(params, assignments or [])
-    if fail_on_acceptance_fail and not cycle.consistency:
-        raise ParameterError(f"{params} has no section consistency; add it, or leave out --fail-on-acceptance-fail")
-    if dry_run:
-        check_ready(evidence, NOTEBOOKS)
-        check_earlier(cycle, evidence)
-        _show_plan(cycle, evidence, resumable_run(cycle, evidence) if resume else None)
-        return
-    _compute_on(device, jobs)
-    within = params.resolve().is_relative_to(REPOSITORY)
-    file = params.resolve().relative_to(REPOSITORY).as_posix() if within else None
-    finished = run_cycle(cycle, evidence, NOTEBOOKS, resume=resume, parameters_file=file, overrides=assignments or [])
-    manifest = finished.manifest()
-    typer.echo(f"verdict: {manifest['verdict']}")
-    typer.echo(f"evidence: {finished.path}")
-    if fail_on_gate_fail and not manifest["pass_all"]:
-        raise GateError(f"{finished.name} does not pass its gates: {manifest['verdict']}")
-    if fail_on_acceptance_fail:
-        from husai_lib.report.consistency import why_not_accepted  # noqa: PLC0415 - takes a second to import
+    """Run cycles: every notebook in order, from text to verdict, into evidence/<cycle>/run_<time>/.
 
-        if why := why_not_accepted(finished.record("consistency").summary["acceptance"]):
-            raise GateError(f"{finished.name} {why}")
+    All files are checked before the first cycle starts. A later cycle may name an earlier one's results, as
+    cycle2/newest/frontier. One that fails stops those that name its results and no others; the exit code is that of the
+    first failure. --set applies to every file. With --resume, cycles that are complete are skipped.
+    """
+    queue = read_queue(params, assignments or [])
+    if fail_on_acceptance_fail and (lacking := [one.file for one in queue if not one.params.consistency]):
+        raise ParameterError(f"{lacking[0]} has no section consistency; add it, or leave out --fail-on-acceptance-fail")
+    _compute_on(device, jobs)
+    check_ready(evidence, NOTEBOOKS)
+    known, problem = queue, None
+    try:
+        known = check_queue(queue, evidence, resume=resume)
+    except ParameterError as error:
+        problem = error
+    if dry_run:  # a plan is worth seeing before what it rests on is there
+        from husai_lib.cycle.needs import plan_lines  # noqa: PLC0415 - not needed by other commands
+
+        for one in known:
+            resumed = resumable_run(one.params, evidence) if resume and not problem else None
+            for line in plan_lines(one.params, evidence, resumed, NOTEBOOKS):
+                typer.echo(line)
+    if problem:
+        raise problem
+    if dry_run:
+        return
+    console = plain_console()
+
+    def run_one(one: Queued, resumed: bool) -> Run:
+        about: dict[str, Any] = {"parameters_file": one.parameters_file, "overrides": one.assignments}
+        return run_cycle(one.params, evidence, NOTEBOOKS, resume=resumed, console=console, **about)
+
+    def judge(finished: Run) -> None:
+        manifest = finished.manifest()
+        typer.echo(f"verdict: {manifest['verdict']}")
+        typer.echo(f"evidence: {finished.path}")
+        if fail_on_gate_fail and not manifest["pass_all"]:
+            raise GateError(f"{finished.name} does not pass its gates: {manifest['verdict']}")
+        if fail_on_acceptance_fail:
+            from husai_lib.report.consistency import why_not_accepted  # noqa: PLC0415 - takes a second to import
+
+            if why := why_not_accepted(finished.record("consistency").summary["acceptance"]):
+                raise GateError(f"{finished.name} {why}")
+
+    run_queue(queue, evidence, run_one, judge, resume=resume, console=console)
 
 
 def _compute_on(device: str, jobs: int | None) -> None:
@@ -175,14 +201,6 @@ def _compute_on(device: str, jobs: int | None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ |= {"HUSAI_CACHE": str(cache_folder().absolute()), "HUSAI_DEVICE": device}
     os.environ |= {"HUSAI_JOBS": str(jobs)} if jobs else {}
-
-
-def _show_plan(cycle: CycleParams, evidence: Path, resumed: Run | None) -> None:
-    typer.echo(f"{f'resuming {resumed.name}' if resumed else 'new run'}; nothing was written")
-    for step in plan(cycle, resumed, NOTEBOOKS):
-        held = cached_already(step, cycle.cycle, evidence)
-        names = f"{step.step.name:11}  {step.step.notebook:20}  {step.makes:64}"
-        typer.echo(f"{names}  {held:15}  {step.reason or 'kept'}".rstrip())
 
 
 @app.command()

@@ -44,6 +44,8 @@ def run_tasks(
     the interpreter lock in their kernels, so threads suffice, and they share memory.
     """
     results: list[Result] = []
+    if progress:
+        progress(0, len(tasks), what)
     with threadpool_limits(1):
         parallel = Parallel(n_jobs=min(jobs(), max(1, len(tasks))), backend="threading", return_as="generator")
         for result in parallel(delayed(_on_one_thread)(function, task) for task in tasks):

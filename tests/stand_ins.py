@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from husai_lib import cli
 from husai_lib.cycle import run as cycle
-from husai_lib.cycle.run import CycleStep
+from husai_lib.cycle.planned import CycleStep
 from husai_lib.decisions.candidates import candidates_from
 from husai_lib.decisions.gates import evaluate, release_policy
 from husai_lib.decisions.of_run import judged_group

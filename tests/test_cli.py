@@ -18,6 +18,7 @@ from stand_ins import SMOKE, Said, husai, notebook, short_cycle, smoke_data, syn
 
 from husai_lib.cycle import reproduce
 from husai_lib.cycle import run as cycle
+from husai_lib.cycle.planned import PlannedStep, cached_already
 from husai_lib.evidence.runs import Run
 
 COMMANDS = {
@@ -184,13 +185,13 @@ def test_a_dry_run_says_what_of_the_newest_run_is_still_in_the_cache(
 ) -> None:
     given = made.record("frontier").data["parameters"]
     step = next(step for step in cycle.STEPS if step.name == "frontier")
-    planned = cycle.PlannedStep(step, given, "", "new run")
-    assert cycle.cached_already(planned, made.path.parent.name, evidence) == "6 of 6 cached"
-    assert cycle.cached_already(planned, "another", evidence) == ""
+    planned = PlannedStep(step, given, "", "new run")
+    assert cached_already(planned, made.path.parent.name, evidence) == "6 of 6 cached"
+    assert cached_already(planned, "another", evidence) == ""
     changed = replace(planned, parameters=given | {"seeds": [7]})
-    assert cycle.cached_already(changed, made.path.parent.name, evidence) == ""
+    assert cached_already(changed, made.path.parent.name, evidence) == ""
     monkeypatch.setenv("HUSAI_CACHE", str(evidence / "empty cache"))
-    assert cycle.cached_already(planned, made.path.parent.name, evidence) == "0 of 6 cached"
+    assert cached_already(planned, made.path.parent.name, evidence) == "0 of 6 cached"
 
 
 def test_the_bare_command_shows_its_help_and_complains_of_nothing() -> None:

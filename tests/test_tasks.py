@@ -26,7 +26,7 @@ def test_results_come_in_the_order_of_the_tasks_with_progress_for_each(
         return task**2
 
     assert run_tasks(square, range(5 - 1), "squares", lambda *state: done.append(state)) == [0, 1, 4, 9]
-    assert done == [(i, 4, "squares") for i in (1, 2, 3, 4)]
+    assert done == [(i, 4, "squares") for i in (0, 1, 2, 3, 4)]
     assert run_tasks(square, [], "squares") == []
 
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +67,23 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
 
 
 @contextmanager
-def watched(console: Console, step: str, run: Path) -> Iterator[None]:
-    """Show how far a step is while the block runs it: bars on a terminal, elsewhere a line every 15 seconds."""
-    file, ended, began = run / "progress.json", threading.Event(), time.monotonic()
+def watched(console: Console, step: str, run: Path) -> Iterator[dict[str, Any]]:
+    """Show how far a step is while the block runs it: bars on a terminal, elsewhere a line every 15 seconds.
+
+    Once the block has ended, what it was given holds the last state that the step reported.
+    """
+    file, ended, last = run / "progress.json", threading.Event(), dict[str, Any]()
     file.unlink(missing_ok=True)
     thread = threading.Thread(target=_follow, args=(console, step, file, ended), daemon=True)
     thread.start()
     try:
-        yield
+        yield last
     finally:
         ended.set()
         thread.join()
+        with suppress(errors.EvidenceError):  # a step that reports nothing
+            last |= read_json(file)
         file.unlink(missing_ok=True)
-    console.print(f"step {step}: done in {time.monotonic() - began:.0f} s")
 
 
 def _follow(console: Console, step: str, file: Path, ended: threading.Event) -> None:

@@ -8,14 +8,17 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from husai_lib.cycle.estimates import TimeLeft
+from husai_lib.cycle.planned import CycleStep, PlannedStep, cached_already, cached_entries, is_cached
+from husai_lib.cycle.work import disk_of
 from husai_lib.errors import DataError, EvidenceError, HusaiError, ParameterError, StepError
-from husai_lib.evidence.cache import CACHED, cache_folder
+from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_runs, new_run
 from husai_lib.evidence.steps import environment, step_key
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
@@ -23,31 +26,9 @@ from husai_lib.params.conditions import baseline_seeds
 from husai_lib.params.cycle import CycleParams, given_to
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-NEEDED_BYTES = 2 * 10**9
+EVIDENCE_BYTES = 100 * 10**6
+"""Room for the evidence of a run, whose records and figures are a few megabytes."""
 OTHER_FOLDER = "name another folder with --evidence or in HUSAI_CACHE"
-
-
-@dataclass(frozen=True)
-class CycleStep:
-    """One step of a cycle."""
-
-    name: str
-    notebook: str
-    """File name in `notebooks/`."""
-    sections: tuple[str, ...]
-    """Sections of the parameters that the notebook is given; nothing else can change its result."""
-    only_with: str = ""
-    """The section without which the step is left out."""
-
-    @property
-    def executed(self) -> str:
-        """File name of the executed notebook: that of a further sweep is named after it."""
-        return f"{self.notebook.partition('_')[0]}_{self.name}.ipynb"
-
-    @property
-    def injected(self) -> dict[str, str]:
-        """What its notebook is given beside sections: its name, where it is not the notebook's own."""
-        return {} if self.executed == self.notebook else {"sweep": self.name}
 
 
 STEPS = (
@@ -73,19 +54,6 @@ STEPS = (
     CycleStep("gate", "08_gate.ipynb", ("gates", "earlier")),
     CycleStep("report", "09_report.ipynb", ()),
 )
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """A step with the parameters of one cycle."""
-
-    step: CycleStep
-    parameters: dict[str, Any]
-    """Its sections as JSON values."""
-    makes: str
-    """Which SAEs or controls it makes, in words."""
-    reason: str
-    """Why it runs; empty where its result of an earlier attempt is kept."""
 
 
 def steps_of(parameters: dict[str, Any]) -> list[CycleStep]:
@@ -170,27 +138,21 @@ def _reasons_to_run(step: CycleStep, given: dict[str, Any], run: Run, kept: set[
     for name, sha256 in record.get("earlier", {}).items():
         if run.find_record(name).sha256 != sha256:
             yield f"{name} is another record now"
-    if not all(_cached_entries(record)):
+    if not all(cached_entries(record)):
         yield "what it made is no longer in the cache"
 
 
-def _cached_entries(record: dict[str, Any]) -> list[bool]:
-    """Of every bank and SAE that a record names, whether the cache still has it."""
-    rows = [(kind, row["key"]) for table, kind in CACHED.items() for row in record["tables"].get(table, [])]
-    return [(cache_folder() / kind / key / "entry.json").exists() for kind, key in rows]
+def cache_bytes(params: CycleParams, evidence: Path) -> int:
+    """Bytes that a run puts into the cache, at most and as far as they are known: of steps that are not cached yet."""
+    steps = [step for step in plan(params) if not is_cached(cached_already(step, params.cycle, evidence))]
+    return sum(disk_of(step.step.name, params) or 0 for step in steps)
 
 
-def cached_already(planned: PlannedStep, cycle: str, evidence: Path) -> str:
-    """What the cache holds of a step that runs: banks and SAEs of the newest run with the same parameters and code."""
-    for run in reversed([run for run in find_runs(evidence) if run.path.parent.name == cycle]):
-        try:
-            entry = run.journal.get(planned.step.name, {"key": ""})
-            if entry["key"] == step_key(planned.step.name, planned.parameters):
-                found = _cached_entries(run.record(planned.step.name).data)
-                return f"{sum(found)} of {len(found)} cached" if found else ""
-        except EvidenceError:  # a damaged run tells nothing; `ls` and `verify` say that it is damaged
-            continue
-    return ""
+def newest_started(params: CycleParams, evidence: Path) -> tuple[Run, dict[str, Any]] | None:
+    """The newest run of the cycle, complete or not, and its parameters; None if there is none."""
+    runs = [run for run in find_runs(evidence) if run.path.parent.name == params.cycle]
+    started = [run for run in runs if (run.path / "parameters.json").exists()]
+    return (started[-1], read_json(started[-1].path / "parameters.json")) if started else None
 
 
 def resumable_run(params: CycleParams, evidence: Path) -> Run | None:
@@ -198,26 +160,27 @@ def resumable_run(params: CycleParams, evidence: Path) -> Run | None:
 
     Raises ParameterError where it was made with other parameters.
     """
-    runs = [run for run in find_runs(evidence) if run.path.parent.name == params.cycle]
-    started = [run for run in runs if (run.path / "parameters.json").exists()]
-    before = read_json(started[-1].path / "parameters.json") if started else {}
-    for section, value in params.model_dump(mode="json").items() if started else ():
-        if before.get(section) != value:
+    run, before = newest_started(params, evidence) or (None, {})
+    for section, value in params.model_dump(mode="json").items() if run else ():
+        if run and before.get(section) != value:
             remedy = "give the same values, or run without --resume for a new run"
-            raise ParameterError(f"{section} differs from that in {started[-1].path}/parameters.json; {remedy}")
-    return started[-1] if started else None
+            raise ParameterError(f"{section} differs from that in {run.path}/parameters.json; {remedy}")
+    return run
 
 
-def check_ready(evidence: Path, notebooks: Path = NOTEBOOKS) -> None:
-    """Raise EvidenceError or StepError where the machine or the notebooks cannot carry a cycle."""
+def check_ready(evidence: Path, notebooks: Path = NOTEBOOKS, cache_bytes: int = 0) -> None:
+    """Raise EvidenceError or StepError where the machine or the notebooks cannot carry a cycle.
+
+    `cache_bytes` is what it puts into the cache.
+    """
     for step in STEPS:
         notebook_code(notebooks / step.notebook)
-    for folder in (evidence, cache_folder()):
+    for folder, needed in ((evidence, EVIDENCE_BYTES), (cache_folder(), EVIDENCE_BYTES + cache_bytes)):
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise EvidenceError(f"{folder} cannot be written ({existing} is read-only or no folder); {OTHER_FOLDER}")
-        if (free := shutil.disk_usage(existing).free) < NEEDED_BYTES:
-            lack = f"{free / 1e9:.2f} GB free and a cycle needs {NEEDED_BYTES / 1e9:.1f} GB"
+        if (free := shutil.disk_usage(existing).free) < needed:
+            lack = f"{free / 1e9:.2f} GB free and the cycle needs {needed / 1e9:.1f} GB"
             raise EvidenceError(f"{folder} has {lack}; free some or {OTHER_FOLDER}")
 
 
@@ -246,6 +209,11 @@ def only_run_of(cycle: str, evidence: Path) -> Iterator[None]:
         yield
 
 
+def plain_console() -> Console:
+    """Where progress goes by default: stderr, as it is."""
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
 def run_cycle(
     params: CycleParams,
     evidence: Path,
@@ -263,14 +231,14 @@ def run_cycle(
     and StepError (or the error of this library a notebook raised) when a step fails.
     """
     evidence = evidence.absolute()
-    check_ready(evidence, notebooks)
+    check_ready(evidence, notebooks, cache_bytes(params, evidence))
     check_earlier(params, evidence)
     with only_run_of(params.cycle, evidence):
         run = resumable_run(params, evidence) if resume else None
         planned = plan(params, run, notebooks)
         from husai_lib.cycle.execution import watched  # noqa: PLC0415 - takes seconds to import; mistakes are told without it
 
-        console = console or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        console = console or plain_console()
         began = "resuming" if run else "nothing to resume: new run" if resume else "new run"
         run = run or new_run(evidence, params.cycle)
         if run.is_complete:
@@ -279,13 +247,20 @@ def run_cycle(
         write_json(run.path / "parameters.json", params.model_dump(mode="json"))
         run.note_attempt({name: value for name, value in environment("").items() if name != "device"})
         console.print(f"{began} {run.name}")
+        time_left = TimeLeft(params, run, evidence)
         for number, step in enumerate(planned, 1):
             state = f"starts, {step.reason}" if step.reason else "kept"
-            console.print(f"step {number}/{len(planned)} {step.step.name}: {state}")
+            called = f"step {number}/{len(planned)} {step.step.name}"
+            console.print(f"{called}: {state}")
             if step.reason:
-                with watched(console, step.step.name, run.path):
-                    for line in _run_step(step, run, notebooks):
-                        console.print(f"step {step.step.name} printed: {line}")
+                time_left.begin(step)
+                with watched(console, step.step.name, run.path) as last:
+                    printed = _run_step(step, run, notebooks)
+                for line in printed:
+                    console.print(f"step {step.step.name} printed: {line}")
+                seconds = time_left.end(step, last)
+                left = time_left.sentence([later for later in planned[number:] if later.reason])
+                console.print(f"{called}: done in {seconds:.0f} s{left}")
         gate = run.record("gate").summary
         about = {"cycle": params.cycle, "summary": params.summary, "steps": [step.step.name for step in planned]}
         origin = {"parameters_file": parameters_file, "overrides": list(overrides)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -43,6 +44,10 @@ class Step:
     """Hashes of the records of earlier runs that were read, by `<cycle>/<run>/<step>`."""
     published: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    reported: float = field(default_factory=time.time)
+    """When progress was reported last."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds up to the last report of progress, by what was reported; by "" what lies between."""
     is_written: bool = False
     """Whether the record was written."""
 
@@ -65,8 +70,17 @@ class Step:
         return {step: self.read(f"{run}/{step}") for step in self.run.read_run(run)}
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """Report how far this step is to whoever watches the run."""
+        """Report how far this step is, where its time went and its peak of memory so far, to whoever watches the run.
+
+        The time since the last report belongs to `what`, unless this is the first report of it: `done` is then 0.
+        """
+        now = time.time()
+        spent = what if done else ""
+        self.seconds[spent] = self.seconds.get(spent, 0.0) + now - self.reported
+        self.reported = now
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         state = {"step": self.name, "done": done, "total": total, "what": what}
+        state |= {"seconds": self.seconds, "peak_bytes": peak}
         write_text(self.run.path / "progress.json", canonical_json(state))
 
     def publish(self, name: str, data: Any) -> None:

@@ -33,14 +33,25 @@ def local_path(source: str) -> Path | None:
 
 def layer_count(path: Path) -> int | None:
     """The number of layers of a GGUF file or a Hugging Face folder; None for anything else."""
+    return _number_in(path, "num_hidden_layers|n_layers?|num_layers", b"block_count")
+
+
+def hidden_size(path: Path) -> int | None:
+    """The dimensions of the residual stream of the same."""
+    return _number_in(path, "hidden_size|n_embd|d_model", b"embedding_length")
+
+
+def _number_in(path: Path, config_key: str, gguf_key: bytes) -> int | None:
+    """A whole number of a model's configuration."""
     try:
         if path.is_dir():
             text = (path / "config.json").read_text(encoding="utf-8")
-            found = re.search(r'"(?:num_hidden_layers|n_layers?|num_layers)": *(\d+)', text)
+            found = re.search(rf'"(?:{config_key})": *(\d+)', text)
             return int(found[1]) if found else None
         with path.open("rb") as file:
             header = file.read(HEADER_BYTES)  # searched for the key, as the reader of the package gguf takes seconds
-        number = re.search(rb"\.block_count\x04\0\0\0(.{4})", header, re.DOTALL)  # 4: the type is uint32
+        # the type of these values is uint32, whose number is 4
+        number = re.search(rb"\." + gguf_key + rb"\x04\0\0\0(.{4})", header, re.DOTALL)
         return int.from_bytes(number[1], "little") if number and header.startswith(b"GGUF") else None
     except (OSError, UnicodeDecodeError):
         return None

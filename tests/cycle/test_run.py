@@ -116,7 +116,7 @@ def test_progress_without_a_terminal_is_a_line_when_a_step_starts_and_one_when_i
     lines = done[2]
     assert lines[0] == f"new run {done[1].name}"
     assert lines[1] == "step 1/3 activations: starts, new run"
-    assert lines[2].startswith("step activations: done in ")
+    assert lines[2].startswith("step 1/3 activations: done in ")
     assert len(lines) == 1 + 2 * 3
 
 
@@ -364,9 +364,7 @@ def watched(console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_plain_lines_report_how_much_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = silent()
     watched(console, monkeypatch, tmp_path)
-    *lines, last = said(console)
-    assert set(lines) == {"step frontier: 2/4 members"}
-    assert last == "step frontier: done in 0 s"
+    assert set(said(console)) == {"step frontier: 2/4 members"}
     assert not (tmp_path / "progress.json").exists()
 
 

@@ -131,11 +131,25 @@ def test_another_opener_takes_the_place_of_steps_that_write(run: Run) -> None:
     assert open_step("gate", str(run.path)) is not other
 
 
+def test_progress_says_on_what_time_was_spent_apart_from_what_lies_between(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 100.0, 107.0, 110.0, 112.0, 115.0])  # two for the step itself, then one a report
+    monkeypatch.setattr(steps.time, "time", lambda: next(clock))
+    step = open_step("frontier", str(run.path))
+    for state in ((0, 2, "members"), (1, 2, "members"), (2, 2, "members"), (0, 1, "probes")):
+        step.progress(*state)
+    # 7 s of imports; 3 s and 2 s for the two members; 3 s until probing began
+    assert read_json(run.path / "progress.json")["seconds"] == {"": 10.0, "members": 5.0}
+
+
 def test_progress_is_one_file_that_is_no_evidence(run: Run) -> None:
     step = open_step("frontier", str(run.path))
     step.progress(1, 3, "members")
     step.progress(2, 3, "members")
-    assert read_json(run.path / "progress.json") == {"step": "frontier", "done": 2, "total": 3, "what": "members"}
+    state = read_json(run.path / "progress.json")
+    assert state.keys() == {"step", "done", "total", "what", "seconds", "peak_bytes"}
+    assert (state["step"], state["done"], state["total"], state["what"]) == ("frontier", 2, 3, "members")
     run.write_manifest()
     assert run.manifest()["files"] == {}
 

@@ -353,4 +353,4 @@ def test_progress_counts_data_sets(small: ProbeTask, monkeypatch: pytest.MonkeyP
     sae_scores(
         [trained(random_sae(s)) for s in (30, 31)], [small], PARAMS, lambda done, total, _: seen.append((done, total))
     )
-    assert seen == [(1, 1)]
+    assert seen == [(0, 1), (1, 1)]
