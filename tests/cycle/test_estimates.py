@@ -289,7 +289,11 @@ def test_the_memory_of_training_is_near_the_measured_peak(monkeypatch: pytest.Mo
 
 def test_a_need_names_what_was_never_timed_here() -> None:
     need = Need(200.0, "", ["texts"], 3 * 10**8, None)
-    assert str(need) == "about 3 min; 0.30 GB of disk; not known here: how long: texts, memory (the model is not here)"
+    said = "at least 3 min (never timed here: texts); 0.30 GB of disk; memory not known, as the model is not here"
+    assert str(need) == said
+    nothing = Need(0.0, "", ["texts"], None, None)
+    assert str(nothing).startswith("time not known (never timed here: texts); memory and disk not known")
+    assert str(Need(200.0, "", [], 3 * 10**8, 10**9)) == "about 3 min; 1.00 GB of memory; 0.30 GB of disk"
 
 
 @pytest.mark.slow
