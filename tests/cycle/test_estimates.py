@@ -81,7 +81,7 @@ def test_a_dry_run_shows_what_every_step_needs_even_where_what_it_rests_on_is_no
     assert said.err.startswith("husai: selection.sources: cycle2/newest/frontier: ")
     assert "25 members: p1, p2, p3, p4, p5 at 5 seeds" in said.out
     assert "144 members: a1_lambda_0" in said.out
-    assert "memory (the model is not here)" in said.out
+    assert "memory and disk not known, as the model is not here" in said.out
     assert not (tmp_path / "evidence").exists()
 
 
