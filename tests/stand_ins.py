@@ -323,15 +323,18 @@ def short_cycle(patch: pytest.MonkeyPatch, folder: Path, **bodies: str) -> Path:
     return folder
 
 
-def start_husai(notebooks: Path, *arguments: Any) -> subprocess.Popen[str]:
+def start_husai(
+    notebooks: Path, *arguments: Any, out: Any = subprocess.PIPE, before: Sequence[str] = (), **environment: str
+) -> subprocess.Popen[str]:
     """A process that runs a command on the short cycle; it hears Ctrl-C even where the tests run in the background."""
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import sys; from pathlib import Path; import stand_ins; from husai_lib import cli;"
         "stand_ins.cycle.STEPS = stand_ins.STEPS; cli.NOTEBOOKS = Path(sys.argv[1]); cli.main(sys.argv[2:])"
     )
-    command = [sys.executable, "-c", script, str(notebooks), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [*before, sys.executable, "-c", script, str(notebooks), *map(str, arguments)]
+    path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(Path(__file__).parent), str(REPOSITORY))))
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+        command, stdout=out, stderr=out, text=True, env=os.environ | environment | {"PYTHONPATH": path},
+        start_new_session=True,
+    )  # fmt: skip
