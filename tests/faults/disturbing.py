@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from stand_ins import SMOKE, start_husai, write_notebooks
+from stand_ins import SMOKE, write_notebooks
 
 from husai_lib.evidence.runs import Run, find_runs
 from husai_lib.files import REPOSITORY
@@ -51,34 +52,39 @@ class Place:
         begun = [run for run in find_runs(self.evidence) if (run.path / "parameters.json").exists()]
         return begun[-1] if begun else None
 
-    def start(self, *arguments: str, **environment: str) -> Started:
-        """Start `husai run`, its output in a file, so that no process that is left behind holds a pipe open."""
+    def start(
+        self, *arguments: str, log: str = "log.txt", first: str = "", before: Sequence[str] = (), **environment: str
+    ) -> Started:
+        """Start `husai run`, by the command `before`, after the statements `first`.
+
+        Its output goes into a file, so that no process that is left behind holds a pipe open. It hears Ctrl-C even
+        where the tests run in the background.
+        """
+        notebooks, file = self.folder / "notebooks", self.folder / log
+        script = ["import signal, sys", "signal.signal(signal.SIGINT, signal.default_int_handler)"]
+        script += ["from husai_lib import cli", "from husai_lib.cycle import run as cycle"]
+        if not self.real:
+            if not notebooks.exists():
+                write_notebooks(notebooks, activations=BANK)
+            script += ["import stand_ins, pathlib", "cycle.STEPS = stand_ins.STEPS"]
+            script += [f"cli.NOTEBOOKS = pathlib.Path({str(notebooks)!r})"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        environment |= {"HUSAI_CACHE": str(self.cache)}
-        given = ("run", str(SMOKE), "--evidence", str(self.evidence), *arguments)
-        log = self.folder / "log.txt"
-        with log.open("w") as out:
-            if self.real:
-                script = "import sys; from husai_lib.cli import main; main(sys.argv[1:])"
-                path = os.pathsep.join(filter(None, (environment.pop("PYTHONPATH", ""), str(REPOSITORY))))
-                started = subprocess.Popen(
-                    [sys.executable, "-c", script, *given],
-                    stdout=out, stderr=out, env=os.environ | environment | {"PYTHONPATH": path},
-                    cwd=REPOSITORY, start_new_session=True,
-                )  # fmt: skip
-            else:
-                notebooks = self.folder / "notebooks"
-                if not notebooks.exists():
-                    write_notebooks(notebooks, activations=BANK)
-                started = start_husai(notebooks, *given, out=out, **environment)
-        return Started(started, log)
+        code = "; ".join([*script, *filter(None, [first]), "cli.main(sys.argv[1:])"])
+        command = [*before, sys.executable, "-c", code, "run", str(SMOKE), "--evidence", str(self.evidence), *arguments]
+        paths = environment.pop("PYTHONPATH", ""), str(REPOSITORY / "tests"), str(REPOSITORY)
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HUSAI_CACHE": str(self.cache)}
+        with file.open("w") as out:
+            started = subprocess.Popen(
+                command, stdout=out, stderr=out, env=os.environ | environment, cwd=REPOSITORY, start_new_session=True
+            )
+        return Started(started, file)
 
 
 @dataclass(frozen=True)
 class Started:
     """A cycle's process."""
 
-    process: subprocess.Popen[str] | subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes]
     log: Path
 
     @property
@@ -101,6 +107,19 @@ class Started:
         except psutil.NoSuchProcess:
             return []
 
+    @property
+    def kernels(self) -> list[psutil.Process]:
+        """The kernels among them."""
+        return [one for one in self.family if is_kernel(one)]
+
+
+def is_kernel(process: psutil.Process) -> bool:
+    """Whether a process is a kernel; one that has just ended is none."""
+    try:
+        return any("ipykernel_launcher" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
 
 def alive(processes: list[psutil.Process], within: float) -> list[psutil.Process]:
     """Which processes are still there after so many seconds."""
@@ -114,3 +133,8 @@ def is_alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but locks, which hold nothing."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}

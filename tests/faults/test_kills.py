@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,22 +83,21 @@ class Chain:
         self.place = Place(self.folder / f"cycle{self.cycles}", self.real)
 
     def at_a_moment(self, who: str) -> None:
-        """Kill after a random time; where there is no kernel yet, the driver."""
+        """Kill the driver or the kernel a random time after its start."""
         started = self.place.start("--resume")
-        longest = 22.0 if self.real else 5.0
-        try:
-            started.process.wait(self.draw.uniform(0.2, longest))
-        except subprocess.TimeoutExpired:
-            pass
-        else:
+        while who == "kernel" and not started.kernels and started.process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(self.draw.uniform(0, 22.0 if self.real else 5.0))
+        family, kernels = started.family, started.kernels
+        while who == "kernel" and not kernels and started.process.poll() is None:  # between two steps
+            time.sleep(0.05)
+            family, kernels = started.family, started.kernels
+        if started.process.poll() is not None:
             assert started.process.returncode == 0, started.said
             return
-        family = started.family
-        kernels = [one for one in family if "ipykernel_launcher" in " ".join(one.cmdline() or [])]
-        if who == "kernel" and kernels:
-            kernels[0].send_signal(signal.SIGKILL)
+        if who == "kernel":
+            kernels[0].kill()
         else:
-            who = "driver"
             started.process.kill()
         self.ended(started, who, writing=False)
         self.orphans += family  # the next attempt does not wait until they notice
