@@ -45,7 +45,7 @@ TEXTS = [
     "<input autofocus onfocus=alert(21)><select onchange=alert(22)><textarea></textarea>",
     "<img alt='<table onmouseover=alert(23) x'><span id=x tabindex=0 onblur=alert(24)>y</span>",
     "\"onmouseover=\"alert(25)\" x=\" 'onmouseover='alert(26)' x='",
-    "![x](javascript:alert(27) \"t\") [y]: javascript:alert(28) <javascript:alert(29)>",
+    '![x](javascript:alert(27) "t") [y]: javascript:alert(28) <javascript:alert(29)>',
     "[z](<//evil.example> 'title' onclick=alert(30)) <https://evil.example> https://evil.example/bare",
     "{{< include /etc/passwd >}} {{< video //evil.example/v >}} {{{< kbd x >}}}",
     "::: {.callout onclick=alert(31)} ::: [span]{onclick=alert(32) .x}",

@@ -15,6 +15,9 @@ from stand_ins import SMOKE, write_notebooks
 from husai_lib.evidence.runs import Run, find_runs
 from husai_lib.files import REPOSITORY
 
+ALONE = ["unshare", "--map-root-user", "--net"]
+NO_NETWORK = ALONE if subprocess.run([*ALONE, "true"], check=False, capture_output=True).returncode == 0 else []
+"""Begins a command that has no network interface, not even the loopback; empty where this user may not do that."""
 BANK = """
 from husai_lib.evidence.cache import cached
 from husai_lib.evidence.rows.measured import BankRow

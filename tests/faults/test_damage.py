@@ -74,7 +74,9 @@ def test_the_command_finds_damage_and_exits_with_4(evidence: Path) -> None:
     assert husai("verify", "--evidence", evidence).code == 0
 
 
-def test_no_run_that_is_whole_is_called_damaged(evidence: Path, fresh_cache: Path, tmp_path: Path, tally: Opener) -> None:
+def test_no_run_that_is_whole_is_called_damaged(
+    evidence: Path, fresh_cache: Path, tmp_path: Path, tally: Opener
+) -> None:
     """Newly written runs, and committed ones copied, moved, touched or made read-only."""
     row, draw = tally("clean runs: no false alarm"), random.Random(4)
     handled: dict[str, Callable[[Path], object]] = {

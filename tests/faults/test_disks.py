@@ -48,7 +48,7 @@ def test_a_disk_that_is_too_small_is_one_sentence_and_the_cycle_goes_on_once_it_
     for size, which in [(size, "short") for size in SIZES[: times(3, 1)]] + [(5, "smoke")] * times(1, 0):
         disk = tmp_path / f"disk{size}{which}"
         got = in_namespace(disk, f"mount -t tmpfs -o size={size}m tmpfs {disk}", str(size), which)
-        refused, filled, resumed = got["said"]
+        refused, filled, _ = got["said"]
         good = got["codes"] == [1, 1, 0] and got["kept"] and got["half"] == []
         good &= refused.startswith("husai: ") and "GB free and a cycle needs" in refused
         good &= filled.startswith("husai: ") and "No space left on device" in filled and "--resume" in filled
@@ -62,6 +62,8 @@ def test_a_read_only_folder_is_one_sentence_of_every_command_that_writes(tmp_pat
     got = in_namespace(folder, f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder}", "read-only")
     for name, (code, said) in got["said"].items():
         one_sentence = said.startswith("husai: ") and said.count("\n") == 1
-        row.take(code == 1 and one_sentence and "Read-only" in said.replace("read-only", "Read-only"), f"{name}: {said}")
+        row.take(
+            code == 1 and one_sentence and "Read-only" in said.replace("read-only", "Read-only"), f"{name}: {said}"
+        )
     assert got["kept"]
     assert row.failed == []

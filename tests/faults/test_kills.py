@@ -42,8 +42,10 @@ class Chain:
         self.folder, self.tally, self.real, self.draw = folder, tally, real, random.Random(seed)
         self.place, self.cycles, self.orphans = Place(folder / "cycle0", real), 0, list[psutil.Process]()
         self.undisturbed = Place(folder / "undisturbed", real)
-        started = self.undisturbed.start()
-        assert started.process.wait(600) == 0, started.said
+        began, started = time.monotonic(), self.undisturbed.start()
+        assert started.process.wait(1800) == 0, started.said
+        self.longest = (time.monotonic() - began) / (6 if real else 2)
+        """Seconds after which a process is killed at the latest, as fast as the machine is."""
 
     def run(self, kills: int) -> None:
         while self.tally.count < kills:
@@ -59,7 +61,7 @@ class Chain:
                 self.next_cycle()
         while not (self.place.run and self.place.run.is_complete):
             started = self.place.start("--resume")
-            assert started.process.wait(600) == 0, started.said
+            assert started.process.wait(1800) == 0, started.said
         self.next_cycle()
         if left := alive(self.orphans, 10):
             self.tally.failed.append(f"{len(left)} kernels outlived their driver")
@@ -87,7 +89,7 @@ class Chain:
         started = self.place.start("--resume")
         while who == "kernel" and not started.kernels and started.process.poll() is None:
             time.sleep(0.05)
-        time.sleep(self.draw.uniform(0, 22.0 if self.real else 5.0))
+        time.sleep(self.draw.uniform(0, self.longest))
         family, kernels = started.family, started.kernels
         while who == "kernel" and not kernels and started.process.poll() is None:  # between two steps
             time.sleep(0.05)
@@ -113,7 +115,7 @@ class Chain:
         started = self.place.start(
             "--resume", PYTHONPATH=DYING, HUSAI_DEATH=f"{who} {at} {after} {note}", HUSAI_DEATH_BELOW=below
         )
-        started.process.wait(600)
+        started.process.wait(1800)
         if not note.exists():  # the cycle ended before that many writes
             assert started.process.returncode == 0, started.said
             return

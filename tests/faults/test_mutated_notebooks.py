@@ -111,9 +111,7 @@ MUTATIONS: dict[str, Callable[[Any], object]] = {
 }  # fmt: skip
 
 
-def test_every_notebook_mutated_in_each_way_is_found(
-    run: Run, tmp_path: Path, tally: Callable[[str], Tally]
-) -> None:
+def test_every_notebook_mutated_in_each_way_is_found(run: Run, tmp_path: Path, tally: Callable[[str], Tally]) -> None:
     row = tally(f"executed notebooks mutated in {len(MUTATIONS)} ways: the audit")
     stems = [step.notebook for step in steps_in(run)]
     row.most("notebooks", len(stems))

