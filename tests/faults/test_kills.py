@@ -109,7 +109,7 @@ class Chain:
         self.folder.mkdir(exist_ok=True)
         note = self.folder / "write.txt"
         note.unlink(missing_ok=True)
-        at = round(2 ** self.draw.uniform(0, 6.5 if self.real else 4.5))
+        before, at = self.leftovers(), round(2 ** self.draw.uniform(0, 6.5 if self.real else 4.5))
         after = self.draw.choice([0, 0, 0, 0.0005, 0.01])
         below = f"{self.place.evidence}/:{self.place.cache}/"
         started = self.place.start(
@@ -119,12 +119,11 @@ class Chain:
         if not note.exists():  # the cycle ended before that many writes
             assert started.process.returncode == 0, started.said
             return
-        started.process.wait(120)
-        self.ended(started, who, writing=after == 0 or any(self.leftovers()))
+        self.ended(started, who, writing=after == 0 or bool(self.leftovers() - before))
 
-    def leftovers(self) -> list[Path]:
-        """What a write that did not end left behind."""
-        return [path for path in self.place.folder.rglob(".*") if path.name != ".lock"]
+    def leftovers(self) -> set[Path]:
+        """What writes that did not end left behind."""
+        return {path for path in self.place.folder.rglob(".*") if path.name != ".lock"}
 
     def ended(self, started: Started, who: str, *, writing: bool) -> None:
         """Count a kill: a killed driver is just gone, a killed kernel is told in one sentence."""
