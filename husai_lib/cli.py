@@ -131,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         code, message = 1, f"{error.filename or 'input or output'}: {error.strerror or error}"
     if message:
-        sys.stderr.write(f"husai: {' '.join(message.split())}\n")
+        line = " ".join(message.split())  # one, and nothing in it that a terminal would obey
+        sys.stderr.write(f"husai: {''.join(c if c.isprintable() else '?' for c in line)}\n")
     sys.exit(code)
 
 
