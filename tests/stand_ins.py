@@ -110,7 +110,8 @@ def synthetic_run(evidence: Path) -> Run:
     """
     params = load_cycle(SMOKE)
     sources = params.selection.model_copy(update={"sources": ["frontier"]})
-    params = params.model_copy(update={"conditions": params.conditions[:2], "consistency": None, "selection": sources})
+    absent = {"consistency": None, "scaling": None}
+    params = params.model_copy(update={"conditions": params.conditions[:2], "selection": sources, **absent})
     run = new_run(evidence, "smoke")
     write_json(run.path / "parameters.json", params.model_dump(mode="json"))
     known: dict[tuple[str, str], list[Any]] = {}
@@ -167,7 +168,7 @@ def synthetic_run(evidence: Path) -> Run:
 
 
 SECTIONS = {
-    "baselines": ("seeds", "sae", "conditions", "baseline", "probing", "contrastive"),
+    "baselines": ("seeds", "sae", "conditions", "sweeps", "baseline", "probing", "contrastive"),
     "frontier": ("seeds", "sae", "conditions", "probing", "contrastive"),
     "confirmation": ("confirmation", "baseline", "probing", "contrastive"),
 }

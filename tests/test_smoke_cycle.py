@@ -10,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forging import derive_again, rewrite
 from refresh_notebooks import REPOSITORY, cpu_kind
 from stand_ins import husai
 
+from husai_lib.activations.banks import open_bank
 from husai_lib.evidence.runs import find_imports, find_run, find_runs
+from husai_lib.params.scaling import point_of
 from husai_lib.report.audit import audit_run
 
 KILLS = int(os.environ.get("HUSAI_TEST_KILLS", "3"))
@@ -70,6 +73,29 @@ def test_the_finished_run_is_reproduced_and_a_falsified_measurement_is_not(finis
     places = {value["place"] for value in json.loads(said.out)["differing"]}
     assert {f"frontier.probes.{n}.test_auc" for n in range(24)} <= places
     assert not any(place.startswith(("activations.", "baselines.")) for place in places)
+
+
+@pytest.mark.timeout(600)
+def test_every_point_of_the_grid_is_measured_beside_its_own_baseline(finished):
+    record = finished.record("scaling")
+    members, banks = record.table("members"), {row.bank: row for row in record.table("banks")}
+    baselines = {(row.condition, row.seed): row for row in members if row.is_baseline}
+    saes = [row for row in members if not row.is_baseline]
+    assert len(saes) == len(baselines) == 16
+    for row in saes:
+        own = baselines[f"baseline_{row.condition}", row.seed]
+        assert (own.d_sae, own.k) == (row.d_sae, row.k)
+        assert row.cebench_delta == row.cebench_interpretability - own.cebench_interpretability
+    raw = {(point_of(row.condition)[0], row.data_set, row.split): row.llm_auc for row in record.table("probes")}
+    of_first = [place[1:] for place in raw if place[0] == 0]
+    assert any(raw[0, *place] != raw[1, *place] for place in of_first), "each layer has its own raw activation"
+    for layer in (0, 1):
+        few, many = (
+            open_bank(banks[f"layer_{layer}/training/{tokens}"].key, f"blocks.{layer}.hook_resid_post").rows
+            for tokens in (1024, 2048)
+        )
+        assert (len(few), len(many)) == (1024, 2048)
+        assert np.array_equal(few, many[:1024]), "a smaller budget is the beginning of a larger one"
 
 
 def without_keys(results):

@@ -33,12 +33,15 @@ class Need:
     memory: int | None
 
     def __str__(self) -> str:
+        long = f"{'at least' if self.unknown else 'about'} {in_words(self.seconds)}{self.timed}"
+        if self.unknown:
+            never = f"never timed here: {', '.join(self.unknown)}"
+            long = f"{long} ({never})" if self.seconds else f"time not known ({never})"
         sizes = {"memory": self.memory, "disk": self.disk}
         known = [f"{size / 1e9:.2f} GB of {what}" for what, size in sizes.items() if size is not None]
-        lacking = [f"{what} (the model is not here)" for what, size in sizes.items() if size is None]
-        lacking = [*(f"how long: {kind}" for kind in self.unknown), *lacking]
-        not_known = [f"not known here: {', '.join(lacking)}"] if lacking else []
-        return "; ".join([f"about {in_words(self.seconds)}{self.timed}", *known, *not_known])
+        lacking = [what for what, size in sizes.items() if size is None]
+        not_known = [f"{' and '.join(lacking)} not known, as the model is not here"] if lacking else []
+        return "; ".join([long, *known, *not_known])
 
 
 def need_of(step: PlannedStep, params: CycleParams, cached: str = "") -> Need:

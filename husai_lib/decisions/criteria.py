@@ -52,6 +52,8 @@ class Standing:
     """What its gates read: the conservative end of an interval, or the estimate."""
     caveats: tuple[str, ...] = ()
     """What is known to be wrong with an import's numbers."""
+    confirmed: bool = True
+    """Whether the deltas are of fresh seeds, and not of those that the candidate was selected by."""
 
 
 def compare(here: Standing, there: Standing) -> list[CriterionRow]:
@@ -90,6 +92,8 @@ def _delta_row(which: str, here: Standing, there: Standing) -> CriterionRow:
         "; ".join(differing): True,
         f"not measured here{because}": not mine,
         "too few seeds for a 95 % bound": mean is not None and low is None,
+        "optimistic here: of the seeds that it was selected by": mean is not None and not here.confirmed,
+        "optimistic there: of the seeds that it was selected by": mean is not None and not there.confirmed,
         f"known to be wrong there: {wrong}": bool(wrong),
     }
     outcome = "not comparable" if differing else "met" if low is not None and low > 0 else "not met"

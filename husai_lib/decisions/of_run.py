@@ -86,7 +86,8 @@ def _standing(name: str, gates: Sequence[GateRow], basis: Literal["bound", "valu
     own = candidates.baseline_of(judged.members, judged.baselines)
     measured = candidates.measured_on(source, read) | {candidates.BASELINE: own}
     verdicts = {row.gate: (row.verdict, row.threshold) for row in gates if row.required}
-    return Standing(name, _external(judged), measured, verdicts, basis)
+    fresh = judged.source == "confirmation"
+    return Standing(name, _external(judged), measured, verdicts, basis, confirmed=fresh)
 
 
 def _external(judged: Judged) -> External:
@@ -138,7 +139,7 @@ def _imported_standing(name: str, records: Mapping[str, Record]) -> Standing:
         for what, values in candidates.differences(settings).items():  # several equal no value of another run
             own |= {what: '"several"'} if len({*values} - {candidates.UNKNOWN}) > 1 else {}
     wrong = tuple(dict.fromkeys(row.caveat for row in rows("caveats")))
-    return Standing(name, external, own, verdicts, caveats=wrong)
+    return Standing(name, external, own, verdicts, caveats=wrong, confirmed=False)
 
 
 def _stated(group: EarlierGroupRow, metric: str) -> Interval | None:

@@ -114,6 +114,27 @@ class CycleParams(Sections):
     """Earlier runs that this cycle must improve on, as `<cycle>/<run>`, `<cycle>/newest` or `imported/<name>`."""
 
     @model_validator(mode="after")
+    def _conditions_fit(self) -> Self:
+        if not self.trained:
+            raise ValueError("there are no conditions, so nothing is trained; add conditions, sweeps or consistency")
+        joined = self.activations.hook_name.count("+") + 1
+        named = {name: conditions for name, (conditions, _) in self.trained.items()}
+        for conditions in (named | ({"consistency": self.consistency.conditions} if self.consistency else {})).values():
+            distinct([condition.name for condition in conditions], "condition")
+            for condition in conditions:
+                if is_baseline_name(condition.name):
+                    raise ValueError(f"condition {condition.name!r} has the name of a baseline; choose another name")
+                if condition.architecture == "topk_transcoder":
+                    raise ValueError("a transcoder is no condition but a control, switched on by stress.transcoder")
+                layers = condition.hyperparameters.get("layers", joined)
+                if (needed := layers if isinstance(layers, int) else len(layers)) != joined:
+                    raise ValueError(
+                        f"condition {condition.name!r} reads {needed} layers but activations.hook_name names {joined}; "
+                        "join as many hooks by '+'"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _seeds_agree(self) -> Self:
         distinct(self.seeds, "seed")
         used, fresh = {*self.seeds}, self.confirmation.seeds
@@ -145,27 +166,6 @@ class CycleParams(Sections):
                     "section"
                 )
         distinct(self.earlier, "earlier run")
-        return self
-
-    @model_validator(mode="after")
-    def _conditions_fit(self) -> Self:
-        if not self.trained:
-            raise ValueError("there are no conditions, so nothing is trained; add conditions, sweeps or consistency")
-        joined = self.activations.hook_name.count("+") + 1
-        named = {name: conditions for name, (conditions, _) in self.trained.items()}
-        for conditions in (named | ({"consistency": self.consistency.conditions} if self.consistency else {})).values():
-            distinct([condition.name for condition in conditions], "condition")
-            for condition in conditions:
-                if is_baseline_name(condition.name):
-                    raise ValueError(f"condition {condition.name!r} has the name of a baseline; choose another name")
-                if condition.architecture == "topk_transcoder":
-                    raise ValueError("a transcoder is no condition but a control, switched on by stress.transcoder")
-                layers = condition.hyperparameters.get("layers", joined)
-                if (needed := layers if isinstance(layers, int) else len(layers)) != joined:
-                    raise ValueError(
-                        f"condition {condition.name!r} reads {needed} layers but activations.hook_name names {joined}; "
-                        "join as many hooks by '+'"
-                    )
         return self
 
     @model_validator(mode="after")

@@ -10,8 +10,8 @@ from husai_lib.decisions.gates import describe
 from husai_lib.evidence.rows.measured import GroupRow, MemberRow
 from husai_lib.evidence.rows.scaling import EffectRow
 from husai_lib.params.scaling import point_of
+from husai_lib.report.cells import escape
 from husai_lib.report.figures import STYLES, ReportFigure, framed, legend
-from husai_lib.report.tables import escape
 
 WORDS = {"layer": "layer", "tokens": "tokens", "d_sae": "latents"}
 """What the levels of an axis count."""

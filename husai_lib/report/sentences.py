@@ -21,7 +21,7 @@ from husai_lib.evidence.rows.measured import (
     ProbeRow,
     set_weight,
 )
-from husai_lib.report.tables import cell, escape
+from husai_lib.report.cells import cell, escape
 
 
 def verdict_sentence(rows: Sequence[GateRow]) -> str:

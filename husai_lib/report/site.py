@@ -7,6 +7,8 @@ not trusted: it reaches a page escaped or through an allow-list, and no page loa
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from nbconvert.filters import strip_ansi
@@ -96,10 +99,18 @@ def made_site(folder: Path, evidence: Path, chosen: Run, renderer: str, banner: 
         return _render_with_quarto(folder)
     pages = [*_pages(evidence, chosen, banner)]
     unfinished = {run.name for run in find_runs(evidence) if not run.is_complete}
+    script = (DATA / "site.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    about: dict[str, Any] = {
+        "script": script,
+        "script_hash": f"sha256-{digest}",
+        "chosen": chosen.name,
+        "unfinished": unfinished,
+    }
+    about["index"] = [(quote(page.path), page.title, page.run, page.headings) for page in pages]
     for page in pages:
-        text = TEMPLATES.get_template("page.html").render(
-            page=page, pages=pages, chosen=chosen.name, unfinished=unfinished, root="../" * page.path.count("/")
-        )
+        root = "../" * page.path.count("/")
+        text = TEMPLATES.get_template("page.html").render(page=page, pages=pages, root=root, **about)
         write_text(folder / page.path, text)
     _write_tables(folder, evidence)
     for name in ("content.css", "site.css"):
@@ -163,8 +174,8 @@ def _facts(run: Run) -> dict[str, Any]:
     time = max((one.summary["run_id"] or "" for one in records.values() if imported and "run_id" in one.summary),
                default=run.path.name)  # fmt: skip
     return {
-        "sweeps": [step for step, one in records.items() if {"conditions"} & one.data["parameters"].keys()
-                   and "groups" in one.data["tables"]],
+        "sweeps": [step for step, one in records.items() if "groups" in one.data["tables"]
+                   and step not in ("consistency", "scaling", "confirmation")],
         "run": run, "records": records, "imported": imported, "judged": judged, "verdict": verdict,
         "name": run.path.name if imported else run.path.parent.name,
         "state": f"{state}, as stated there" if imported else state if run.is_complete else "unfinished",

@@ -13,10 +13,10 @@ from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.runs import Run, find_runs
 from husai_lib.files import REPOSITORY, read_json
 from husai_lib.report.audit import NOTEBOOKS
+from husai_lib.report.cells import escape
 from husai_lib.report.checks import UNCHECKED, Audit, Check, first_difference, follow
 from husai_lib.report.notebook_audit import is_of_checkout
 from husai_lib.report.site import ABOUT, all_runs, front_page, hashes_of, made_site, manifests_of
-from husai_lib.report.tables import escape
 
 FRONT, README = REPOSITORY / "index.md", REPOSITORY / "README.md"
 

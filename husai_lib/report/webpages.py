@@ -28,7 +28,7 @@ from husai_lib.errors import EvidenceError
 from husai_lib.evidence.steps import figure_name
 from husai_lib.files import REPOSITORY
 from husai_lib.report import consistency, scaling, sentences, tables
-from husai_lib.report.tables import escape
+from husai_lib.report.cells import escape
 
 DATA = REPOSITORY / "husai_lib" / "data"
 

@@ -191,7 +191,8 @@ def shown(tab: Tab, page: Path) -> str:
     assert tab.complaints == []
     assert tab.evaluate("document.title").endswith("HUSAI")
     assert tab.evaluate("document.querySelectorAll('h1').length") == 1
-    assert tab.evaluate("document.querySelectorAll('script, svg, iframe, main style').length") == 0
+    assert tab.evaluate("document.querySelectorAll('svg, iframe, main script, main style').length") == 0
+    assert tab.evaluate("[...document.scripts].map(script => script.type)") == ["application/json", ""]
     return " ".join(tab.evaluate("document.body.textContent").split())
 
 
@@ -233,3 +234,66 @@ def test_a_print_opens_folded_notes_and_leaves_the_list_of_pages_out(small: Path
     assert tab.evaluate(f"{folded}.offsetHeight") > height
     assert tab.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
     tab.call("Emulation.setEmulatedMedia", media="")
+
+
+def page_of_quickstart(folder: Path) -> Path:
+    return next((folder / "cycles" / "quickstart").glob("*.html"))
+
+
+SEARCH = """(words => {
+  const input = document.querySelector('#search input');
+  input.value = words;
+  input.dispatchEvent(new Event('input'));
+  return [...document.querySelectorAll('#search a')].map(link => [link.textContent, link.href]);
+})(%s)"""
+
+
+def test_search_finds_headings_by_all_their_words_and_leads_there(committed: Path, tab: Tab) -> None:
+    tab.open(page_of_quickstart(committed))
+    assert tab.evaluate("document.getElementById('search').checkVisibility()")
+    found = tab.evaluate(SEARCH % json.dumps("ACROSS stability methods"))
+    assert [text for text, _ in found] == ["Methods · Stability across seeds"]
+    address = urlsplit(found[0][1])
+    assert Path(unquote(address.path)) == (committed / "docs" / "methods.html").resolve()
+    assert address.fragment == "stability-across-seeds"
+    assert tab.evaluate(SEARCH % json.dumps("")) == []
+    assert tab.evaluate(SEARCH % json.dumps("no such words anywhere")) == []
+    assert "No page" in tab.evaluate("document.querySelector('#search ul').textContent")
+
+
+def test_a_hostile_title_is_text_among_the_results(small: Path, tab: Tab) -> None:
+    tab.open(small / "index.html")
+    found = tab.evaluate(SEARCH % json.dumps(CYCLE[:12]))
+    assert any(CYCLE[:12] in text for text, _ in found)
+    assert tab.evaluate("document.querySelectorAll('#search li > :not(a), #search a > *').length") == 0
+    assert tab.complaints == []
+
+
+SORTED = """(column => {
+  const table = [...document.querySelectorAll('main table')].find(table => table.tBodies[0].rows.length > 4);
+  const head = [...table.tHead.rows[0].cells].find(cell => cell.textContent.startsWith(column));
+  head.querySelector('button').click();
+  return [head.getAttribute('aria-sort'), [...table.tBodies[0].rows].map(row => row.cells[head.cellIndex].textContent)];
+})(%s)"""
+
+
+def test_a_table_sorts_by_number_with_missing_values_last_and_comes_back(committed: Path, tab: Tab) -> None:
+    tab.open(page_of_quickstart(committed))
+    first, second, third = (tab.evaluate(SORTED % json.dumps("Value")) for _ in range(3))
+    assert (first[0], second[0], third[0]) == ("ascending", "descending", None)
+    numbers = [float(text.replace("−", "-")) for text in first[1] if text != "n/a"]
+    assert numbers == sorted(numbers)
+    assert len(numbers) > 4
+    assert [text for text in second[1] if text != "n/a"] == [text for text in first[1] if text != "n/a"][::-1]
+    assert set(first[1][len(numbers) :]) <= {"n/a"}
+    assert sorted(third[1]) == sorted(first[1])
+
+
+def test_a_planted_script_or_handler_does_not_run(committed: Path, tab: Tab, tmp_path: Path) -> None:
+    text = page_of_quickstart(committed).read_text(encoding="utf-8")
+    planted = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"></main>"
+    (tmp_path / "page.html").write_text(text.replace("</main>", planted, 1), encoding="utf-8")
+    tab.open(tmp_path / "page.html")
+    assert tab.evaluate("document.title") != "run"
+    assert sum("Content Security Policy" in complaint for complaint in tab.complaints) == 2
+    assert tab.evaluate("document.getElementById('search').hidden") is False

@@ -81,7 +81,7 @@ def test_a_dry_run_shows_what_every_step_needs_even_where_what_it_rests_on_is_no
     assert said.err.startswith("husai: selection.sources: cycle2/newest/frontier: ")
     assert "25 members: p1, p2, p3, p4, p5 at 5 seeds" in said.out
     assert "144 members: a1_lambda_0" in said.out
-    assert "memory (the model is not here)" in said.out
+    assert "memory and disk not known, as the model is not here" in said.out
     assert not (tmp_path / "evidence").exists()
 
 
@@ -289,7 +289,11 @@ def test_the_memory_of_training_is_near_the_measured_peak(monkeypatch: pytest.Mo
 
 def test_a_need_names_what_was_never_timed_here() -> None:
     need = Need(200.0, "", ["texts"], 3 * 10**8, None)
-    assert str(need) == "about 3 min; 0.30 GB of disk; not known here: how long: texts, memory (the model is not here)"
+    said = "at least 3 min (never timed here: texts); 0.30 GB of disk; memory not known, as the model is not here"
+    assert str(need) == said
+    nothing = Need(0.0, "", ["texts"], None, None)
+    assert str(nothing).startswith("time not known (never timed here: texts); memory and disk not known")
+    assert str(Need(200.0, "", [], 3 * 10**8, 10**9)) == "about 3 min; 1.00 GB of memory; 0.30 GB of disk"
 
 
 @pytest.mark.slow

@@ -17,8 +17,9 @@ from husai_lib.evidence.rows.earlier import CaveatRow, EarlierGateRow, EarlierGr
 from husai_lib.evidence.runs import Record
 from husai_lib.files import canonical_json
 from husai_lib.intervals import Interval, mean_interval
+from husai_lib.report.cells import cell
+from husai_lib.report.layouts import DIFFERENCE
 from husai_lib.report.sentences import outcome_sentence
-from husai_lib.report.tables import DIFFERENCE, cell
 
 RUN, IMPORTED = "quickstart/run_20260101T000000Z", "imported/cycle3"
 CONTROLS = ("random_model", "random_decoder", "transcoder", "in_domain", "ood")
@@ -130,6 +131,13 @@ def test_both_deltas_must_improve_by_their_bounds():
     one_better = compare(standing(saebench=(1.1, 1.2, 1.3)), standing())
     assert [row.outcome for row in one_better[:2]] == ["met", "not met"]
     assert outcomes(one_better)[1] == "not met"
+
+
+@pytest.mark.parametrize(("here", "there"), [(True, True), (False, True), (True, False), (False, False)])
+def test_a_side_that_was_not_confirmed_is_said_to_be_optimistic(here, there):
+    rows = compare(replace(standing("a"), confirmed=here), replace(standing("b"), confirmed=there))
+    for row in (row for row in rows if row.criterion == 1):
+        assert ("optimistic here" in row.note, "optimistic there" in row.note) == (not here, not there)
 
 
 def test_no_difference_is_no_improvement_not_even_for_constant_groups():

@@ -116,7 +116,7 @@ def test_all_gates_pass_and_each_names_its_record():
     assert verdicts(policy) == expected()
     assert policy.pass_all
     assert policy.verdict == "Releasable: all 9 required gates pass."
-    assert [row.source for row in policy.gates] == ["stress"] * 5 + ["frontier"] * 4
+    assert [row.source for row in policy.gates] == ["stress"] * 5 + ["selection"] * 4
     assert gate(policy, "external").note == ""
 
 

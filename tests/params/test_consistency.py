@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a source without its section": (
         smoke_data(consistency=None),
-        "selection.sources: there is no section consistency; leave it out or add the section",
+        "selection.sources: this cycle trains no 'consistency'; name frontier, or add its section",
     ),
 }
 
@@ -298,7 +298,7 @@ def test_the_only_shape_of_all_sweeps_has_the_plain_name_and_each_seed_once() ->
 
 def test_a_cycle_needs_baselines_for_its_conditions_and_for_its_sweep(tmp_path: Path) -> None:
     data = of_sweep(conditions=[{"architecture": "topk", "d_sae": 128}], seeds=[8, 9])
-    assert baseline_seeds(load_cycle(write_params(tmp_path / "p.yaml", data)).sweeps) == {
+    assert baseline_seeds(load_cycle(write_params(tmp_path / "p.yaml", data)).trained.values()) == {
         "baseline_64_k8": [0, 1, 2], "baseline_128_k8": [8, 9],
     }  # fmt: skip
-    assert baseline_seeds(load_cycle(SMOKE).sweeps) == {"baseline": [0, 1, 2]}
+    assert baseline_seeds(load_cycle(SMOKE).trained.values()) == {"baseline": [0, 1, 2]}
