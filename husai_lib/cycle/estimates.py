@@ -29,7 +29,7 @@ Rates = dict[str, dict[str, list[list[float]]]]
 KEPT = 20
 """Times that are remembered of each step and kind."""
 MEMORY = "memory"
-HERE = "measured on this machine"
+HERE, GUESSED = "measured on this machine", "guessed from an earlier run, perhaps of another machine"
 
 
 def _rates_file() -> Path:
@@ -121,7 +121,7 @@ class TimeLeft:
             pairs = self.estimated.get(known[1], [])
             total += known[0] * (sum(true for _, true in pairs) / sum(said for said, _ in pairs) if pairs else 1.0)
             origins.add(known[1])
-        return f"; about {in_words(total)} left ({' and '.join(sorted(origins))})" if steps else ""
+        return f"; about {in_words(total)} left ({' and '.join(sorted(origins, reverse=True))})" if steps else ""
 
     def _chosen(self) -> Condition | None:
         """The selected condition, as soon as there is one."""
@@ -139,7 +139,7 @@ class TimeLeft:
         if None not in seconds:
             return sum(filter(None, seconds)), HERE
         wall = wall_seconds(step, self.params.cycle, self.evidence)
-        return (wall, "by an earlier run, perhaps of another machine") if wall else None
+        return (wall, GUESSED) if wall else None
 
 
 def wall_seconds(step: PlannedStep, cycle: str, evidence: Path) -> float | None:

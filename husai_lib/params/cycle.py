@@ -111,7 +111,7 @@ class CycleParams(Sections):
     gates: GateParams = GateParams()
     """The thresholds of the release gate."""
     earlier: list[EarlierRun] = []  # noqa: RUF012 -- pydantic copies it
-    """Earlier runs that this cycle must improve on, as `<cycle>/<run>` or `imported/<name>`."""
+    """Earlier runs that this cycle must improve on, as `<cycle>/<run>`, `<cycle>/newest` or `imported/<name>`."""
 
     @model_validator(mode="after")
     def _conditions_fit(self) -> Self:

@@ -10,7 +10,7 @@ from husai_lib.params.sections import Count, Positive, Section, Weight, distinct
 
 RUN = r"[a-z][a-z0-9_]{0,99}/[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 EarlierRun = Annotated[str, Field(pattern=rf"^{RUN}$")]
-"""`<cycle>/<run>` of an earlier run, or `imported/<name>`."""
+"""`<cycle>/<run>` of an earlier run, `<cycle>/newest` for its newest complete one, or `imported/<name>`."""
 Source = Annotated[str, Field(pattern=rf"^({RUN}/)?[a-z][a-z0-9_]{{0,99}}$")]
 """A step of this run, or `<earlier run>/<step>`."""
 
@@ -36,7 +36,8 @@ class SelectionParams(Section):
     conditions are merged by name over all sources, neither L0 nor what was measured on what is checked, SAEBench deltas
     keep duplicate prompts, and the best-scoring seed represents a group."""
     sources: Annotated[list[Source], Field(min_length=1)] = ["frontier"]  # noqa: RUF012 -- pydantic copies it
-    """Where candidates come from: steps of this run, and steps of earlier runs as `<cycle>/<run>/<step>`."""
+    """Where candidates come from: steps of this run, and steps of earlier runs as `<cycle>/<run>/<step>`,
+    where `newest` stands for the newest complete run."""
     mode: Literal["lcb", "mean"] = "lcb"
     """Rank groups by the lower confidence bound of their mean, or by the mean."""
     grouping: Literal["condition", "seed"] = "condition"

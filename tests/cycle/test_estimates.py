@@ -11,7 +11,7 @@ import pytest
 from stand_ins import SMOKE, husai, smoke_data, write_params
 
 from husai_lib.cycle import estimates
-from husai_lib.cycle.estimates import HERE, TimeLeft, in_words, nearest, note_rates, read_rates, seconds_of
+from husai_lib.cycle.estimates import GUESSED, HERE, TimeLeft, in_words, nearest, note_rates, read_rates, seconds_of
 from husai_lib.cycle.needs import Need, need_of, total_of
 from husai_lib.cycle.planned import CycleStep, PlannedStep, is_cached
 from husai_lib.cycle.run import STEPS, cache_bytes, check_ready
@@ -217,7 +217,7 @@ def test_an_earlier_run_of_the_same_parameters_is_a_first_guess_and_called_so(tm
     record = Run(run).record("gate")
     step = PlannedStep(CycleStep("gate", "08_gate.ipynb", ()), record.data["parameters"], "", "new run")
     text = left.sentence([step])
-    assert text == f"; about {record.data['wall_seconds']:.0f} s left (by an earlier run, perhaps of another machine)"
+    assert text == f"; about {record.data['wall_seconds']:.0f} s left ({GUESSED})"
 
 
 @pytest.mark.parametrize(
