@@ -116,7 +116,8 @@ def connected() -> Client:
 
 
 def address() -> str:
-    """The address of the cluster's scheduler, which answers there."""
+    """The address of the cluster's scheduler, which answers there. Raises ParameterError for options that cannot be."""
+    resources()
     client = connected()
     assert client.scheduler
     return str(client.scheduler.address)
