@@ -37,8 +37,8 @@ def selection_sentence(rows: Sequence[CandidateRow]) -> str:
         "SAEBench delta and {cebench_delta_low:+.3f} SD on the CE-Bench delta."
     )
     alone = (
-        "Selected: **{condition}** (a single seed, so there are no bounds), with a SAEBench delta of {saebench_delta:+.3f} "
-        "and a CE-Bench delta of {cebench_delta:+.3f} SD."
+        "Selected: **{condition}** (a single seed, so there are no bounds), with a SAEBench delta of "
+        "{saebench_delta:+.3f} and a CE-Bench delta of {cebench_delta:+.3f} SD."
     )
     chosen = next((row for row in rows if row.selected), None)
     text = template if chosen and chosen.n_seeds > 1 else alone
