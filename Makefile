@@ -1,5 +1,6 @@
 # make quickstart   set up, run params/quickstart.yaml offline, render the report, say where it is
 # make check        lint, type check, and the tests of the judging wing and of all that needs no model: a minute
+# make faults       kill, interrupt, damage and misuse cycles hundreds of times, and print a table: an hour or two
 # make test         set up if needed, then lint, type check and every test, notebooks included
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ PURE := tests/params tests/evidence tests/decisions tests/earlier tests/report t
 	tests/test_intervals.py tests/test_layers.py tests/test_bad_input.py tests/test_cli.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test check lint setup smoke notebooks docs quarto saebench clean
+.PHONY: quickstart test check faults lint setup smoke notebooks docs quarto saebench clean
 
 quickstart: setup
 	$(BIN)/husai run params/quickstart.yaml
@@ -19,6 +20,9 @@ test: lint
 
 check: lint
 	HUSAI_TEST_EFFORT=0.05 $(BIN)/python -m pytest $(PURE) -m 'not slow' --numprocesses auto --maxprocesses 4 --dist load
+
+faults: setup
+	HUSAI_FAULTS=full $(BIN)/python -m pytest tests/faults
 
 lint: setup
 	$(BIN)/ruff check .
@@ -41,9 +45,10 @@ smoke: setup
 notebooks: setup
 	$(BIN)/python tests/refresh_notebooks.py
 
-# After a change of husai_lib/params: docs/parameters.md is generated from it.
+# After a change of husai_lib/params or constraints.txt: docs/parameters.md and docs/licences.md are generated from them.
 docs: setup
 	$(BIN)/python docs/generate_parameters.py
+	$(BIN)/python docs/generate_licences.py
 
 # Quarto itself, where its download can be reached; 'husai render' then uses it.
 quarto: setup

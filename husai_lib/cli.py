@@ -71,6 +71,16 @@ DryRun = Annotated[
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto prefers a GPU.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Evaluations at the same time; default: one a core.")]
+Executor = Annotated[
+    Literal["threads", "dask"] | None, typer.Option(help="Where tasks run; default: $HUSAI_EXECUTOR, or threads.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Scheduler of a running dask cluster; default: one is started here."),
+]
+Resources = Annotated[
+    str | None, typer.Option(metavar="NAME=NUMBER", help="What a task needs of its worker, as GPU=1.")
+]
 Strict = Annotated[bool, typer.Option("--fail-on-gate-fail", help="Exit with code 3 where a required gate fails.")]
 Accepting = Annotated[
     bool,
@@ -131,7 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         code, message = 1, f"{error.filename or 'input or output'}: {error.strerror or error}"
     if message:
-        sys.stderr.write(f"husai: {' '.join(message.split())}\n")
+        line = " ".join(message.split())  # one, and nothing in it that a terminal would obey
+        sys.stderr.write(f"husai: {''.join(c if c.isprintable() else '?' for c in line)}\n")
     sys.exit(code)
 
 
@@ -144,6 +155,9 @@ def run(
     dry_run: DryRun = False,
     device: Device = "auto",
     jobs: Jobs = None,
+    executor: Executor = None,
+    scheduler: Scheduler = None,
+    resources: Resources = None,
     fail_on_gate_fail: Strict = False,
     fail_on_acceptance_fail: Accepting = False,
     evidence: Evidence = EVIDENCE,
@@ -175,6 +189,7 @@ def run(
         raise problem
     if dry_run:
         return
+    _use_executor(executor, scheduler, resources)
     console = plain_console()
 
     def run_one(one: Queued, resumed: bool) -> Run:
@@ -201,6 +216,18 @@ def _compute_on(device: str, jobs: int | None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ |= {"HUSAI_CACHE": str(cache_folder().absolute()), "HUSAI_DEVICE": device}
     os.environ |= {"HUSAI_JOBS": str(jobs)} if jobs else {}
+
+
+def _use_executor(executor: str | None, scheduler: str | None, resources: str | None) -> None:
+    """Set where the kernels of notebooks run their tasks; a cluster of this machine ends with this process."""
+    given = {"HUSAI_EXECUTOR": executor, "HUSAI_SCHEDULER": scheduler, "HUSAI_RESOURCES": resources}
+    os.environ |= {name: value for name, value in given.items() if value}
+    if os.environ.get("HUSAI_EXECUTOR") == "dask":
+        from husai_lib.tasks import cluster  # noqa: PLC0415 - takes seconds to import
+
+        os.environ["HUSAI_SCHEDULER"] = cluster.address()
+    elif scheduler or resources:
+        raise ParameterError("--scheduler and --resources are for clusters; give --executor dask too")
 
 
 @app.command()

@@ -7,8 +7,6 @@ import io
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -322,17 +320,3 @@ def short_cycle(patch: pytest.MonkeyPatch, folder: Path, **bodies: str) -> Path:
     patch.setattr(cli, "NOTEBOOKS", write_notebooks(folder, **bodies))
     patch.setenv("HUSAI_CACHE", str(folder.parent / "cache"))
     return folder
-
-
-def start_husai(notebooks: Path, *arguments: Any) -> subprocess.Popen[str]:
-    """A process that runs a command on the short cycle; it hears Ctrl-C even where the tests run in the background."""
-    script = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import sys; from pathlib import Path; import stand_ins; from husai_lib import cli;"
-        "stand_ins.cycle.STEPS = stand_ins.STEPS; cli.NOTEBOOKS = Path(sys.argv[1]); cli.main(sys.argv[2:])"
-    )
-    command = [sys.executable, "-c", script, str(notebooks), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )

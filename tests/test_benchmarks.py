@@ -156,3 +156,51 @@ def test_wide_pwmcc_is_measured_against_a_loop_with_the_same_result_in_memory_of
     ratio, memory = map(float, done.stdout.splitlines()[-1].split())
     assert ratio > 0
     assert 0 <= memory < 1000
+
+
+def test_the_benchmark_of_workers_ends_with_the_efficiency_of_two_and_four() -> None:
+    sizes = ["--tasks=4", "--wait=0.05", "--members=0", "--rounds=1", "--json"]  # the rest of the time, workers start
+    command = [sys.executable, str(SCRIPT.with_name("scaling.py")), *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert list(last) == ["efficiency_2", "efficiency_4"]
+    assert all(0 < value < 1.5 for value in last.values())
+
+
+@pytest.fixture(scope="module")
+def large() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        yield importlib.import_module("large_models")
+
+
+def test_what_a_large_cycle_needs_follows_from_its_shape(large: ModuleType) -> None:
+    plan = large.Plan(
+        d_in=10, d_sae=100, model_parameters=50, rows=1000, samples=2000, batch=4, saes=3, pairs=2, data_sets=5,
+        story_pairs=7, held_out=20,
+    )  # fmt: skip
+    rates = large.Rates(1000.0, 500.0, 250.0, (1.0, 0.01), (0.5, 0.005), (0.1, 1.0))
+    # five products of 2 * 2000 * 10 * 100 operations each
+    assert large.training_seconds(plan, 500.0) == 20_000_000 / 500
+    # weights, gradients and two moments of 2 * 10 * 100 numbers, and of each of 4 rows 12 * 100 + 8 * 20 numbers
+    assert large.member_bytes(plan) == 4 * (4 * 2000 + 4 * (1200 + 160))
+    # a data set takes 1 + 0.01 * 100 s for each of 3 SAEs, an SAE takes 0.5 + 0.005 * 100 s for each of 7 pairs
+    assert large.evaluation_tasks(plan, rates) == [6.0] * 5 + [7.0] * 3
+    # 2 pairs, decoders and encoders, of 0.1 * 100 s; 3 SAEs encode and decode 20 rows at 1000 operations a second
+    assert large.serial_seconds(plan, rates) == pytest.approx(4 * 10 + 3 * 4 * 20 * 1000 / 1000)
+
+
+def test_tasks_are_dealt_in_order_to_the_worker_that_is_free_first(large: ModuleType) -> None:
+    assert large.dealt([3.0, 2.0, 2.0, 1.0], 1) == 8.0
+    assert large.dealt([3.0, 2.0, 2.0, 1.0], 2) == 4.0  # 3 then 1, and 2 then 2
+    assert large.dealt([1.0] * 3, 8) == 1.0
+
+
+def test_more_gpus_divide_training_and_evaluation_and_nothing_else(large: ModuleType) -> None:
+    plan = large.Plan(10, 100, 50, 10**6, 10**6, 4, 8, 2, 8, 7, 20)
+    rates = large.Rates(1e3, 500.0, 250.0, (1.0, 0.01), (0.5, 0.005), (0.1, 1.0))
+    lines = large.simulation([plan], rates, (1, 8), 1e6, 3.0).splitlines()[2:]
+    alone, eight = ([float(cell.replace(",", "")) for cell in line.strip("| ").split(" | ")] for line in lines)
+    assert [a == b for a, b in zip(alone[2:6], eight[2:6], strict=True)] == [True, False, False, True]
+    assert alone[3] == pytest.approx(8 * eight[3], abs=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,9 @@ COMMANDS = {
         "--dry-run",
         "--device",
         "--jobs",
+        "--executor",
+        "--scheduler",
+        "--resources",
         "--fail-on-gate-fail",
         "--fail-on-acceptance-fail",
         "--evidence",
@@ -167,6 +171,30 @@ def test_an_acceptance_without_a_sweep_is_a_usage_error_before_anything_runs(
     assert (said.code, said.out) == (2, "")
     assert said.err == f"husai: {path} has no section consistency; add it, or leave out --fail-on-acceptance-fail\n"
     assert not (tmp_path / "evidence").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--scheduler", "tcp://127.0.0.1:9"],
+            "--scheduler and --resources are for clusters; give --executor dask too",
+        ),
+        (["--executor", "dask", "--scheduler", "tcp://127.0.0.1:9"], "tcp://127.0.0.1:9: no dask scheduler answers"),
+        (["--executor", "dask", "--resources", "GPU"], "--resources GPU: not NAME=NUMBER; use for instance GPU=1"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_a_usage_error_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    from husai_lib.tasks import cluster  # imports torch
+
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
+    done = husai("run", SMOKE, "--evidence", str(tmp_path), *options)
+    assert done.code == 2
+    assert said in done.err
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ from husai_lib.files import REPOSITORY
 from husai_lib.params.hyperparameters import ARCHITECTURES
 
 LIBRARY = REPOSITORY / "husai_lib"
-GROUND = {"errors", "files", "randomness", "tasks", "intervals", "version"}
+GROUND = {"errors", "files", "randomness", "intervals", "version"}
 BELOW: dict[str, set[str]] = {
     "params": set(),
     "evidence": {"params"},
-    "activations": {"params", "evidence"},
-    "saes": {"params", "evidence", "activations"},
-    "measures": {"params", "evidence", "activations", "saes"},
+    "tasks": {"params", "evidence"},
+    "activations": {"params", "evidence", "tasks"},
+    "saes": {"params", "evidence", "tasks", "activations"},
+    "measures": {"params", "evidence", "tasks", "activations", "saes"},
     "decisions": {"params", "evidence"},
     "earlier": {"params", "evidence", "decisions"},
     "report": {"params", "evidence", "decisions", "earlier"},
@@ -65,7 +66,7 @@ def test_imports_are_found_in_every_form() -> None:
     assert rooms_of(source) == {"files", "report"}
 
 
-def test_the_ground_floor_holds_six_files_and_every_room_is_in_the_table() -> None:
+def test_the_ground_floor_holds_five_files_and_every_room_is_in_the_table() -> None:
     assert {room_of(path) for path in FILES} == {*GROUND, *BELOW, "cli", "__init__"}
 
 

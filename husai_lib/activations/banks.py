@@ -34,6 +34,10 @@ class Bank:
     entry: Entry
     hook_name: str
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A bank goes to another process without the rows that it has mapped."""
+        return Bank, (self.entry, self.hook_name)
+
     @cached_property
     def rows(self) -> np.memmap:
         """`[n, d_in]` float32, memory-mapped, read-only."""

@@ -108,9 +108,9 @@ def _hub_source(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _loaded(load: Any, source: str, **options: Any) -> Any:
-    """`load(source)`; any failure raises a ModelError with one sentence."""
+    """`load(source)` without code of the source; any failure raises a ModelError with one sentence."""
     try:
-        return load(source, **options)
+        return load(source, trust_remote_code=False, **options)  # unsaid, transformers would ask a user at a terminal
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         remedy = "name a local folder, a .gguf file, or a hub model while online"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +36,16 @@ for _name in ("papermill", "asyncio"):
 
 
 class _ThisInterpreter(AsyncKernelManager):
-    """A kernel of this interpreter, whatever kernels named python3 are installed."""
+    """A kernel of this interpreter, whatever kernels named python3 are installed.
+
+    It is reached by sockets in a folder that only this user can open: without a network, and by nobody else.
+    """
+
+    transport = "ipc"
+
+    def __init__(self, **options: Any) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="husai-")  # goes with this object; its path is short
+        super().__init__(connection_file=f"{self._folder.name}/kernel.json", **options)
 
     @property
     def kernel_spec(self) -> KernelSpec:

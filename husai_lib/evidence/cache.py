@@ -8,19 +8,31 @@ An entry is a folder that appears as a whole, with the hash of each of its files
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.metadata
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from husai_lib.errors import EvidenceError, IntegrityError
-from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
+from husai_lib.files import (
+    REPOSITORY,
+    canonical_json,
+    explained,
+    read_json,
+    sha256_file,
+    sha256_text,
+    write_bytes,
+    write_json,
+)
 
 CACHED = {"banks": "banks", "members": "saes", "control_saes": "saes"}
 """Tables of records whose `key` column names cache entries, and the kind of these entries."""
@@ -29,6 +41,8 @@ NUMERICAL_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers",
 COMPUTING = tuple(f"husai_lib.{room}" for room in ("activations", "saes", "measures", "randomness", "intervals"))
 """Rooms and modules whose code determines results. The others only describe, store or judge them."""
 _PARSING = threading.Lock()
+_NOTED: ContextVar[list[Entry] | None] = ContextVar("_NOTED", default=None)
+_LOOKING: ContextVar[bool] = ContextVar("_LOOKING", default=False)
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,16 @@ class Entry:
     """Hash of everything that determines it."""
     files: dict[str, str]
     """SHA-256 of each file, by name."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of entries that it is one of: banks, saes, probes, …"""
+        return self.path.parent.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An entry goes to another process as its key and hashes; there it is the entry of that process's cache."""
+        _note(self)
+        return same_entry, (self.kind, self.key, self.files)
 
 
 def cache_folder() -> Path:
@@ -64,21 +88,29 @@ def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path]
     try:
         return open_entry(kind, key)
     except EvidenceError:
+        _stop_looking(key)
         shutil.rmtree(path, ignore_errors=True)
+    with _whole(path) as made:
+        make(made)
+        files = {str(p.relative_to(made)): sha256_file(p) for p in sorted(made.rglob("*")) if p.is_file()}
+        write_json(made / "entry.json", {"kind": kind, "module": module, "inputs": inputs, "files": files})
+    return open_entry(kind, key)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A folder to be filled, which becomes `path` at once when the block ends."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as temporary:
             made = Path(temporary) / "entry"
             made.mkdir()
-            make(made)
-            files = {str(p.relative_to(made)): sha256_file(p) for p in sorted(made.rglob("*")) if p.is_file()}
-            write_json(made / "entry.json", {"kind": kind, "module": module, "inputs": inputs, "files": files})
+            yield made
             try:
                 made.rename(path)
             except OSError:
                 if not path.exists():  # otherwise another process has made the same entry meanwhile
                     raise
-    return open_entry(kind, key)
 
 
 def is_cached(kind: str, module: str, inputs: dict[str, Any]) -> bool:
@@ -86,6 +118,7 @@ def is_cached(kind: str, module: str, inputs: dict[str, Any]) -> bool:
     try:
         return bool(open_entry(kind, key_of(module, inputs)))
     except EvidenceError:
+        _stop_looking(module)
         return False
 
 
@@ -99,7 +132,88 @@ def open_entry(kind: str, key: str) -> Entry:
     for name, sha256 in files.items():
         if not (path / name).exists() or sha256_file(path / name) != sha256:
             raise IntegrityError(f"{path / name} is damaged; delete {path} and run again")
-    return Entry(path, key, files)
+    entry = Entry(path, key, files)
+    _note(entry)
+    return entry
+
+
+# --- entries that go to another process --------------------------------------------------------------
+
+
+@contextmanager
+def noted_entries() -> Iterator[list[Entry]]:
+    """Every entry that is opened, made or pickled in the block by this thread."""
+    entries: list[Entry] = []
+    before = _NOTED.set(entries)
+    try:
+        yield entries
+    finally:
+        _NOTED.reset(before)
+
+
+def _note(entry: Entry) -> None:
+    if (noted := _NOTED.get()) is not None and entry not in noted:
+        noted.append(entry)
+
+
+class NotCached(Exception):  # noqa: N818 - a finding, not an error
+    """What was looked for is not in the cache."""
+
+
+def looked_up(function: Callable[[Any], Any], task: Any) -> Any:
+    """What `function`, which asks the cache before it computes, makes of `task`, if the cache has all of it.
+
+    Raises NotCached otherwise.
+    """
+    before = _LOOKING.set(True)
+    try:
+        return function(task)
+    finally:
+        _LOOKING.reset(before)
+
+
+def _stop_looking(what: str) -> None:
+    if _LOOKING.get():
+        raise NotCached(what)
+
+
+def same_entry(kind: str, key: str, files: Mapping[str, str]) -> Entry:
+    """The entry of this process's cache that has these hashes, checked once in a process.
+
+    Raises EvidenceError if there is none and IntegrityError if it has others.
+    """
+    return _checked(cache_folder(), kind, key, tuple(sorted(files.items())))
+
+
+@cache
+def _checked(folder: Path, kind: str, key: str, files: tuple[tuple[str, str], ...]) -> Entry:
+    entry = open_entry(kind, key)
+    if entry.files != dict(files):
+        raise IntegrityError(f"{folder / kind / key} differs from the entry that was sent; delete it and run again")
+    return entry
+
+
+def contents(entry: Entry) -> dict[str, bytes]:
+    """All files of an entry by name, to be received elsewhere."""
+    return {name: (entry.path / name).read_bytes() for name in [*entry.files, "entry.json"]}
+
+
+def receive(kind: str, key: str, files: Mapping[str, str], sent: Mapping[str, bytes]) -> None:
+    """Put the contents of an entry into this process's cache, unless it is there.
+
+    Raises IntegrityError if a file does not match its hash.
+    """
+    path = cache_folder() / kind / key
+    try:
+        same_entry(kind, key, files)
+    except EvidenceError:
+        shutil.rmtree(path, ignore_errors=True)
+        for name, sha256 in files.items():
+            if hashlib.sha256(sent[name]).hexdigest() != sha256:
+                raise IntegrityError(f"{kind}/{key}/{name} was damaged on its way; run again") from None
+        with _whole(path) as made:
+            for name in [*files, "entry.json"]:
+                write_bytes(made / name, sent[name])
 
 
 @cache

@@ -62,6 +62,9 @@ class ProbeTask:
     split: int = 0
     """Number of the split; it is added to the seed of the parameters."""
 
+    def __str__(self) -> str:
+        return f"data set {self.data.name}"
+
     @property
     def duplicates(self) -> Literal["drop", "keep"]:
         """The form of the data set: without duplicates, or as published."""
@@ -280,8 +283,7 @@ def encoded(trained: TrainedSae, rows: np.ndarray, data_set: str) -> torch.Tenso
     for start in range(0, len(rows), BATCH_ROWS):
         found.append(trained.sae.encode(torch.from_numpy(rows[start : start + BATCH_ROWS])).float())
         if not found[-1].isfinite().all():
-            who = f"{trained.member.condition.name} at seed {trained.member.seed}"
-            raise DataError(f"{who} has a latent that is NaN or infinite on {data_set!r}; check its weights")
+            raise DataError(f"{trained} has a latent that is NaN or infinite on {data_set!r}; check its weights")
     return torch.cat(found)
 
 

@@ -8,10 +8,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from husai_lib.params.sections import Count, Positive, Section, Weight, distinct, one_of
 
-RUN = r"[a-z][a-z0-9_]*/[A-Za-z0-9][A-Za-z0-9_.-]*"
+RUN = r"[a-z][a-z0-9_]{0,99}/[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 EarlierRun = Annotated[str, Field(pattern=rf"^{RUN}$")]
 """`<cycle>/<run>` of an earlier run, `<cycle>/newest` for its newest complete one, or `imported/<name>`."""
-Source = Annotated[str, Field(pattern=rf"^({RUN}/)?[a-z][a-z0-9_]*$")]
+Source = Annotated[str, Field(pattern=rf"^({RUN}/)?[a-z][a-z0-9_]{{0,99}}$")]
 """A step of this run, or `<earlier run>/<step>`."""
 
 FEW_SEEDS = 10

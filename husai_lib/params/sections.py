@@ -14,7 +14,7 @@ from husai_lib.errors import ParameterError
 
 P = TypeVar("P", bound=BaseModel)
 T = TypeVar("T")
-NAME = r"^[a-z][a-z0-9_]*$"
+NAME = r"^[a-z][a-z0-9_]{0,99}$"
 UNSAID = {"[key]", "hyperparameters", "constrained-int"}
 """Parts of the place of a mistake that no file has."""
 Positive = Annotated[int, Field(gt=0)]

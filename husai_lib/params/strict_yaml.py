@@ -13,7 +13,7 @@ from husai_lib.errors import ParameterError
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses anchors, aliases, tags, and keys that are no identifiers or given twice."""
+    """Refuses anchors, aliases, tags, endless numbers, and keys that are no identifiers or given twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
@@ -21,6 +21,13 @@ class _Loader(yaml.SafeLoader):
             line = event.start_mark.line + 1
             raise ParameterError(f"line {line}: anchors, aliases and tags are not allowed; write the plain value")
         return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        number: int = super().construct_yaml_int(node)
+        if abs(number) >= 2**63:
+            line = node.start_mark.line + 1
+            raise ParameterError(f"line {line}: {reprlib.repr(node.value)} is too large; numbers have at most 63 bits")
+        return number
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -32,6 +39,9 @@ class _Loader(yaml.SafeLoader):
                 raise ParameterError(f"{where} is given twice; keep one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def escape(text: str) -> str:
     """`text` as literal Markdown in one line: nothing in it acts as markup, HTML, formula or table border."""
     one_line = html.escape(" ".join(text.split()), quote=False)
     one_line = one_line.replace("\\", "&#92;")  # nbconvert reads two backslashes before a bracket as a formula
+    one_line = one_line.replace("://", "&#58;//")  # and a bare address as a link
     return re.sub(r"([`*\[\]$~^|{}]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", one_line)
 
 

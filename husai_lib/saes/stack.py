@@ -256,10 +256,11 @@ class Stack:
         self.some_dead = bool(self.reviving.any())
 
 
-def stacks_of(members: Sequence[Member], d_in: int, d_out: int, device: str) -> list[list[int]]:
+def stacks_of(members: Sequence[Member], d_in: int, d_out: int, device: str, workers: int = 1) -> list[list[int]]:
     """Indices of the members of each stack: one on a CPU, as many of one shape as free memory holds on a GPU.
 
-    Members that align with each other are one stack everywhere, and no other is in it.
+    With several workers, each with a GPU, members of one shape are dealt to all of them. Members that align with each
+    other are one stack everywhere, and no other is in it.
     """
     together: dict[Any, list[int]] = {}
     for i, member in enumerate(members):
@@ -272,6 +273,7 @@ def stacks_of(members: Sequence[Member], d_in: int, d_out: int, device: str) -> 
     for alike in together.values():
         first = members[alike[0]]
         size = max(1, int(0.7 * free / _bytes_of_member(first.condition, d_in, d_out)))
+        size = min(size, math.ceil(len(alike) / workers))
         size = len(alike) if first.bank else size
         stacks += [alike[i : i + size] for i in range(0, len(alike), size)]
     return stacks

@@ -37,6 +37,9 @@ class Member:
         """Equal for related seeds: those of one reference or bank, or the seed alone."""
         return (False, self.seed) if self.reference is None else (True, self.reference)
 
+    def __str__(self) -> str:
+        return f"{self.condition.name} at seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class TrainedSae:
@@ -46,6 +49,13 @@ class TrainedSae:
     entry: Entry
     note: str = ""
     """A remark that belongs to its measurements."""
+
+    def __str__(self) -> str:
+        return str(self.member)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An SAE goes to another process without its loaded weights."""
+        return TrainedSae, (self.member, self.entry, self.note)
 
     @property
     def weights_sha256(self) -> str:
@@ -105,6 +115,5 @@ def open_trained(member: Member, key: str, weights_sha256: str) -> TrainedSae:
     """The trained SAE of a record; IntegrityError if its weights are missing or differ from the record."""
     trained = TrainedSae(member, open_entry("saes", key))
     if trained.weights_sha256 != weights_sha256:
-        who = f"{member.condition.name} at seed {member.seed}"
-        raise IntegrityError(f"the weights of {who} are not those of its record; run the cycle again")
+        raise IntegrityError(f"the weights of {member} are not those of its record; run the cycle again")
     return trained

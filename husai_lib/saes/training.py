@@ -19,7 +19,7 @@ from husai_lib.saes.architectures import TrainableSae
 from husai_lib.saes.data import Data
 from husai_lib.saes.stack import Stack, stacks_of
 from husai_lib.saes.trained import Member, TrainedSae
-from husai_lib.tasks import Progress, device, run_tasks
+from husai_lib.tasks import Progress, device, run_tasks, workers
 
 References = dict[str, TrainedSae]
 """Frozen references, by what identifies them."""
@@ -47,7 +47,7 @@ def train_bank(
     """
     data = Data.of(rows, target)
     references = _references(bank_members, rows, target, progress)
-    stacks = stacks_of(bank_members, rows.rows.shape[1], data.target.rows.shape[1], device())
+    stacks = stacks_of(bank_members, rows.rows.shape[1], data.target.rows.shape[1], device(), workers())
     tasks = [[bank_members[i] for i in stack] for stack in stacks]
     function = functools.partial(_trained, data=data, references=references)
     trained = run_tasks(function, tasks, "members trained", progress)
@@ -102,8 +102,7 @@ def _train(stack: Sequence[Member], data: Data, references: References) -> list[
     checkpoint.unlink(missing_ok=True)
     for member, sae in zip(stack, saes, strict=True):
         if not all(torch.isfinite(p.norm()) for p in sae.parameters()):
-            who = f"{member.condition.name} at seed {member.seed}"
-            raise DataError(f"training of {who} diverged; lower its learning_rate")
+            raise DataError(f"training of {member} diverged; lower its learning_rate")
     return saes
 
 

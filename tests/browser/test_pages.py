@@ -9,31 +9,19 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 from browser.chromium import PROGRAM, Tab, browser
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from synthetic_rows import candidate, control, gate, group, member, ood_rows, sources, write_run
+from hostile import TEXTS, hostile_run
+from nbformat.v4 import new_markdown_cell, new_notebook
+from synthetic_rows import write_run
 
 from husai_lib.evidence.runs import Run
-from husai_lib.evidence.steps import open_step
 from husai_lib.files import REPOSITORY
-from husai_lib.params.cycle import load_cycle
-from husai_lib.report import site, tables
+from husai_lib.report import site
 
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on the PATH"),
     pytest.mark.slow,  # every page in four windows
 ]
-HOSTILE = [
-    "<script>document.title='run'</script>",
-    "<img src=//evil.example/x.png onerror=alert(1)>",
-    "</td></tr></table></main><h1>Released</h1>",
-    "{{< env HOME >}} and ${HOME}",
-    "[here](javascript:alert(2)) ![](https://evil.example/y.png)",
-    "$\\text{<b>bold</b>}$ \\(x\\) \\alpha",
-    "`code` | a | b \\| c ~~d~~ **e** _f_",
-    "<svg/onload=alert(3)><style>*{display:none}</style>",
-    "&lt;b&gt; &amp; \"double\" 'single' &#x3c;i>",
-    "--> <!-- @fig-x --- ... ]]> # % ? \u202e\u00e9\U0001f600",
-]
+HOSTILE = TEXTS[:10]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +47,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         new_notebook(cells=[new_markdown_cell("# Next\n\n## Results")]), run.path / "notebooks/02_next.ipynb"
     )
     write_run(Run(evidence / "quickstart" / "run_20260202T000000Z"), finished=False)
-    hostile_run(Run(evidence / CYCLE / "run_20260303T000000Z"))
+    hostile_run(Run(evidence / CYCLE / "run_20260303T000000Z"), HOSTILE)
     shutil.copytree(REPOSITORY / "evidence" / "imported", evidence / "imported")
     return render(evidence, folder)
 
@@ -71,41 +59,6 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CYCLE = " ".join(HOSTILE).replace("/", "⁄")[:60].strip() + "#?%41"
 """A name of a folder, so without slashes."""
-
-
-def hostile_run(run: Run) -> None:
-    """A run whose conditions, data sets, notes, tokens and outputs are hostile."""
-    parameters = load_cycle(REPOSITORY / "params" / "smoke.yaml")
-    sections = {name: getattr(parameters, name).model_dump(mode="json") for name in ("model", "texts", "activations")}
-    step = open_step("activations", str(run.path), **sections)
-    step.write({"sources": [row.model_copy(update={"data_set": text}) for text in HOSTILE for row in sources()[:1]]})
-    step = open_step("frontier", str(run.path))
-    step.write({"members": [member(text) for text in HOSTILE], "groups": [group(text) for text in HOSTILE]})
-    rows = [candidate(text, selected=text == HOSTILE[0]) for text in HOSTILE]
-    open_step("selection", str(run.path)).write({"candidates": rows})
-    shifted = [row.model_copy(update={"task": text}) for text in HOSTILE for row in ood_rows()[:1]]
-    controls = [control(note=text) for text in HOSTILE]
-    open_step("stress", str(run.path), stress=parameters.stress.model_dump(mode="json")).write(
-        {"controls": controls, "ood": shifted}
-    )
-    open_step("gate", str(run.path)).write({"gates": [gate("random_model", verdict="fail", note=n) for n in HOSTILE]})
-    cells = [new_markdown_cell("# Tokens and outputs")]
-    for text in HOSTILE:
-        outputs = [
-            new_output("stream", name="stdout", text=text),
-            new_output("display_data", {"text/plain": text}),
-            new_output("display_data", {"text/html": text, "text/plain": ""}),
-            new_output("display_data", {"text/markdown": text, "text/plain": ""}),
-            new_output(
-                "display_data", {"text/markdown": tables.markdown_table([{"token": text}], {"Token": "{token}"})}
-            ),
-            new_output("error", ename="E", evalue=text, traceback=[text]),
-        ]
-        cells += [new_markdown_cell(text), new_code_cell(f"# {text}\n1", outputs=outputs)]
-    path = run.path / "notebooks" / "01_hostile.ipynb"
-    path.parent.mkdir()
-    nbformat.write(new_notebook(cells=cells), path)
-    run.write_manifest()
 
 
 CONTRAST = """(() => {

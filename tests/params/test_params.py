@@ -183,10 +183,11 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
 
 
 WORDS_OF_YAML = {"y", "n", "no", "yes", "on", "off", "true", "false", "null"}
+NUMBERS = st.integers(-(2**63) + 1, 2**63 - 1)
 KEYS = st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda key: key not in WORDS_OF_YAML)
 
 
-@given(st.dictionaries(KEYS, st.integers() | st.booleans() | st.lists(st.integers(), max_size=3)))
+@given(st.dictionaries(KEYS, NUMBERS | st.booleans() | st.lists(NUMBERS, max_size=3)))
 def test_plain_mappings_are_read_as_they_are(data: dict[str, Any]) -> None:
     assert parse_yaml(json.dumps(data), "file") == data
 
