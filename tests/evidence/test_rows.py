@@ -14,17 +14,8 @@ from scipy import stats
 
 from husai_lib.evidence.rows.base import Candidate, Row, RunTables, ceiling, group_sha256, is_matched
 from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow, control_names, retained
-from husai_lib.evidence.rows.measured import (
-    BankRow,
-    CeilingRow,
-    ContrastiveRow,
-    GroupRow,
-    MemberRow,
-    PairRow,
-    ProbeRow,
-    SourceRow,
-    saebench_interval,
-)
+from husai_lib.evidence.rows.measured import BankRow, ContrastiveRow, GroupRow, MemberRow, PairRow, SourceRow
+from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow, saebench_interval
 
 HOOK = "blocks.0.hook_resid_post"
 

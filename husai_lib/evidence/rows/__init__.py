@@ -19,16 +19,8 @@ from husai_lib.evidence.rows.earlier import (
     ReplayRow,
     RuleChangeRow,
 )
-from husai_lib.evidence.rows.measured import (
-    BankRow,
-    CeilingRow,
-    ContrastiveRow,
-    GroupRow,
-    MemberRow,
-    PairRow,
-    ProbeRow,
-    SourceRow,
-)
+from husai_lib.evidence.rows.measured import BankRow, ContrastiveRow, GroupRow, MemberRow, PairRow, SourceRow
+from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.evidence.rows.scaling import EffectRow
 
 TABLES: dict[str, type[Row]] = {

@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from husai_lib.evidence.rows.base import Cosine, Count, MeasuredRow, RunTables, Similarity, Variance
-from husai_lib.evidence.rows.measured import mean_over_sets, pairs_of
+from husai_lib.evidence.rows.measured import pairs_of
+from husai_lib.evidence.rows.probes import mean_over_sets
 from husai_lib.params.consistency import ConsistencyParams
 
 GATES = ("delta_pwmcc", "delta_lcb", "ev_drop", "external", "cebench")
