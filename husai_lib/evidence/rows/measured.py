@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -24,7 +23,6 @@ from husai_lib.evidence.rows.base import (
 )
 from husai_lib.evidence.rows.probes import CEILINGS, mean_ceiling, mean_over_sets, saebench_interval
 from husai_lib.params.conditions import baseline_name, is_baseline_name
-from husai_lib.params.scaling import point_of
 
 WITH_BASELINES = ("confirmation", "scaling")
 """Steps whose tables hold the baselines of their own SAEs; those of other steps are in the record `baselines`."""
@@ -73,8 +71,8 @@ class MemberRow(MeasuredRow):
     seed: int
     """Of weights and data order; 0 for a given SAE, which is compared at every seed."""
     reference: int | None = None
-    """What the consistency objective aligned it with: the seed of a frozen reference or, under `mutual`, the first of its
-    bank. Seeds with the same are related; null without objective."""
+    """What the consistency objective aligned it with: the seed of a frozen reference or, under `mutual`, the first of
+    its bank. Seeds with the same are related; null without objective."""
     d_sae: int
     k: int
     """Target L0; of a given SAE, that of the condition nearest to it."""
@@ -173,6 +171,7 @@ class MemberRow(MeasuredRow):
             "note": self.note if self.condition == GIVEN else noted(notes),
         }
 
+
 def _difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
@@ -194,8 +193,8 @@ class GroupRow(MeasuredRow):
     pwmcc_within: Cosine | None = None
     """The same mean over pairs of related seeds, which agree by construction; null where there are none."""
     pwmcc_max: Cosine | None
-    """The older statistic: mean of row and column maxima, over the pairs of pwmcc as are the next ones. Never mixed with
-    pwmcc."""
+    """The older statistic: mean of row and column maxima, over the pairs of pwmcc as are the next ones. Never mixed
+    with pwmcc."""
     null_random: Cosine | None
     """pwmcc of random unit decoders of the same shape."""
     null_gaussian: Cosine | None
@@ -210,8 +209,8 @@ class GroupRow(MeasuredRow):
     subspace_overlap: Share | None
     """Mean squared cosine of the principal angles of the leading decoder subspaces, over seed pairs."""
     functional_agreement: Similarity | None = None
-    """Mean R of the contributions of matched latents to held-out reconstructions: 1 if one can stand for the other. Null
-    in records that are older than this measure."""
+    """Mean R of the contributions of matched latents to held-out reconstructions: 1 if one can stand for the other.
+    Null in records that are older than this measure."""
     functional_rare: Similarity | None = None
     """The same of the third of the matched latents that fire most rarely."""
     functional_frequent: Similarity | None = None
@@ -243,7 +242,7 @@ class GroupRow(MeasuredRow):
 
     def derived(self, step: str, run: RunTables) -> dict[str, Any]:
         """PW-MCC and its interval from the pairs of seeds, what exceeds the null, and the mean over data sets."""
-        from husai_lib.intervals import between_units, mean_within_units, pwmcc_interval  # noqa: PLC0415 - as above
+        from husai_lib.intervals import between_units, mean_within_units, pwmcc_interval  # noqa: PLC0415 - measuring alone needs it
 
         members = run.rows(step, "members", condition=self.condition)
         pairs = pairs_of(self.condition, [member.seed for member in members], run.rows(step, "pairs"))

@@ -1,4 +1,4 @@
-"""Rows of sparse probing: single probes, what help would give them, and the weighted means and interval over data sets."""
+"""Rows of sparse probing: probes, what help would give them, and the weighted means and interval over data sets."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ def saebench_interval(
 
     `level` is the confidence over seeds, 0.95 by default, and `sets_level` that of the part over data sets.
     """
-    import numpy as np  # noqa: PLC0415 - not needed by other commands
+    import numpy as np  # noqa: PLC0415 - as in rows/measured.py
 
-    from husai_lib.intervals import LEVEL, means_by, two_way_interval  # noqa: PLC0415 - not needed by other commands
+    from husai_lib.intervals import LEVEL, means_by, two_way_interval  # noqa: PLC0415 - as in rows/measured.py
 
     dropped = [probe for probe in probes if probe.duplicates == "drop"]
     mean = means_by(((probe.seed, probe.data_set), probe.delta) for probe in dropped)
