@@ -19,7 +19,8 @@ from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evidence.rows.base import CONTROLS, IMPORTED, group_sha256, is_matched
 from husai_lib.evidence.rows.controls import PROBED, ControlRow
 from husai_lib.evidence.rows.decided import GateRow
-from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow, saebench_interval
+from husai_lib.evidence.rows.measured import GroupRow, MemberRow
+from husai_lib.evidence.rows.probes import ProbeRow, saebench_interval
 from husai_lib.intervals import LEVEL, Interval, mean_interval
 from husai_lib.params.rules import GateParams
 

@@ -13,14 +13,8 @@ from husai_lib.evidence.rows.base import EARLIER_BASELINE, EARLIER_D_SAE, GIVEN,
 from husai_lib.evidence.rows.controls import OodRow, retained
 from husai_lib.evidence.rows.decided import CandidateRow, CriterionRow, GateRow
 from husai_lib.evidence.rows.earlier import ReplayRow
-from husai_lib.evidence.rows.measured import (
-    ENOUGH_TEST_ROWS,
-    ContrastiveRow,
-    GroupRow,
-    MemberRow,
-    ProbeRow,
-    set_weight,
-)
+from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow
+from husai_lib.evidence.rows.probes import ENOUGH_TEST_ROWS, ProbeRow, set_weight
 from husai_lib.report.cells import cell, escape
 
 

@@ -18,7 +18,8 @@ from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evidence.rows.base import group_sha256, shared_level
 from husai_lib.evidence.rows.controls import ControlRow
 from husai_lib.evidence.rows.decided import GateRow
-from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow
+from husai_lib.evidence.rows.measured import GroupRow, MemberRow
+from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.files import canonical_json
 from husai_lib.params.rules import GateParams
 from husai_lib.report import sentences
