@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import tempfile
 import threading
 import time
@@ -46,6 +47,10 @@ class _ThisInterpreter(AsyncKernelManager):
     def __init__(self, **options: Any) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="husai-")  # goes with this object; its path is short
         super().__init__(connection_file=f"{self._folder.name}/kernel.json", **options)
+
+    async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]  # an attribute there
+        # A kernel that is interrupted while it starts would print a traceback beside the one sentence of this process.
+        await super().start_kernel(stderr=subprocess.DEVNULL, **options)
 
     @property
     def kernel_spec(self) -> KernelSpec:

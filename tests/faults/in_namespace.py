@@ -50,7 +50,6 @@ def read_only(folder: Path) -> dict[str, Any]:
         "run --resume": ("run", SMOKE, "--resume", "--evidence", evidence),
         "import": ("import", record, "--as", "again", "--evidence", evidence),
         "render": ("render", "--out", folder / "site", "--evidence", REPOSITORY / "evidence"),
-        "export": ("export", "smoke", folder / "sae", "--even-if-failed", "--evidence", REPOSITORY / "evidence"),
     }
     said = {name: husai(*arguments) for name, arguments in commands.items()}
     return {"said": {name: (one.code, one.err) for name, one in said.items()}, "kept": contents(folder) == before}
