@@ -386,8 +386,8 @@ def test_notebook_code_ignores_outputs_and_prose(tmp_path: Path) -> None:
 
 def test_the_steps_are_those_of_the_design_and_their_sections_exist() -> None:
     names = [step.name for step in cycle.STEPS]
-    assert names == ["activations", "baselines", "frontier", "consistency", "selection", "confirmation", "stress",
-                     "gate", "report"]  # fmt: skip
+    assert names == ["activations", "baselines", "frontier", "consistency", "scaling", "selection", "confirmation",
+                     "stress", "gate", "report"]  # fmt: skip
     assert {section for step in cycle.STEPS for section in step.sections} <= set(type(PARAMS).model_fields)
     assert os.path.commonpath([cycle.NOTEBOOKS, REPOSITORY]) == str(REPOSITORY)
 
