@@ -16,7 +16,7 @@ from typing import Any
 
 from husai_lib.cycle.planned import PlannedStep, cached_already, is_cached
 from husai_lib.cycle.work import Work, memory_of, work_of
-from husai_lib.errors import EvidenceError
+from husai_lib.errors import EvidenceError, HusaiError
 from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_runs
 from husai_lib.evidence.steps import condition_of
@@ -115,12 +115,19 @@ class TimeLeft:
         """About how long the remaining steps take, and by which measurements; empty where there are none."""
         now, total, origins = read_rates(), 0.0, set()
         for step in steps:
-            known = self._estimate(step, self.rates) or self._estimate(step, now)
-            if known is None:
+            known, showed = self._estimate(step, self.rates), self._measured(step, now)
+            light = self._work(step).units.keys() == {
+                ""
+            }  # any step of this run shows better what a kernel takes to start
+            if showed and (known is None or (light and known[1] == GUESSED)):
+                total += showed  # which needs no scaling, as this run showed it
+                origins.add(HERE)
+            elif known:
+                pairs = self.estimated.get(known[1], [])
+                total += known[0] * (sum(true for _, true in pairs) / sum(said for said, _ in pairs) if pairs else 1.0)
+                origins.add(known[1])
+            else:
                 return f"; time left not known, as {step.step.name} was never timed here"
-            pairs = self.estimated.get(known[1], [])
-            total += known[0] * (sum(true for _, true in pairs) / sum(said for said, _ in pairs) if pairs else 1.0)
-            origins.add(known[1])
         return f"; about {in_words(total)} left ({' and '.join(sorted(origins, reverse=True))})" if steps else ""
 
     def _chosen(self) -> Condition | None:
@@ -131,13 +138,17 @@ class TimeLeft:
     def _work(self, step: PlannedStep) -> Work:
         return work_of(step.step.name, self.params, self._chosen())
 
-    def _estimate(self, step: PlannedStep, rates: Rates) -> tuple[float, str] | None:
+    def _measured(self, step: PlannedStep, rates: Rates) -> float | None:
         work = self._work(step)
         if is_cached(cached_already(step, self.params.cycle, self.evidence)):
             work = replace(work, units={"": 1.0})
         seconds = [*seconds_of(step.step.notebook, work, rates).values()]
-        if None not in seconds:
-            return sum(filter(None, seconds)), HERE
+        return None if None in seconds else sum(filter(None, seconds))
+
+    def _estimate(self, step: PlannedStep, rates: Rates) -> tuple[float, str] | None:
+        """Seconds, and where they come from."""
+        if (seconds := self._measured(step, rates)) is not None:
+            return seconds, HERE
         wall = wall_seconds(step, self.params.cycle, self.evidence)
         return (wall, GUESSED) if wall else None
 
@@ -145,10 +156,14 @@ class TimeLeft:
 def wall_seconds(step: PlannedStep, cycle: str, evidence: Path) -> float | None:
     """How long the step took in the newest run of the cycle with the same parameters, wherever that was."""
     for run in reversed([*find_runs(REPOSITORY / "evidence"), *find_runs(evidence)]):
-        if run.path.parent.name == cycle and step.step.name in run.journal:
+        try:
+            if run.path.parent.name != cycle or step.step.name not in run.journal:
+                continue
             data = run.record(step.step.name).data
-            if all(step.parameters.get(section) == value for section, value in data["parameters"].items()):
-                return float(data["wall_seconds"])
+        except HusaiError:  # a damaged run tells nothing; `ls` and `verify` say that it is damaged
+            continue
+        if all(step.parameters.get(section) == value for section, value in data["parameters"].items()):
+            return float(data["wall_seconds"])
     return None
 
 

@@ -340,6 +340,7 @@ def _gate(name: str, params: GateParams, found: Interval | None, **columns: Any)
         verdict, columns["note"] = "missing", columns["note"] or "no result"
     elif number is None:
         few = "too few seeds or data sets" if columns.get("sets_level") else "too few seeds"
-        columns["note"] = "; ".join(filter(None, (f"{few} for a bound", columns["note"])))
+        said = columns["note"].replace("too few seeds for an interval", "").strip("; ")
+        verdict, columns["note"] = "missing", "; ".join(filter(None, (f"{few} for a bound", said)))
     columns |= {"direction": "below" if rule.sign == "≤" else "above", "required": required}
     return GateRow(gate=name, value=value, bound=bound, threshold=threshold, verdict=verdict, **columns)

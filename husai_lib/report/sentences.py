@@ -36,7 +36,13 @@ def selection_sentence(rows: Sequence[CandidateRow]) -> str:
         "Selected: **{condition}** ({n_seeds} seeds), with lower 95 % bounds of {saebench_delta_low:+.3f} on the "
         "SAEBench delta and {cebench_delta_low:+.3f} SD on the CE-Bench delta."
     )
-    selected = next((cell(dict(row), template) for row in rows if row.selected), "**Nothing was selected.**")
+    alone = (
+        "Selected: **{condition}** (a single seed, so there are no bounds), with a SAEBench delta of "
+        "{saebench_delta:+.3f} and a CE-Bench delta of {cebench_delta:+.3f} SD."
+    )
+    chosen = next((row for row in rows if row.selected), None)
+    text = template if chosen and chosen.n_seeds > 1 else alone
+    selected = cell(dict(chosen), text) if chosen else "**Nothing was selected.**"
     dropped = sum(row.joint_score is None for row in rows)
     return f"{selected} Groups considered: {len(rows)}; dropped before ranking: {dropped}."
 

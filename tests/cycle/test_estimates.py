@@ -220,6 +220,39 @@ def test_an_earlier_run_of_the_same_parameters_is_a_first_guess_and_called_so(tm
     assert text == f"; about {record.data['wall_seconds']:.0f} s left ({GUESSED})"
 
 
+def test_what_starting_a_kernel_takes_here_goes_before_the_guess_for_a_step_that_only_judges(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """The committed run took under a second for its gate, kernel apart; here a step without work took 14."""
+    left = TimeLeft(PARAMS, Run(tmp_path / "evidence" / "smoke" / "run"), tmp_path / "evidence")
+    left.begin(light("selection"))
+    clock.now = 14.0
+    left.end(light("selection"), {})
+    [run] = (REPOSITORY / "evidence" / "smoke").glob("run_*")
+    given = Run(run).record("gate").data["parameters"]
+    step = PlannedStep(CycleStep("gate", "08_gate.ipynb", ()), given, "", "new run")
+    assert left.sentence([step]) == f"; about 14 s left ({HERE})"
+
+
+def test_a_rate_that_this_run_showed_is_not_scaled_by_how_true_older_ones_were(left: TimeLeft, clock: Clock) -> None:
+    """10 s were expected of the selection and took 30 s; what a step of unknown kind takes is known from that alone."""
+    left.rates = {"selection.ipynb": {"": [[1.0, 10.0]]}}
+    left.begin(light("selection"))
+    clock.now = 30.0
+    left.end(light("selection"), {})
+    left.rates = {}
+    assert left.sentence([light("selection")]) == f"; about 30 s left ({HERE})"
+
+
+def test_a_damaged_run_is_no_reason_to_stop(tmp_path: Path, clock: Clock) -> None:
+    damaged = tmp_path / "evidence" / "smoke" / "run_20990101T000000Z"
+    damaged.mkdir(parents=True)
+    (damaged / "journal.json").write_text("{")
+    left = TimeLeft(PARAMS, Run(tmp_path / "evidence" / "smoke" / "run"), tmp_path / "evidence")
+    step = PlannedStep(CycleStep("stress", "07_stress.ipynb", ()), {"none": 1}, "", "new run")
+    assert left.sentence([step]) == "; time left not known, as stress was never timed here"
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0 s"), (99, "99 s"), (300, "5 min"), (5900, "98 min"), (9000, "2.5 h")]
 )

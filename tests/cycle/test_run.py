@@ -38,7 +38,7 @@ record = step.write({"banks": [BankRow(bank="training", hook_name="h", rows=1, d
 
 
 def silent() -> Console:
-    return Console(file=io.StringIO())
+    return Console(file=io.StringIO(), soft_wrap=True)  # as the real one: a sentence is a line
 
 
 def said(console: Console) -> list[str]:
