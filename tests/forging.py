@@ -20,12 +20,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_output
 
-from husai_lib.cycle.run import STEPS, CycleStep, notebook_code, steps_of
+from husai_lib.cycle.run import CycleStep, notebook_code, steps_of
 from husai_lib.evidence.code import CHANGED, git_commit, library_hash, library_hash_at
 from husai_lib.evidence.runs import Record, Run, find_run
 from husai_lib.evidence.steps import environment, step_key
 from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file, sha256_text, write_bytes, write_json
-from husai_lib.report import consistency, figures, notebook_audit
+from husai_lib.report import consistency, figures, notebook_audit, scaling
 from husai_lib.report.audit import NOTEBOOKS, Audited
 from husai_lib.report.figures import ReportFigure
 from husai_lib.report.reexecution import Execution, Reexecuted, expected_notebook, reexecute
@@ -35,6 +35,10 @@ Change = Callable[[dict[str, Any]], object]
 """Changes a record, or other JSON values, in place."""
 PARTS = ("probes", "pairs", "ood")
 """Tables that other tables of the same step are derived from."""
+WHOLES = ("effects",)
+"""Tables that are derived from derived columns of other tables of the same step."""
+UNDERIVED = ("activations", "selection", "gate", "report")
+"""Steps that measure nothing on SAEs."""
 EXECUTED: dict[str, Execution] = {}
 """Executions with hashes for figures, by all that they follow from."""
 
@@ -51,7 +55,7 @@ def fast_audits(patch: pytest.MonkeyPatch) -> None:
         figure.__dict__["_image"] = sha256_text(f"{name} {rows!r}").encode()
         return figure
 
-    for module in (figures, consistency):
+    for module in (figures, consistency, scaling):
         for name, make in list(vars(module).items()):
             own = isinstance(make, FunctionType) and make.__module__ == module.__name__
             if own and make.__annotations__["return"] == ReportFigure.__name__:
@@ -62,7 +66,7 @@ def fast_audits(patch: pytest.MonkeyPatch) -> None:
 
 def executed_once(notebook: Any, run: Run, step: str, parameters: dict[str, Any]) -> Execution:
     """What `reexecute` gives, remembered by the notebook, all records up to that of the step, and all imported ones."""
-    names = [one.name for one in STEPS]
+    names = [one.name for one in steps_in(run)]
     records = [run.path / "records" / f"{name}.json" for name in names[: names.index(step) + 1]]
     records += sorted(run.path.parent.parent.glob("imported/*/records/*.json"))
     cells = [[cell.source, cell.metadata.tags] for cell in notebook.cells]
@@ -135,11 +139,11 @@ def rewrite(run: Run, step: str, change: Change) -> None:
 
 def derive_again(run: Run) -> None:
     """Recompute every derived column of the measuring steps, and write everything again that follows."""
-    for step in ("baselines", "frontier", "consistency", "confirmation", "stress"):
+    for step in [one.name for one in steps_in(run) if one.name not in UNDERIVED]:
         forge_hashes(run)
         path, tables = run.path / "records" / f"{step}.json", Audited(run).tables
         record, known = read_json(path), cast("dict[tuple[str, str], Any]", tables.tables)
-        for name in sorted(record["tables"], key=lambda name: name not in PARTS):
+        for name in sorted(record["tables"], key=lambda name: (name not in PARTS, name in WHOLES)):
             known[step, name] = [row.model_copy(update=row.derived(step, tables)) for row in known[step, name]]
             record["tables"][name] = [row.model_dump() for row in known[step, name]]
         write_json(path, record)
@@ -156,14 +160,15 @@ def show_again(run: Run, forged: Collection[str] = ()) -> None:
         record = _with_inputs(run, read_json(path))
         if step.name in ("confirmation", "stress") and step.name not in forged:  # as if it had been made for the winner
             record["summary"]["selected"] = run.record("selection").summary["selected"]
-        given = {"run": f"evidence/{run.name}"} | record["parameters"]
+        names = {"run": ""} | step.injected | record["parameters"]
+        given = names | {"run": f"evidence/{run.name}"}
         notebook = expected_notebook((NOTEBOOKS / step.notebook).read_text(encoding="utf-8"), given)
         _note(run, step.name, record, [])
         if step.name in forged:
             with mock.patch.object(Reexecuted, "write", _write(record)):
-                execution = reexecute(notebook, run, step.name, record["parameters"])
+                execution = reexecute(notebook, run, step.name, names)
         else:
-            execution = notebook_audit.reexecute(notebook, run, step.name, record["parameters"])
+            execution = notebook_audit.reexecute(notebook, run, step.name, names)
         files = execution.step.files
         for name, content in files.items():
             write_bytes(run.path / name, content)
@@ -175,8 +180,8 @@ def show_again(run: Run, forged: Collection[str] = ()) -> None:
         for number, shown in execution.outputs.items():
             notebook.cells[number].outputs = [_output(**one) for one in shown]
         del notebook.metadata["papermill"]  # as `husai run` leaves it
-        write_notebook(run.path / "notebooks" / step.notebook, notebook)
-        _note(run, step.name, record, [*files, f"notebooks/{step.notebook}"])
+        write_notebook(run.path / "notebooks" / step.executed, notebook)
+        _note(run, step.name, record, [*files, f"notebooks/{step.executed}"])
     forge_hashes(run)
 
 
@@ -215,7 +220,7 @@ def _note(run: Run, step: str, record: dict[str, Any], files: list[str]) -> None
     write_json(run.path / name, record)
     hashes = {file: sha256_file(run.path / file) for file in {name, *files}}
     key = step_key(step, record["parameters"], record["environment"]["code"]["library_sha256"])
-    code = notebook_code(NOTEBOOKS / next(one.notebook for one in STEPS if one.name == step))
+    code = notebook_code(NOTEBOOKS / next(one.notebook for one in steps_in(run) if one.name == step))
     run.note_step(step, {"files": hashes, "key": key, "notebook_code": code})
 
 

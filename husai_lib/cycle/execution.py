@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import tempfile
 import threading
@@ -137,5 +138,6 @@ def strip_notebook(path: Path) -> list[str]:
             printed += [line for text in streams for line in text.splitlines() if line.strip()]
             cell.outputs = []
     text = nbformat.writes(nbformat.from_dict(notebook)).rstrip("\n") + "\n"
-    write_text(path, text.replace(f"{REPOSITORY}/", "").replace(str(REPOSITORY), "."))
+    here = re.escape(str(REPOSITORY))
+    write_text(path, re.sub(rf"{here}(?![\w-])", ".", text.replace(f"{REPOSITORY}/", "")))
     return printed

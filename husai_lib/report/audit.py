@@ -33,8 +33,8 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 WELL_KNOWN = {"results.json", "selection_summary.json", "selected_candidate.json", "pareto_front.json",
               "release_policy.json"}  # fmt: skip
 """Files that people and scripts look for in every complete run."""
-NAMING = {"condition", "origin", "seed", "data_set", "at", "duplicates", "split", "task", "control", "bank", "of",
-          "seed_a", "seed_b", "role"}  # fmt: skip
+NAMING = {"condition", "origin", "seed", "data_set", "at", "duplicates", "split", "task", "control", "bank",
+          "metric", "of", "seed_a", "seed_b", "role"}  # fmt: skip
 """Columns that say which row of a table is meant."""
 
 

@@ -37,6 +37,16 @@ def test_a_stripped_notebook_keeps_tags_outputs_and_warnings_only(tmp_path: Path
     assert notebook.cells[0].execution_count == 1
 
 
+def test_a_folder_beside_the_repository_whose_name_begins_alike_is_not_cut(tmp_path: Path) -> None:
+    path = executed(tmp_path / "x.ipynb")
+    beside = f"{REPOSITORY}_beside/evidence, {REPOSITORY}-old, in {REPOSITORY}."
+    text = path.read_text(encoding="utf-8").replace("UserWarning: look", beside)
+    path.write_text(text, encoding="utf-8")
+    strip_notebook(path)
+    shown = nbformat.read(path, 4).cells[0].outputs[0].text
+    assert shown == f"{REPOSITORY}_beside/evidence, {REPOSITORY}-old, in ..\n"
+
+
 def test_stripping_twice_changes_nothing(tmp_path: Path) -> None:
     path = executed(tmp_path / "x.ipynb")
     strip_notebook(path)

@@ -386,8 +386,8 @@ def test_notebook_code_ignores_outputs_and_prose(tmp_path: Path) -> None:
 
 def test_the_steps_are_those_of_the_design_and_their_sections_exist() -> None:
     names = [step.name for step in cycle.STEPS]
-    assert names == ["activations", "baselines", "frontier", "consistency", "selection", "confirmation", "stress",
-                     "gate", "report"]  # fmt: skip
+    assert names == ["activations", "baselines", "frontier", "consistency", "scaling", "selection", "confirmation",
+                     "stress", "gate", "report"]  # fmt: skip
     assert {section for step in cycle.STEPS for section in step.sections} <= set(type(PARAMS).model_fields)
     assert os.path.commonpath([cycle.NOTEBOOKS, REPOSITORY]) == str(REPOSITORY)
 
@@ -397,9 +397,34 @@ def test_a_cycle_without_a_sweep_has_no_step_for_it(tmp_path: Path) -> None:
     with_it, without = ([step.name for step in cycle.steps_of(sections)] for sections in both)
     assert [name for name in with_it if name not in without] == ["consistency"]
     assert with_it.index("consistency") < with_it.index("selection")  # which may rank its groups
-    smoke = smoke_data(consistency=None, selection={"sources": ["frontier"]})
+    smoke = smoke_data(consistency=None, conditions=[], scaling=None, selection={"sources": ["routed"]})
+    smoke["sweeps"] = {"routed": {"conditions": [{"architecture": "routed_topk"}]}}
     planned = plan(load_cycle(write_params(tmp_path / "p.yaml", smoke)))
-    assert [one.step.name for one in planned] == without
+    assert [one.step.name for one in planned if one.step.name != "routed"] == without
+
+
+def test_further_sweeps_are_steps_after_the_frontier_that_execute_its_notebook_under_their_own_names(
+    tmp_path: Path,
+) -> None:
+    sweeps = {"routed": {"conditions": [{"architecture": "routed_topk", "num_experts": 4}], "seeds": [7, 8]},
+              "wide": {"conditions": [{"architecture": "topk", "d_sae": 128}]}}  # fmt: skip
+    params = load_cycle(write_params(tmp_path / "p.yaml", smoke_data(sweeps=sweeps)))
+    planned = {one.step.name: one for one in plan(params)}
+    names = [*planned]
+    assert names[names.index("frontier") : names.index("consistency")] == ["frontier", "routed", "wide"]
+    steps = [planned[name].step for name in ("frontier", "routed", "wide")]
+    assert [step.executed for step in steps] == ["03_frontier.ipynb", "03_routed.ipynb", "03_wide.ipynb"]
+    assert {step.notebook for step in steps} == {"03_frontier.ipynb"}
+    assert [step.injected for step in steps] == [{}, {"sweep": "routed"}, {"sweep": "wide"}]
+    assert [one.step.name for one in plan(params) if one.step.executed != one.step.notebook] == ["routed", "wide"]
+    given = [planned[step.name].parameters for step in steps]
+    assert [[one["name"] for one in own["conditions"]] for own in given] == [
+        ["topk", "standard", "batchtopk", "jumprelu"], ["routed_topk"], ["topk"],
+    ]  # fmt: skip
+    assert [own["seeds"] for own in given] == [[0, 1, 2], [7, 8], [0, 1, 2]]
+    assert planned["routed"].makes == "2 members: routed_topk at 2 seeds"
+    assert planned["scaling"].makes.startswith("16 members: layer_0_tokens_1024_d_sae_32, ")
+    assert planned["baselines"].makes == "8 members: topk_64_k8, topk_128_k8 at 3 or 5 seeds"
 
 
 def test_a_plan_says_how_many_members_a_sweep_and_its_baselines_take(tmp_path: Path) -> None:

@@ -165,6 +165,24 @@ def test_a_group_lies_between_its_nulls_and_identity() -> None:
     assert abs(row.pwmcc_corrected) < 0.05
 
 
+def test_a_single_seed_is_a_group_without_pairs_nulls_or_bounds_but_with_its_deltas() -> None:
+    [row], pairs = grouped(random_saes([4]), [])
+    assert pairs == []
+    assert (row.n_seeds, row.note) == (1, "a single seed has no agreement across seeds")
+    of_pairs = ("pwmcc", "pwmcc_low", "pwmcc_high", "pwmcc_within", "pwmcc_max", "pwmcc_corrected", "null_random",
+                "null_gaussian", "encoder_mcc", "reappearing_fraction", "subspace_overlap", "functional_agreement",
+                "functional_rare", "functional_frequent")  # fmt: skip
+    assert {getattr(row, column) for column in of_pairs} == {None}
+    assert (row.saebench_delta, row.saebench_low, row.saebench_high) == (pytest.approx(0.1), None, None)
+    assert (row.largest_k_delta, row.single_latent_delta) == pytest.approx((0.1, 0.5))
+
+
+def test_beside_a_single_seed_other_conditions_keep_their_pairs() -> None:
+    groups, pairs = grouped([*random_saes([4]), *random_saes([4, 2], condition("other"), start=50)], [])
+    assert [(pair.of, pair.seed_a, pair.seed_b) for pair in pairs] == [("other", 4, 2)]
+    assert [group.pwmcc for group in groups] == [None, pytest.approx(pairs[0].pwmcc)]
+
+
 def test_a_data_set_with_several_points_has_a_probe_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     [sae] = random_saes([0])
     on = benches()

@@ -121,6 +121,26 @@ def test_the_controls_of_a_candidate_are_rows_from_the_tables_of_the_step() -> N
     assert len({row.candidate_sha256 for row in rows}) == 1
 
 
+def test_controls_of_a_single_seed_have_no_pwmcc_and_say_so_whatever_was_run() -> None:
+    for random in (True, False):
+        switches = PARAMETERS["stress"] | {"random_model": random}
+        *of_pairs, in_domain, ood = control_rows(stressed(random_saes([4])), {"pairs": []}, PARAMETERS | {"stress": switches})
+        assert {(row.candidate, row.control_value, row.delta, row.delta_low, row.note) for row in of_pairs} == {
+            (None, None, None, None, "a single seed has no PW-MCC to compare")
+        }
+        assert {row.note for row in (in_domain, ood)} == {"switched off by stress.ood: false"}
+
+
+def test_shift_of_a_single_seed_has_a_delta_without_bounds_over_seeds_but_one_over_tasks() -> None:
+    of = stressed(random_saes([4]))
+    shifted = ood_rows(of, tasks("a", "b"), [scores((0.85, 0.65), (0.8, 0.6))], LLM)
+    rows = control_rows(of, {"pairs": [], "ood": shifted}, PARAMETERS)
+    in_domain = next(row for row in rows if row.control == "in_domain")
+    assert (in_domain.delta, in_domain.delta_low) == (pytest.approx((0.85 + 0.8) / 2 - 0.5), None)
+    assert in_domain.note == "too few seeds for an interval"
+    assert in_domain.tasks_low < in_domain.delta < in_domain.tasks_high  # type: ignore[operator]
+
+
 def test_random_decoders_as_candidate_fail_against_a_transcoder_and_stable_saes_pass() -> None:
     pairs = pair_rows({"transcoder": decoder_pairs(alike(0.5))}, range(3))
     deltas = {}
@@ -223,7 +243,7 @@ def test_a_candidate_that_this_run_did_not_train_is_refused() -> None:
     saes = random_saes([0, 1])
     elsewhere = trained(random_sae(77), of=condition("elsewhere"))
     for chosen in (selected(elsewhere), selected(elsewhere) | {"condition": "topk"}):
-        with pytest.raises(DataError, match="no such weights in the record of frontier"):
+        with pytest.raises(DataError, match=f"frontier/{chosen['condition']} has no such weights in its record"):
             open_candidate(chosen, reading(record(saes)))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from stand_ins import smoke_data
 
 from husai_lib.errors import ParameterError
 from husai_lib.files import REPOSITORY
@@ -115,6 +116,26 @@ def test_a_cycle_may_train_further_sweeps_only(tmp_path: Path) -> None:
     assert list(cycle(tmp_path, change).trained) == ["routed", "consistency"]
 
 
+def test_two_sweeps_may_use_a_name_of_a_condition_each_for_its_own(tmp_path: Path) -> None:
+    one = cycle(tmp_path, routed(conditions=[{"architecture": "topk", "d_sae": 32}]))
+    widths = {step: [c.d_sae for c in conditions if c.name == "topk"] for step, (conditions, _) in one.trained.items()}
+    assert widths == {"frontier": [64], "routed": [32], "consistency": []}
+
+
+def test_an_assignment_changes_a_sweep_and_a_grid(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(smoke_data(sweeps={"routed": {"conditions": [{"architecture": "topk"}]}})))
+    changed = ["sweeps.routed.seeds=[7, 8]", "sweeps.wide.conditions=[{architecture: topk, d_sae: 128}]",
+               "scaling.tokens=[512]"]  # fmt: skip
+    one = load_cycle(tmp_path / "p.yaml", changed)
+    assert {name: (len(conditions), seeds) for name, (conditions, seeds) in one.trained.items()} == {
+        "frontier": (4, [0, 1, 2]), "routed": (1, [7, 8]), "wide": (1, [0, 1, 2]), "consistency": (3, [0, 1, 2]),
+    }  # fmt: skip
+    assert one.scaling is not None
+    assert one.scaling.levels["tokens"] == [512]
+    with pytest.raises(ParameterError, match=r"sweeps\.routed: key 'seed' is unknown; the nearest is 'seeds'"):
+        load_cycle(tmp_path / "p.yaml", ["sweeps.routed.seed=[7]"])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -126,6 +147,8 @@ def test_a_cycle_may_train_further_sweeps_only(tmp_path: Path) -> None:
          "there are no conditions, so nothing is trained; add conditions, sweeps or consistency"),
         (routed(seeds=[3]), "confirmation.seeds: 3 is also one of seeds"),
         (routed(conditions=[]), "sweeps.routed.conditions"),
+        (routed(conditions=[{"architecture": "topk"}, {"architecture": "topk"}]), "condition 'topk' is given twice; keep one"),
+        (routed(seeds=[7, 7]), "seed 7 is given twice; keep one"),
         (routed(conditions=[{"architecture": "topk", "name": "baseline_64_k8"}]), "has the name of a baseline"),
         (lambda data: data.update(sweeps={"Routed": {"conditions": [{"architecture": "topk"}]}}), "sweeps"),
     ],
