@@ -3,6 +3,7 @@
 "use strict";
 const pages = JSON.parse(document.getElementById("index").textContent);
 const root = document.body.dataset.root;
+const NOTHING = "No page or heading has these words.";
 
 const box = document.getElementById("search");
 const input = box.querySelector("input");
@@ -25,17 +26,13 @@ input.addEventListener("input", () => {
     item.append(link);
     return item;
   }));
-  if (words.length && !hits.length) found.textContent = "No page or heading has these words.";
+  if (words.length && !hits.length) found.append(Object.assign(document.createElement("li"), { textContent: NOTHING }));
 });
 
-const valueOf = (row, column) => {
-  const text = row.cells[column]?.textContent.trim() ?? "";
-  const number = /^[+−-]?[\d.,]+/.exec(text);
-  return number ? parseFloat(number[0].replaceAll(",", "").replace("−", "-")) : text;
-};
-const isMissing = (value) => value === "" || value === "n/a" || Number.isNaN(value);
-const compare = (a, b) =>
-  typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+// A number, which a unit or an interval may follow: not a date, nor a name that begins with a digit.
+const NUMBER = /^(?:[<>≤≥] )?([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?=%|\s|$)/i;
+const numberOf = (text) => parseFloat(NUMBER.exec(text)?.[1].replaceAll(",", ""));
+const isMissing = (text) => text === "" || /^n\/a\b/.test(text);
 
 for (const table of document.querySelectorAll("main table")) {
   const body = table.tBodies[0];
@@ -52,9 +49,12 @@ for (const table of document.querySelectorAll("main table")) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       if (next !== "none") head.setAttribute("aria-sort", next);
       const sign = next === "descending" ? -1 : 1;
-      const keyed = rows.map((row) => [valueOf(row, column), row]);
-      const known = keyed.filter(([value]) => !isMissing(value)).sort(([a], [b]) => sign * compare(a, b));
-      const sorted = next === "none" ? keyed : [...known, ...keyed.filter(([value]) => isMissing(value))];
+      const keyed = rows.map((row) => [row.cells[column]?.textContent.trim() ?? "", row]);
+      const known = keyed.filter(([text]) => !isMissing(text));
+      const numeric = known.every(([text]) => !Number.isNaN(numberOf(text)));
+      const order = numeric ? (a, b) => numberOf(a) - numberOf(b) : new Intl.Collator("en", { numeric: true }).compare;
+      known.sort(([a], [b]) => sign * order(a, b));
+      const sorted = next === "none" ? keyed : [...known, ...keyed.filter(([text]) => isMissing(text))];
       body.append(...sorted.map(([, row]) => row));
     });
   }

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
 from husai_lib.decisions import gates
 from husai_lib.evidence.rows.base import EARLIER_BASELINE, MATCHED_WITHIN, ceiling
@@ -237,6 +237,8 @@ def dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> ReportFig
             for y, dot in enumerate(dots.values()):
                 _draw(axes, y + 0.25 * (i - (len(series) - 1) / 2), dot, label, STYLES[i])
         axes.set_xlabel(xlabel)
+        if len(panels) > 1:  # narrow panels: labels as long as -0.125 have to stay apart
+            axes.xaxis.set_major_locator(MaxNLocator(6 - len(panels)))
         axes.set_yticks(range(len(names)), labels=names, parse_math=False)
         axes.set_ylim(max(len(names), 1) - 0.4, -0.6)  # first on top
         axes.tick_params(labelleft=axes is axes_of[0])

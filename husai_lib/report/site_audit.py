@@ -15,8 +15,9 @@ from husai_lib.files import REPOSITORY, read_json
 from husai_lib.report.audit import NOTEBOOKS
 from husai_lib.report.cells import escape
 from husai_lib.report.checks import UNCHECKED, Audit, Check, first_difference, follow
+from husai_lib.report.cycle_pages import manifests_of
 from husai_lib.report.notebook_audit import is_of_checkout
-from husai_lib.report.site import ABOUT, all_runs, front_page, hashes_of, made_site, manifests_of
+from husai_lib.report.site import ABOUT, all_runs, front_page, hashes_of, made_site, shown_runs
 
 FRONT, README = REPOSITORY / "index.md", REPOSITORY / "README.md"
 
@@ -65,11 +66,16 @@ def _front(runs: Sequence[Run]) -> Iterator[Check]:
         return
     text = FRONT.read_bytes().decode()
     named = [run for run in complete if f"Run {escape(run.name)}." in text] or complete
-    yield f"line of {FRONT.name}", *first_difference(text, front_page(named[-1], banner_of))
+    shown = shown_runs(named[-1].path.parent.parent, banner_of)
+    chosen = next(one for one in shown if one.run.path == named[-1].path)
+    yield f"damage of the run of {FRONT.name}", chosen.damage, ""
+    if chosen.damage:
+        return
+    yield f"line of {FRONT.name}", *first_difference(text, front_page(shown, chosen))
     pictures = re.findall(r"!\[[^\]]*\]\((?:\./)?evidence/([^)]+)\)", README.read_text(encoding="utf-8"))
-    shown = [f"{run.name}/{name}" for run in complete for name in run.manifest()["files"]]
+    figures = [f"{run.name}/{name}" for run in complete for name in run.manifest()["files"]]
     for picture in pictures:
-        yield f"picture {picture} of {README.name} is a figure of a complete run", picture in shown, True
+        yield f"picture {picture} of {README.name} is a figure of a complete run", picture in figures, True
         newest = [run for run in complete if run.path.parent.name == picture.partition("/")[0]][-1:]
         yield f"run of the picture in {README.name}", picture.split("/")[1], *(run.path.name for run in newest)
 
@@ -82,11 +88,12 @@ def _site(site: Path, evidence: Path) -> Iterator[Check]:
     front = (site / "index.html").read_text(encoding="utf-8")
     renderer = "nbconvert" if "Rendered with nbconvert" in front else "quarto"
     yield "renderer of the site", about["renderer"], renderer
-    chosen = [run for run in runs if run.name == about["front"]]
-    yield "runs of the front page", [run.name for run in chosen], [about["front"]]
+    shown = shown_runs(evidence, banner_of)
+    chosen = [one for one in shown if one.run.name == about["front"] and not one.damage]
+    yield "whole runs for the front page", [one.run.name for one in chosen], [about["front"]]
     if chosen and (renderer == "nbconvert" or shutil.which("quarto")):
         with tempfile.TemporaryDirectory(prefix="husai-site-") as temporary:
-            again = hashes_of(made_site(Path(temporary) / "site", evidence, chosen[0], renderer, banner_of))
+            again = hashes_of(made_site(Path(temporary) / "site", shown, chosen[0], renderer))
         yield from follow(f"rendered again, SHA-256 in {site} of", found, again)
         return
     copied = {f"evidence/{run.name}/{name}": sha256 for run in runs for name, sha256 in run.files().items()}

@@ -45,7 +45,7 @@ def markdown_table(rows: Iterable[Row | Mapping[str, Any]], columns: Columns) ->
 def _rule(heading: str, cells: Sequence[str]) -> str:
     """The dashes below a heading: a colon on the right aligns numbers right, and pandoc takes widths from the count."""
     dashes = "-" * min(max(map(len, [heading, *cells])), 40)
-    return f"{dashes}:" if all(re.match(r"[+-]?\d[\d.,%]*( |$)|n/a", cell) for cell in cells) else f":{dashes}"
+    return f"{dashes}:" if all(re.match(r"[+-]?\d[\d.,%]*( |$)|n/a|$", cell) for cell in cells) else f":{dashes}"
 
 
 _NAMES = {row_class: name for name, row_class in TABLES.items()}

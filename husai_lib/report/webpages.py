@@ -178,7 +178,7 @@ def sanitize(text: str) -> str:
 
 VERDICTS = {
     "good": ("pass", "met", "releasable", "accepted"),
-    "bad": ("fail", "not met", "not releasable"),
+    "bad": ("fail", "not met", "not releasable", "damaged"),
     "open": ("missing", "unreachable", "not comparable", "unfinished"),
 }
 """Colours of verdicts: class names of `content.css`."""

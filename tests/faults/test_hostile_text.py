@@ -101,7 +101,8 @@ def test_the_built_in_site_shows_hostile_strings_as_text(
 @pytest.mark.usefixtures("without_documents")
 def test_quarto_is_given_hostile_strings_as_text(evidence: Path, tmp_path: Path, tally: Opener) -> None:
     row = tally("hostile strings through tokens, names and paths: the text for Quarto")
-    site.write_sources(tmp_path, evidence, site.chosen_run(evidence))
+    runs = site.shown_runs(evidence)
+    site.write_sources(tmp_path, runs, site.chosen_run(runs, evidence))
     assert not live_parts(raw_html((tmp_path / "index.qmd").read_text()))
     for number, text in enumerate(TEXTS):
         cycle = tmp_path / "cycles" / folder_name(number, text)

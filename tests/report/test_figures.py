@@ -1,5 +1,6 @@
 import io
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -243,3 +244,24 @@ def test_duplicates_has_a_mean_a_form_and_data_set_over_conditions_whose_splits_
     means = [container.lines[0].get_xdata()[0] for container in axes.containers]  # type: ignore[attr-defined]
     assert means == pytest.approx([-0.4, -0.2, 0.15, 0.2])  # kept first; of a without duplicates 0 and 0.3
     assert sorted(points(figures.duplicates(rows))[:, 0]) == pytest.approx([-0.4, -0.2, 0.0, 0.2, 0.3])
+
+
+def gaps(figure: ReportFigure) -> list[float]:
+    """The space between neighbouring labels on the x axis of every panel, in widths of a digit."""
+    figure.draw_without_rendering()
+    boxes = [[label.get_window_extent() for label in axes.get_xticklabels()] for axes in figure.axes]
+    digit = figure.axes[0].xaxis.get_majorticklabels()[0].get_fontsize() * figure.dpi / 72 * 0.6
+    inside = [
+        [box for box in own if axes.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= axes.bbox.x1 + 1]
+        for axes, own in zip(figure.axes, boxes, strict=True)
+    ]
+    return [(b.x0 - a.x1) / digit for own in inside for a, b in pairwise(own)]
+
+
+@pytest.mark.parametrize("panels", [1, 2, 3])
+@pytest.mark.parametrize(("low", "high"), [(-0.165, -0.11), (-0.0031, 0.0002), (-40.5, 1200.0), (0.55, 0.93)])
+def test_labels_of_neighbouring_ticks_do_not_touch(panels: int, low: float, high: float) -> None:
+    dots = {"topk, λ = 0.03": figures.Dot((low + high) / 2, low, high)}
+    found = gaps(figures.dot_plot({f"delta {i}": {"mean": dots} for i in range(panels)}))
+    assert len(found) >= panels
+    assert min(found) > 0.5

@@ -1,4 +1,5 @@
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -18,11 +19,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from synthetic_rows import ATTACK, PIXEL, gate, write_notebook, write_run
 
 from husai_lib.errors import EvidenceError, HusaiError, IntegrityError
-from husai_lib.evidence.runs import Run, find_run
+from husai_lib.evidence.runs import Run, find_run, write_sealed
 from husai_lib.evidence.steps import open_step
-from husai_lib.files import REPOSITORY
+from husai_lib.files import REPOSITORY, sha256_file, write_json
 from husai_lib.report import site
 from husai_lib.report.cells import escape
+from husai_lib.report.cycle_pages import ShownRun
 from husai_lib.report.webpages import DATA, Page, markdown_to_html, notebook_page, quarto_source, sanitize
 
 HTTP = ("http:", "https:", "//", "javascript:")
@@ -120,7 +122,8 @@ def notebook(tmp_path: Path) -> Path:
 
 
 def index_of(evidence: Path, name: str) -> str:
-    return site.front_page(find_run(evidence, name))
+    shown = site.shown_runs(evidence)
+    return site.front_page(shown, site.chosen_run(shown, evidence, name))
 
 
 def test_the_front_page_shows_verdict_run_and_links(evidence: Path) -> None:
@@ -167,7 +170,7 @@ def test_imported_cycles_stand_last_with_their_caveats(evidence: Path, tmp_path:
         for name in ("saebench_delta_ci95_low", "cebench_interp_delta_vs_baseline_ci95_low")
     ]
     assert candidate == "topk<br>on pythia-70m-deduped"
-    page = site.cycle_page(Run(tmp_path / "evidence" / "imported" / "cycle3"))
+    page = ShownRun(Run(tmp_path / "evidence" / "imported" / "cycle3")).pages[0]
     assert page.title == "cycle3: not releasable, as stated there"
     assert "These numbers were not measured here." in Parsed(page.body).text
     assert [heading for _, heading in page.headings][:3] == ["Verdict", "Release gates", "What is known to be wrong"]
@@ -182,7 +185,7 @@ def test_an_unfinished_run_is_on_the_front_page_only_if_it_was_asked_for(evidenc
 
 
 def page_of(evidence: Path, name: str) -> Page:
-    return site.cycle_page(find_run(evidence, name))
+    return ShownRun(find_run(evidence, name)).pages[0]
 
 
 def test_the_page_of_a_cycle_begins_with_verdict_and_gates_and_ends_with_its_origin(evidence: Path) -> None:
@@ -217,7 +220,7 @@ def test_a_joint_gate_is_no_further_failure_where_its_parts_are_required(tmp_pat
             row.model_copy(update={"required": required or row.gate in ("random_model", "external")}) for row in parts
         ]
         step.write({"gates": rows})
-        text = Parsed(site.cycle_page(run).body).text
+        text = Parsed(ShownRun(run).pages[0].body).text
         assert f"Not releasable: {counted} required gates" in text
         assert ("External, jointly: fail." in text) == required
         assert text.count("external (all)") == (0 if required else 2)  # in the verdict and as a line of the table
@@ -278,11 +281,78 @@ def test_the_newest_complete_run_is_shown_unless_another_is_named(
     assert "<strong>This run is unfinished</strong>" in text
 
 
-def test_a_changed_record_is_refused(evidence: Path, tmp_path: Path) -> None:
-    shutil.copytree(evidence, tmp_path / "evidence")
-    record = tmp_path / "evidence" / "smoke" / "run_20260101T000000Z" / "records" / "gate.json"
+def change_verdict(run: Path) -> None:
+    record = run / "records" / "gate.json"
     record.write_text(record.read_text().replace('"fail"', '"pass"'))
-    with pytest.raises(IntegrityError, match=r"gate\.json was changed"):
+
+
+def forge_table(run: Path) -> None:
+    """A record without a column, with all hashes as they would have to be."""
+    record = run / "records" / "gate.json"
+    content = json.loads(record.read_text())
+    del content["tables"]["gates"][0]["verdict"]
+    write_json(record, content)
+    journal = json.loads((run / "journal.json").read_text())
+    journal["steps"]["gate"]["files"]["records/gate.json"] = sha256_file(record)
+    write_sealed(run / "journal.json", {key: value for key, value in journal.items() if key != "sha256"})
+
+
+DAMAGES = {
+    "a changed record": (change_verdict, "smoke/run_20260101T000000Z/records/gate.json was changed"),
+    "a lost record": (lambda run: (run / "records" / "frontier.json").unlink(), "frontier.json"),
+    "a changed journal": (lambda run: (run / "journal.json").write_text('{"steps": {}}'), "journal.json was changed"),
+    "a changed manifest": (lambda run: (run / "manifest.json").write_text("{}"), "manifest.json was changed"),
+    "a forged table": (forge_table, "record gate, table gates"),
+    "a broken notebook": (lambda run: (run / "notebooks" / "02_next.ipynb").write_text("{"), "02_next.ipynb is not"),
+}
+
+
+@pytest.fixture(scope="module")
+def two(evidence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The evidence with a second complete run."""
+    folder = Path(shutil.copytree(evidence, tmp_path_factory.mktemp("two") / "evidence"))
+    pilot = write_run(Run(folder / "pilot" / "run_20251201T000000Z"))
+    shutil.copy(folder / "smoke" / "run_20260101T000000Z" / "notebooks" / "02_next.ipynb", pilot.path / "notebooks")
+    return folder
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_run_has_a_page_that_says_why_and_the_others_are_shown(
+    what: str, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site.shutil, "which", lambda name: None)
+    evidence = Path(shutil.copytree(two, tmp_path / "evidence"))
+    damage, said = DAMAGES[what]
+    damage(evidence / "smoke" / "run_20260101T000000Z")
+    with pytest.raises(IntegrityError, match=r"was made, but smoke/run_20260101T000000Z could not be shown"):
+        site.render(evidence, tmp_path / "site")
+    folder = tmp_path / "site"
+    damaged = Parsed((folder / "cycles" / "smoke" / "run_20260101T000000Z.html").read_text()).text
+    assert "smoke: damaged" in damaged
+    assert said in damaged
+    assert str(tmp_path) not in damaged
+    assert not (folder / "evidence" / "smoke").exists()
+    assert not (folder / "cycles" / "smoke" / "run_20260101T000000Z").exists()
+    front = Parsed((folder / "index.html").read_text()).text
+    assert "Run pilot/run_20251201T000000Z." in front
+    assert "This is not the newest complete run, which is smoke/run_20260101T000000Z." in front
+    assert said in front
+    assert "pilot: not releasable" in (folder / "cycles" / "pilot" / "run_20251201T000000Z.html").read_text()
+    assert_links_hold(folder)
+
+
+def test_a_damaged_run_is_refused_for_the_front_page(two: Path, tmp_path: Path) -> None:
+    evidence = Path(shutil.copytree(two, tmp_path / "evidence"))
+    change_verdict(evidence / "smoke" / "run_20260101T000000Z")
+    with pytest.raises(IntegrityError, match=r"cannot be shown: .*gate\.json was changed"):
+        site.render(evidence, tmp_path / "site", "smoke")
+    assert not (tmp_path / "site").exists()
+
+
+def test_no_site_is_made_where_no_run_is_whole(evidence: Path, tmp_path: Path) -> None:
+    shutil.copytree(evidence / "smoke", tmp_path / "evidence" / "smoke")
+    change_verdict(tmp_path / "evidence" / "smoke" / "run_20260101T000000Z")
+    with pytest.raises(IntegrityError, match=r"cannot be shown: .*gate\.json was changed"):
         site.render(tmp_path / "evidence", tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
@@ -402,9 +472,12 @@ def test_a_failed_render_leaves_the_old_site(evidence: Path, tmp_path: Path, mon
     shutil.copytree(evidence, tmp_path / "evidence")
     index = site.render(tmp_path / "evidence", tmp_path / "site")
     before = index.read_text()
-    notebooks = tmp_path / "evidence" / "smoke" / "run_20260101T000000Z" / "notebooks"
-    (notebooks / "02_broken.ipynb").write_text("{")
-    with pytest.raises(EvidenceError, match=r"02_broken\.ipynb is not a readable notebook"):
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(site, "_copy", full)
+    with pytest.raises(HusaiError, match="No space left"):
         site.render(tmp_path / "evidence", tmp_path / "site")
     assert index.read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evidence", "site"]

@@ -51,6 +51,12 @@ def test_a_table_is_a_pipe_table_with_numbers_aligned_right() -> None:
     ]
 
 
+def test_a_column_of_numbers_is_aligned_right_also_where_some_cells_are_empty() -> None:
+    rows = [{"some": ""}, {"some": "0.719"}]
+    assert tables.markdown_table(rows, {"Alignment": "{some}"}).splitlines()[1] == "| ---------: |"
+    assert tables.markdown_table([*rows, {"some": "x"}], {"Alignment": "{some}"}).splitlines()[1] == "| :--------- |"
+
+
 def test_text_from_outside_stays_text() -> None:
     assert column(tables.probes_table(probes()), "Data set") == [ATTACK]
     assert column(tables.table_of(sources()), "Data set") == ["157_amazon_5star", ATTACK]
