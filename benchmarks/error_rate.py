@@ -36,7 +36,8 @@ from husai_lib.decisions.planning import Spread as Plan
 from husai_lib.decisions.ranking import rank
 from husai_lib.decisions.selection import select
 from husai_lib.evidence.rows.base import ERROR_RATE, shared_level
-from husai_lib.evidence.rows.measured import MemberRow, ProbeRow
+from husai_lib.evidence.rows.measured import MemberRow
+from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.files import REPOSITORY
 from husai_lib.intervals import LEVEL, share_of_luck, t_quantile
 from husai_lib.params.rules import GateParams, SelectionParams

@@ -28,7 +28,8 @@ from husai_lib.decisions.selection import select
 from husai_lib.evidence.cache import Entry, cached
 from husai_lib.evidence.rows.base import Candidate, RunTables
 from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow, control_names
-from husai_lib.evidence.rows.measured import BankRow, CeilingRow, GroupRow, MemberRow, PairRow, ProbeRow, SourceRow
+from husai_lib.evidence.rows.measured import BankRow, GroupRow, MemberRow, PairRow, SourceRow
+from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.evidence.runs import Run, new_run
 from husai_lib.evidence.steps import Step, open_step, results
 from husai_lib.files import REPOSITORY, write_json

@@ -11,7 +11,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from husai_lib.evidence.rows.consistency import SweepRow, TruthRow
 from husai_lib.evidence.rows.controls import ControlRow, OodRow
 from husai_lib.evidence.rows.decided import CandidateRow, GateRow
-from husai_lib.evidence.rows.measured import CeilingRow, ContrastiveRow, GroupRow, MemberRow, ProbeRow, SourceRow
+from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow, SourceRow
+from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.evidence.runs import Run
 from husai_lib.evidence.steps import open_step
 from husai_lib.params.cycle import load_cycle

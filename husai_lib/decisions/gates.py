@@ -19,7 +19,8 @@ from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evidence.rows.base import CONTROLS, IMPORTED, group_sha256, is_matched
 from husai_lib.evidence.rows.controls import PROBED, ControlRow
 from husai_lib.evidence.rows.decided import GateRow
-from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow, saebench_interval
+from husai_lib.evidence.rows.measured import GroupRow, MemberRow
+from husai_lib.evidence.rows.probes import ProbeRow, saebench_interval
 from husai_lib.intervals import LEVEL, Interval, mean_interval
 from husai_lib.params.rules import GateParams
 
@@ -340,6 +341,7 @@ def _gate(name: str, params: GateParams, found: Interval | None, **columns: Any)
         verdict, columns["note"] = "missing", columns["note"] or "no result"
     elif number is None:
         few = "too few seeds or data sets" if columns.get("sets_level") else "too few seeds"
-        columns["note"] = "; ".join(filter(None, (f"{few} for a bound", columns["note"])))
+        said = columns["note"].replace("too few seeds for an interval", "").strip("; ")
+        verdict, columns["note"] = "missing", "; ".join(filter(None, (f"{few} for a bound", said)))
     columns |= {"direction": "below" if rule.sign == "≤" else "above", "required": required}
     return GateRow(gate=name, value=value, bound=bound, threshold=threshold, verdict=verdict, **columns)

@@ -20,7 +20,7 @@ from scipy import stats
 from husai_lib.decisions.gates import EXTERNAL, RULES, Judged
 from husai_lib.errors import ParameterError
 from husai_lib.evidence.rows.decided import GateRow
-from husai_lib.evidence.rows.measured import saebench_interval
+from husai_lib.evidence.rows.probes import saebench_interval
 from husai_lib.intervals import LEVEL, jackknife_interval, means_by, share_of_luck, t_quantile
 from husai_lib.params.sections import one_of
 

@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """The kind of entries that it is one of: banks, saes, probes, …"""
+        """The kind of entries that it is one of: banks, saes, probes and others."""
         return self.path.parent.name
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from husai_lib.errors import EvidenceError, IntegrityError
-from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.rows import TABLES
+from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
 from husai_lib.params.sections import Section, check
 

@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from husai_lib.evidence.rows.measured import CeilingRow
+from husai_lib.evidence.rows.probes import CeilingRow
 from husai_lib.measures.logistic import STRENGTHS, Floats, auc
 from husai_lib.measures.probing import (
     ProbeScore,

@@ -8,7 +8,8 @@ from typing import Any
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows.base import Row, RunTables
 from husai_lib.evidence.rows.consistency import CheckpointRow, SweepRow, random_of
-from husai_lib.evidence.rows.measured import PairRow, mean_over_sets
+from husai_lib.evidence.rows.measured import PairRow
+from husai_lib.evidence.rows.probes import mean_over_sets
 from husai_lib.measures.contrastive import contrastive_scores
 from husai_lib.measures.evaluation import measure
 from husai_lib.measures.matching import match, pair_rows, pairwise_pwmcc, random_decoders

@@ -10,7 +10,8 @@ import torch
 
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows.base import RunTables, noted
-from husai_lib.evidence.rows.measured import WITH_BASELINES, CeilingRow, GroupRow, MemberRow, PairRow, ProbeRow
+from husai_lib.evidence.rows.measured import WITH_BASELINES, GroupRow, MemberRow, PairRow
+from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.intervals import Pairs, between_units, mean_over_pairs
 from husai_lib.measures.agreement import behaviour
 from husai_lib.measures.ceilings import ceiling_rows

@@ -30,7 +30,7 @@ from husai_lib.activations.banks import Bank
 from husai_lib.activations.texts import ProbingSet, distinct_rows, probing_set
 from husai_lib.errors import DataError
 from husai_lib.evidence.cache import cached, is_cached
-from husai_lib.evidence.rows.measured import ProbeRow
+from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.files import read_json, write_json
 from husai_lib.measures.logistic import auc, fit_best, predict
 from husai_lib.params.benchmarks import ProbingParams

@@ -21,7 +21,8 @@ from husai_lib.decisions import gates
 from husai_lib.evidence.rows.base import EARLIER_BASELINE, MATCHED_WITHIN, ceiling
 from husai_lib.evidence.rows.controls import CHANCE, ControlRow, OodRow
 from husai_lib.evidence.rows.decided import CandidateRow
-from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow, ProbeRow
+from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow
+from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.intervals import mean_interval, means_by
 
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),

@@ -80,7 +80,7 @@ def tradeoff(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> Report
         "CE-Bench delta (SD)": _means(members, "cebench_delta"),
     }
     shown = {label: values for label, values in panels.items() if any(value is not None for value in values.values())}
-    figure, axes_of = framed(3.2 * len(shown), 4.0, len(shown))
+    figure, axes_of = framed(max(9.0, 3.2 * len(shown)), 4.0, len(shown))
     deltas = _means(members, "saebench_delta")
     for axes, (label, values) in zip(axes_of, shown.items(), strict=True):
         for name, (layer, tokens, d_sae) in points.items():

@@ -13,14 +13,8 @@ from husai_lib.evidence.rows.base import EARLIER_BASELINE, EARLIER_D_SAE, GIVEN,
 from husai_lib.evidence.rows.controls import OodRow, retained
 from husai_lib.evidence.rows.decided import CandidateRow, CriterionRow, GateRow
 from husai_lib.evidence.rows.earlier import ReplayRow
-from husai_lib.evidence.rows.measured import (
-    ENOUGH_TEST_ROWS,
-    ContrastiveRow,
-    GroupRow,
-    MemberRow,
-    ProbeRow,
-    set_weight,
-)
+from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow
+from husai_lib.evidence.rows.probes import ENOUGH_TEST_ROWS, ProbeRow, set_weight
 from husai_lib.report.cells import cell, escape
 
 
@@ -36,7 +30,13 @@ def selection_sentence(rows: Sequence[CandidateRow]) -> str:
         "Selected: **{condition}** ({n_seeds} seeds), with lower 95 % bounds of {saebench_delta_low:+.3f} on the "
         "SAEBench delta and {cebench_delta_low:+.3f} SD on the CE-Bench delta."
     )
-    selected = next((cell(dict(row), template) for row in rows if row.selected), "**Nothing was selected.**")
+    alone = (
+        "Selected: **{condition}** (a single seed, so there are no bounds), with a SAEBench delta of "
+        "{saebench_delta:+.3f} and a CE-Bench delta of {cebench_delta:+.3f} SD."
+    )
+    chosen = next((row for row in rows if row.selected), None)
+    text = template if chosen and chosen.n_seeds > 1 else alone
+    selected = cell(dict(chosen), text) if chosen else "**Nothing was selected.**"
     dropped = sum(row.joint_score is None for row in rows)
     return f"{selected} Groups considered: {len(rows)}; dropped before ranking: {dropped}."
 

@@ -18,7 +18,8 @@ from husai_lib.errors import DataError, IntegrityError
 from husai_lib.evidence.rows.base import group_sha256, shared_level
 from husai_lib.evidence.rows.controls import ControlRow
 from husai_lib.evidence.rows.decided import GateRow
-from husai_lib.evidence.rows.measured import GroupRow, MemberRow, ProbeRow
+from husai_lib.evidence.rows.measured import GroupRow, MemberRow
+from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.files import canonical_json
 from husai_lib.params.rules import GateParams
 from husai_lib.report import sentences
@@ -212,7 +213,7 @@ def models(*bounds, **more):
         ([(0.3, 0.2, True), (0.1, -0.01, True)], 2, "fail"),
         ([(0.1, -0.01, True), (0.3, 0.2, True)], 1, "fail"),
         ([(0.1, 0.05, True), (0.3, 0.02, True), (0.2, 0.1, True)], 2, "pass"),
-        ([(0.3, None, True), (0.2, 0.1, True)], 1, "fail"),  # no bound is the worst of bounds
+        ([(0.3, None, True), (0.2, 0.1, True)], 1, "missing"),  # no bound is the worst of bounds
         ([(0.3, 0.2, True), (0.2, 0.1, False)], 2, "missing"),
         ([(-0.3, -0.4, True), (0.2, 0.1, False)], 2, "missing"),
     ],
@@ -258,11 +259,11 @@ def test_the_transcoder_gate_rewards_stable_seeds_and_refuses_unstable_ones():
     assert (row.threshold, row.direction) == (-0.05, "above")
 
 
-def test_one_seed_has_no_bound_and_fails_but_not_by_value():
+def test_one_seed_has_no_bound_and_is_missing_but_not_by_value():
     rows = controls(transcoder=control("transcoder", 0.05))
     group = judged(saebench=(0.05, None))
     policy = decided(group, rows)
-    assert verdicts(policy) == expected(transcoder="fail", external_saebench="fail", external="fail")
+    assert verdicts(policy) == expected(transcoder="missing", external_saebench="missing", external="missing")
     assert "too few seeds for a bound" in gate(policy, "transcoder").note
     assert decided(group, rows, GateParams(basis="value")).pass_all
 
@@ -502,7 +503,7 @@ def test_the_levels_of_the_intervals_are_those_of_the_group():
 
 def test_one_member_has_no_bound_and_none_is_missing():
     alone = replace(judged(), members=[sae(0)], probes=probes_of([[0.1, 0.2]]))
-    assert gate(decided(alone, controls()), "external").verdict == "fail"
+    assert gate(decided(alone, controls()), "external").verdict == "missing"
     nobody = evaluate(Judged(), [], GateParams())
     assert set(verdicts(nobody).values()) == {"missing"}
     assert gate(nobody, "external_saebench").note == "no group was selected"

@@ -14,7 +14,8 @@ from husai_lib.decisions.gates import Judged, evaluate
 from husai_lib.decisions.planning import Need, Spread, needs, true_values
 from husai_lib.errors import ParameterError
 from husai_lib.evidence.rows.decided import GateRow
-from husai_lib.evidence.rows.measured import MemberRow, ProbeRow
+from husai_lib.evidence.rows.measured import MemberRow
+from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.params.rules import GateParams
 
 ABOUT = {"d_sae": 64, "k": 8, "l0": 8.0, "dead_fraction": 0.0, "explained_variance": 0.8, "weights_sha256": ""}

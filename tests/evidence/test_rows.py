@@ -14,17 +14,8 @@ from scipy import stats
 
 from husai_lib.evidence.rows.base import Candidate, Row, RunTables, ceiling, group_sha256, is_matched
 from husai_lib.evidence.rows.controls import ControlRow, ControlSaeRow, OodRow, control_names, retained
-from husai_lib.evidence.rows.measured import (
-    BankRow,
-    CeilingRow,
-    ContrastiveRow,
-    GroupRow,
-    MemberRow,
-    PairRow,
-    ProbeRow,
-    SourceRow,
-    saebench_interval,
-)
+from husai_lib.evidence.rows.measured import BankRow, ContrastiveRow, GroupRow, MemberRow, PairRow, SourceRow
+from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow, saebench_interval
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -227,7 +218,7 @@ def test_two_seeds_have_no_interval_and_the_row_says_why() -> None:
     assert row.note == "too few seeds for an interval"
 
 
-# Seeds 4 and 0 copied the SAE of seed 100, 2 and 5 that of 101, 7 that of 102: the pairs of related ones have 0.9 and 0.7.
+# Seeds 4 and 0 copied the SAE of seed 100, 2 and 5 that of 101, 7 that of 102: pairs of related ones have 0.9 and 0.7.
 REFERENCES = [100, 101, 102, 100, 101]
 OF_COPIES = [0.3, 0.2, 0.9, 0.5, 0.5, 0.1, 0.7, 0.4, 0.7, 0.3]  # 4-2 4-7 4-0 4-5, 2-7 2-0 2-5, 7-0 7-5, 0-5
 
@@ -260,7 +251,11 @@ def test_a_group_of_one_reference_has_no_pwmcc_at_all_however_alike_its_seeds_ar
 
 
 def test_a_seed_is_no_copy_of_a_reference_that_has_its_number() -> None:
-    plain, copy, other = made_up.member(seed=5), made_up.member(seed=6, reference=5), made_up.member(seed=7, reference=5)
+    plain, copy, other = (
+        made_up.member(seed=5),
+        made_up.member(seed=6, reference=5),
+        made_up.member(seed=7, reference=5),
+    )
     assert plain.unit != copy.unit == other.unit
     assert len({made_up.member(seed=seed).unit for seed in range(3)}) == 3
 

@@ -62,7 +62,12 @@ def test_effects_are_the_coefficients_of_least_squares_on_coded_levels() -> None
     tables = run(lambda point, i: noise[points.index(point), i])
     coded = np.array([[2 * (value > levels[0]) - 1 for value, levels in zip(point, LEVELS.values(), strict=True)]
                       for point in points], float)  # fmt: skip
-    columns = {"layer": coded[:, 0], "tokens": coded[:, 1], "d_sae": coded[:, 2], "layer x tokens": coded[:, 0] * coded[:, 1]}
+    columns = {
+        "layer": coded[:, 0],
+        "tokens": coded[:, 1],
+        "d_sae": coded[:, 2],
+        "layer x tokens": coded[:, 0] * coded[:, 1],
+    }
     design = np.column_stack([np.ones(8), *columns.values()])
     found = np.linalg.lstsq(design, noise.mean(1), rcond=None)[0][1:]
     for (of, _), coefficient in zip(columns.items(), found, strict=True):

@@ -15,7 +15,8 @@ from stand_ins import SMOKE, synthetic_run
 from husai_lib.errors import ParameterError
 from husai_lib.evidence import steps
 from husai_lib.evidence.rows.base import Candidate
-from husai_lib.evidence.rows.measured import ProbeRow, SourceRow
+from husai_lib.evidence.rows.measured import SourceRow
+from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.evidence.runs import Record, Run, new_run
 from husai_lib.evidence.steps import (
     OPENER,

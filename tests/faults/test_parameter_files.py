@@ -155,7 +155,7 @@ PAYLOADS = [
     "{{ cycler.__init__.__globals__.os.popen('touch CANARY') }}", "{% import os %}", "{0.__class__.__mro__}",
     "%(x)s %n %d",
     "../../../../etc/passwd", "/etc/passwd", "~/.ssh/id_rsa", "file:///etc/passwd", "\\\\evil.example\\share",
-    "a\x00b", "\x1b[2J\x1b[31mred", "\u202egnp.txt", "\u2028cycle: other", "\r\ncycle: other", "\ufeff", "\x85x",
+    "a\x00b", "\x1b[2J\x1b[31mred", "\u202egnp.txt", "\u2028cycle: other", "\r\ncycle: other", "\ufeff", "\x85cycle: other",
     "\U0001f600" * 500,
     "a" * 200_000, "9" * 10_000, "-" + "9" * 10_000, "0x" + "f" * 10_000, "1e999999", "-.inf", ".nan",
     "[" * 3000, "{a: " * 500,

@@ -16,7 +16,8 @@ from synthetic_banks import dictionary, sparse_rows
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows.base import RunTables
 from husai_lib.evidence.rows.consistency import CheckpointRow
-from husai_lib.evidence.rows.measured import MemberRow, PairRow, ProbeRow
+from husai_lib.evidence.rows.measured import MemberRow, PairRow
+from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.intervals import pwmcc_interval
 from husai_lib.measures.consistency import checkpoint_rows, random_pairs, sweep_rows
 from husai_lib.measures.contrastive import contrastive_scores

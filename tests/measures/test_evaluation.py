@@ -14,7 +14,8 @@ from small_saes import bank, cache, condition, random_sae, random_saes, trained
 
 from husai_lib.activations.banks import Bank
 from husai_lib.activations.texts import ProbingSet
-from husai_lib.evidence.rows.measured import CeilingRow, GroupRow, MemberRow, PairRow, ProbeRow
+from husai_lib.evidence.rows.measured import GroupRow, MemberRow, PairRow
+from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.intervals import mean_over_pairs
 from husai_lib.measures import evaluation
 from husai_lib.measures.agreement import behaviour

@@ -19,21 +19,14 @@ from husai_lib.evidence.rows.earlier import (
     ReplayRow,
     RuleChangeRow,
 )
-from husai_lib.evidence.rows.measured import (
-    BankRow,
-    CeilingRow,
-    ContrastiveRow,
-    GroupRow,
-    MemberRow,
-    PairRow,
-    ProbeRow,
-    SourceRow,
-)
+from husai_lib.evidence.rows.measured import BankRow, ContrastiveRow, GroupRow, MemberRow, PairRow, SourceRow
+from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.evidence.rows.scaling import EffectRow
 
 TABLES: dict[str, type[Row]] = {
     "sources": SourceRow, "banks": BankRow, "members": MemberRow, "groups": GroupRow, "probes": ProbeRow,
-    "pairs": PairRow, "ceilings": CeilingRow, "checkpoints": CheckpointRow, "sweep": SweepRow, "known_truth": TruthRow, "effects": EffectRow,
+    "pairs": PairRow, "ceilings": CeilingRow, "checkpoints": CheckpointRow, "sweep": SweepRow, "known_truth": TruthRow,
+    "effects": EffectRow,
     "candidates": CandidateRow, "controls": ControlRow, "control_saes": ControlSaeRow, "ood": OodRow, "gates": GateRow,
     "contrastive": ContrastiveRow, "criteria": CriterionRow, "replays": ReplayRow, "rule_changes": RuleChangeRow,
     "earlier_members": EarlierMemberRow, "earlier_groups": EarlierGroupRow, "earlier_sweep": EarlierSweepRow,

@@ -1,4 +1,4 @@
-"""Rows of phase 4d: the consistency objective swept over its weight, its checkpoints, and the test on known features."""
+"""Rows of phase 4d: the consistency objective swept over its weight, its checkpoints, the test on known features."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from husai_lib.evidence.rows.base import Cosine, Count, MeasuredRow, RunTables, Similarity, Variance
-from husai_lib.evidence.rows.measured import mean_over_sets, pairs_of
+from husai_lib.evidence.rows.measured import pairs_of
+from husai_lib.evidence.rows.probes import mean_over_sets
 from husai_lib.params.consistency import ConsistencyParams
 
 GATES = ("delta_pwmcc", "delta_lcb", "ev_drop", "external", "cebench")
@@ -44,7 +45,8 @@ def acceptance_verdicts(values: Mapping[str, float | None], limits: Mapping[str,
 
 class SweepRow(MeasuredRow):
     """One weight of the consistency objective: what it did to the seeds, inside and outside, and whether that is
-    accepted."""
+    accepted.
+    """
 
     condition: str
     base: str
@@ -137,9 +139,7 @@ def swept_names(sweep: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """Name, name of the base, and weight of every group of a sweep, from its section of the parameters."""
     params = ConsistencyParams.model_validate(sweep)
     weights = [weight for _ in params.conditions for weight in params.lambdas]
-    return [
-        (one.name, params.base_of(one.name), weight) for one, weight in zip(params.swept(), weights, strict=True)
-    ]
+    return [(one.name, params.base_of(one.name), weight) for one, weight in zip(params.swept(), weights, strict=True)]
 
 
 def _mean(members: Sequence[Any], column: str) -> float | None:

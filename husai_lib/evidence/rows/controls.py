@@ -124,9 +124,7 @@ class ControlRow(MeasuredRow):
         return _estimate(*values, by_seed, notes) | over_tasks
 
 
-def _estimate(
-    candidate: Any, control: Any, delta: Any, notes: dict[str, bool], of: str = "seeds"
-) -> dict[str, Any]:
+def _estimate(candidate: Any, control: Any, delta: Any, notes: dict[str, bool], of: str = "seeds") -> dict[str, Any]:
     values = {"candidate": candidate, "control_value": control, "delta": delta.mean}
     note = noted({f"too few {of} for an interval": delta.low is None} | notes)
     return values | {"delta_low": delta.low, "delta_high": delta.high, "note": note}

@@ -1,0 +1,139 @@
+"""Rows of sparse probing: probes, what help would give them, and the weighted means and interval over data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import model_validator
+
+from husai_lib.evidence.rows.base import Auc, Count, MeasuredRow, RunTables
+from husai_lib.params.scaling import point_of
+
+if TYPE_CHECKING:
+    from husai_lib.intervals import Interval
+
+ENOUGH_TEST_ROWS = 200
+"""A data set with fewer test rows weighs less."""
+CEILINGS = ("largest_k_delta", "full_width_delta", "supervised_delta", "oracle_delta", "single_latent_delta")
+
+
+class ProbeRow(MeasuredRow):
+    """Sparse probing of one SAE on one data set."""
+
+    condition: str
+    seed: int
+    data_set: str
+    at: float | None = None
+    """Training rows in the setting `scarcity`, share of class 1 in `imbalance`; null in `normal`."""
+    duplicates: Literal["keep", "drop"]
+    """Whether prompts that occur more than once are kept, as published, or left out."""
+    split: int
+    """Seed of the split into training and test rows."""
+    test_rows: Count
+    best_k: int
+    validation_auc: Auc
+    test_auc: Auc
+    llm_auc: Auc
+    """Test AUC of logistic regression on the raw activation."""
+    delta: float
+    latents: str = ""
+    """The latents that the probe reads, best first."""
+
+    @model_validator(mode="after")
+    def _reads_k_latents(self) -> Self:
+        if self.latents and len(self.latents.split()) != self.best_k:
+            raise ValueError(f"best_k = {self.best_k}, but {len(self.latents.split())} latents are listed")
+        return self
+
+    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
+        """The delta; raw AUC and number of test rows are those of every SAE of the layer in the same form and split."""
+        columns = ("data_set", "at", "duplicates", "split")
+        others = run.tables.get((step if step == "scaling" else "baselines", "probes"), ())
+        same = (
+            probe
+            for probe in others
+            if all(getattr(probe, column) == getattr(self, column) for column in columns)
+            and (step != "scaling" or point_of(probe.condition)[0] == point_of(self.condition)[0])
+        )
+        first = next(same, self)  # the first is enough, and there can be a hundred thousand
+        return {
+            "note": "",
+            "delta": self.test_auc - self.llm_auc,
+            "llm_auc": first.llm_auc,
+            "test_rows": first.test_rows,
+        }
+
+
+class CeilingRow(MeasuredRow):
+    """What help would give the probes of one SAE on one data set: deltas over the raw activation, without duplicates.
+
+    `full_width_delta` and `oracle_delta` are of the first split, the others means over all splits; `GroupRow` says what
+    each is.
+    """
+
+    condition: str
+    seed: int
+    data_set: str
+    test_rows: Count
+    """The fewest of any of its probes."""
+    largest_k_delta: float
+    full_width_delta: float
+    supervised_delta: float
+    oracle_delta: float
+    single_latent_delta: float
+
+    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
+        """The number of test rows, from its probes."""
+        about = {"condition": self.condition, "seed": self.seed, "data_set": self.data_set, "duplicates": "drop"}
+        return {"note": "", "test_rows": min(probe.test_rows for probe in run.rows(step, "probes", **about))}
+
+
+def mean_over_sets(probes: Iterable[ProbeRow], column: str, duplicates: str) -> float:
+    """The mean over data sets of a column of the probes of one form.
+
+    Splits are averaged within a data set, as are its sizes or shares. Without duplicates, data sets have the weights of
+    `set_weight`; with them equal weights, as published.
+    """
+    own: dict[str, list[ProbeRow]] = {}
+    for probe in probes:
+        if probe.duplicates == duplicates:
+            own.setdefault(probe.data_set, []).append(probe)
+    weights = [set_weight(rows) if duplicates == "drop" else 1.0 for rows in own.values()]
+    means = [fmean(getattr(row, column) for row in rows) for rows in own.values()]
+    return fmean(means, weights)
+
+
+def set_weight(probes: Sequence[ProbeRow]) -> float:
+    """The weight of a data set: below 200 test rows in proportion, as its AUCs are that much less certain."""
+    return min(1.0, min(probe.test_rows for probe in probes) / ENOUGH_TEST_ROWS)
+
+
+def saebench_interval(
+    probes: Sequence[ProbeRow], level: float | None = None, sets_level: float | None = None
+) -> Interval:
+    """The SAEBench delta of one group without duplicates, with its interval over seeds and data sets.
+
+    `level` is the confidence over seeds, 0.95 by default, and `sets_level` that of the part over data sets.
+    """
+    import numpy as np  # noqa: PLC0415 - as in rows/measured.py
+
+    from husai_lib.intervals import LEVEL, means_by, two_way_interval  # noqa: PLC0415 - as in rows/measured.py
+
+    dropped = [probe for probe in probes if probe.duplicates == "drop"]
+    mean = means_by(((probe.seed, probe.data_set), probe.delta) for probe in dropped)
+    seeds, names = list(dict.fromkeys(seed for seed, _ in mean)), list(dict.fromkeys(name for _, name in mean))
+    deltas = np.array([[mean[seed, name] for name in names] for seed in seeds])
+    weights = np.array([set_weight([probe for probe in dropped if probe.data_set == name]) for name in names])
+
+    def weighted(some_seeds: Sequence[int], some_sets: Sequence[int]) -> float:
+        return float(np.average(deltas[np.ix_(some_seeds, some_sets)].mean(0), weights=weights[some_sets]))
+
+    return two_way_interval(weighted, len(seeds), len(names), level or LEVEL, sets_level)
+
+
+def mean_ceiling(rows: Sequence[CeilingRow], column: str) -> float:
+    """The mean of a ceiling over SAEs and data sets, with the weights of the delta."""
+    weights = [min(1.0, row.test_rows / ENOUGH_TEST_ROWS) for row in rows]
+    return fmean([getattr(row, column) for row in rows], weights)
