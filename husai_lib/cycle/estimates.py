@@ -28,6 +28,8 @@ Rates = dict[str, dict[str, list[list[float]]]]
 """Units and seconds of each time that a step did a kind of work here, newest last, by step and kind."""
 KEPT = 20
 """Times that are remembered of each step and kind."""
+REACH = 10.0
+"""A rate holds for up to so many times the amount that was measured: in small amounts it is mostly overhead."""
 MEMORY = "memory"
 HERE, GUESSED = "measured on this machine", "guessed from an earlier run, perhaps of another machine"
 
@@ -63,15 +65,22 @@ def note_rates(notebook: str, measured: Mapping[str, tuple[float, float]]) -> No
     write_json(_rates_file(), known)
 
 
-def nearest(rates: Rates, notebook: str, kind: str, amount: float) -> list[float] | None:
-    """What was measured of the amount nearest to this one, the newest of equals: of the same step, or else of any."""
-    known = rates.get(notebook, {}).get(kind) or [one for other in rates.values() for one in other.get(kind, [])]
-    return min(reversed(known), key=lambda one: abs(math.log(one[0] / amount))) if known else None
+def nearest(rates: Rates, notebook: str, kind: str, amount: float, reach: float = math.inf) -> list[float] | None:
+    """What was measured of the amount nearest to this one, the newest of equals: of the same step, or else of any.
+
+    None where no amount was measured that is up to `reach` times this one, or this one up to `reach` times it.
+    """
+    every = [one for other in rates.values() for one in other.get(kind, [])]
+    for known in (rates.get(notebook, {}).get(kind, []), every):
+        near = [one for one in known if abs(math.log(one[0] / amount)) <= math.log(reach)]
+        if near:
+            return min(reversed(near), key=lambda one: abs(math.log(one[0] / amount)))
+    return None
 
 
 def seconds_of(notebook: str, work: Work, rates: Rates) -> dict[str, float | None]:
-    """How long each kind of a step's work takes by these rates; None for a kind that has none."""
-    found = {kind: nearest(rates, notebook, kind, units) for kind, units in work.units.items()}
+    """How long each kind of a step's work takes by these rates; None for a kind that has none near its amount."""
+    found = {kind: nearest(rates, notebook, kind, units, REACH) for kind, units in work.units.items()}
     return {kind: rate[1] * work.units[kind] / rate[0] if rate else None for kind, rate in found.items()}
 
 

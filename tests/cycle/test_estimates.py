@@ -15,7 +15,7 @@ from husai_lib.cycle.estimates import GUESSED, HERE, TimeLeft, in_words, nearest
 from husai_lib.cycle.needs import Need, need_of, total_of
 from husai_lib.cycle.planned import CycleStep, PlannedStep, is_cached
 from husai_lib.cycle.run import STEPS, cache_bytes, check_ready
-from husai_lib.cycle.work import disk_of, memory_of, training_bytes, width_of, work_of
+from husai_lib.cycle.work import Work, disk_of, memory_of, training_bytes, width_of, work_of
 from husai_lib.errors import EvidenceError
 from husai_lib.evidence.runs import Run
 from husai_lib.files import REPOSITORY, write_json
@@ -113,11 +113,20 @@ def test_rates_are_of_the_amount_nearest_to_this_one_and_the_newest_of_equals() 
 
 
 def test_a_kind_of_work_that_a_step_never_did_has_the_rate_of_another_step_or_none() -> None:
-    note_rates("02_baselines.ipynb", {"data sets probed": (10.0, 5.0), "": (1.0, 3.0)})
+    note_rates("02_baselines.ipynb", {"data sets probed": (100.0, 50.0), "": (1.0, 3.0)})
     work = work_of("frontier", PARAMS)
     found = seconds_of("03_frontier.ipynb", work, read_rates())
     assert found["data sets probed"] == pytest.approx(216 * 0.5)
     assert found["members trained"] is None
+
+
+def test_a_rate_does_not_reach_to_more_than_ten_times_the_amount() -> None:
+    """Rates of the smoke cycle are mostly overhead: by them a cycle of minutes would take days."""
+    work = Work([], [], [], {"texts": 1000.0})
+    note_rates("01_activations.ipynb", {"texts": (99.0, 5.0)})
+    assert seconds_of("01_activations.ipynb", work, read_rates()) == {"texts": None}
+    note_rates("07_stress.ipynb", {"texts": (101.0, 5.0)})  # another step's, as the own is too far away
+    assert seconds_of("01_activations.ipynb", work, read_rates())["texts"] == pytest.approx(5 * 1000 / 101)
 
 
 def test_rates_of_another_device_or_number_of_jobs_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
