@@ -123,7 +123,9 @@ def test_two_sweeps_may_use_a_name_of_a_condition_each_for_its_own(tmp_path: Pat
 
 
 def test_an_assignment_changes_a_sweep_and_a_grid(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(yaml.safe_dump(smoke_data(sweeps={"routed": {"conditions": [{"architecture": "topk"}]}})))
+    (tmp_path / "p.yaml").write_text(
+        yaml.safe_dump(smoke_data(sweeps={"routed": {"conditions": [{"architecture": "topk"}]}}))
+    )
     changed = ["sweeps.routed.seeds=[7, 8]", "sweeps.wide.conditions=[{architecture: topk, d_sae: 128}]",
                "scaling.tokens=[512]"]  # fmt: skip
     one = load_cycle(tmp_path / "p.yaml", changed)
@@ -147,7 +149,7 @@ def test_an_assignment_changes_a_sweep_and_a_grid(tmp_path: Path) -> None:
          "there are no conditions, so nothing is trained; add conditions, sweeps or consistency"),
         (routed(seeds=[3]), "confirmation.seeds: 3 is also one of seeds"),
         (routed(conditions=[]), "sweeps.routed.conditions"),
-        (routed(conditions=[{"architecture": "topk"}, {"architecture": "topk"}]), "condition 'topk' is given twice; keep one"),
+        (routed(conditions=[{"architecture": "topk"}] * 2), "condition 'topk' is given twice; keep one"),
         (routed(seeds=[7, 7]), "seed 7 is given twice; keep one"),
         (routed(conditions=[{"architecture": "topk", "name": "baseline_64_k8"}]), "has the name of a baseline"),
         (lambda data: data.update(sweeps={"Routed": {"conditions": [{"architecture": "topk"}]}}), "sweeps"),
