@@ -53,7 +53,8 @@ Sent = tuple[str, str, dict[str, str], dict[str, bytes]]
 Packed = tuple[dict[str, Any], list[bytes]]
 """A value as dask serialises it."""
 SHARED_FILE = ".shared"
-logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is raised, in one sentence
+for _name in ("distributed", "distributed.client"):  # what matters is raised, in one sentence
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -103,24 +104,26 @@ _STARTED: list[LocalCluster] = []  # one that nothing refers to would end
 _CLIENTS: dict[str, Client] = {}
 
 
-def connected() -> Client:
-    """A client of the cluster at `$HUSAI_SCHEDULER`, or of one that this process starts. Raises ParameterError."""
+def connected(kind: type[HusaiError] = StepError) -> Client:
+    """A client of the cluster at `$HUSAI_SCHEDULER`, or of one that this process starts; `kind` is what it raises."""
     address = os.environ.get("HUSAI_SCHEDULER") or start_local()
     if address not in _CLIENTS or _CLIENTS[address].status != "running":
         try:
             _CLIENTS[address] = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             why = str(error).splitlines()[0]
-            raise ParameterError(f"--scheduler {address}: no dask scheduler answers ({why}); start it first") from None
+            raise kind(f"--scheduler {address}: no dask scheduler answers ({why}); start it and its workers") from None
     return _CLIENTS[address]
 
 
 def address() -> str:
     """The address of the cluster's scheduler, which answers there. Raises ParameterError for options that cannot be."""
     resources()
-    client = connected()
+    client = connected(ParameterError)
     assert client.scheduler
-    return str(client.scheduler.address)
+    found = str(client.scheduler.address)
+    client.close()
+    return found
 
 
 def count() -> int:

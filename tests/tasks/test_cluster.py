@@ -200,10 +200,10 @@ def test_a_worker_that_lost_the_shared_folder_says_so(monkeypatch: pytest.Monkey
         cluster.work(home(), cluster._packed((len, "")), [])
 
 
-def test_an_address_where_no_scheduler_answers_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_where_no_scheduler_answers_any_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUSAI_SCHEDULER", "tcp://127.0.0.1:9")
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
-    with pytest.raises(ParameterError, match=r"--scheduler tcp://127\.0\.0\.1:9: no dask scheduler answers"):
+    with pytest.raises(StepError, match=r"--scheduler tcp://127\.0\.0\.1:9: no dask scheduler answers"):
         cluster.connected()
 
 
