@@ -242,6 +242,74 @@ def test_a_table_sorts_by_number_with_missing_values_last_and_comes_back(committ
     assert sorted(third[1]) == sorted(first[1])
 
 
+WRITE = """((texts) => {
+  const table = [...document.querySelectorAll('main table')].find(table => table.tBodies[0].rows.length > 5);
+  [...table.tBodies[0].rows].forEach((row, i) => row.cells[0].textContent = texts[i] ?? '');
+  table.tHead.rows[0].cells[0].querySelector('button').focus();
+})(%s)"""
+READ = "[...document.activeElement.closest('table').tBodies[0].rows].map(row => row.cells[0].textContent)"
+ENTER = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "ascending"),
+    [
+        (["10", "n/a", "1e-05", "1,200", "-3", ""], ["-3", "1e-05", "10", "1,200", "n/a", ""]),
+        (
+            ["0.9 [0.8, 1.0]", "n/a [n/a, n/a]", "0.25 (8)", "12%"],
+            ["0.25 (8)", "0.9 [0.8, 1.0]", "12%", "n/a [n/a, n/a]"],
+        ),
+        (["157_amazon", "5_hist", "bank", "21_head"], ["5_hist", "21_head", "157_amazon", "bank"]),
+        (["2026-11-28", "2026-02-15", "2025-12-01"], ["2025-12-01", "2026-02-15", "2026-11-28"]),
+        (["≥ 0", "≤ 0.1", "≥ -0.05"], ["≥ -0.05", "≥ 0", "≤ 0.1"]),
+    ],
+)
+def test_enter_sorts_numbers_by_value_and_names_and_dates_as_they_read(
+    texts: list[str], ascending: list[str], committed: Path, tab: Tab
+) -> None:
+    tab.open(page_of_quickstart(committed))
+    tab.evaluate(WRITE % json.dumps(texts))
+    missing = [text for text in texts if text.startswith("n/a") or not text]
+    known = [text for text in ascending if text not in missing]
+    for expected in (ascending, known[::-1] + missing):
+        for kind in ("keyDown", "keyUp"):
+            tab.call("Input.dispatchKeyEvent", type=kind, **ENTER)
+        assert tab.evaluate(READ)[: len(texts)] == expected
+
+
+EDGES = """[...document.querySelectorAll('#search li')].map(
+  e => e.getBoundingClientRect()).map(box => [box.left, box.right])"""
+
+
+def test_results_fit_on_a_phone_and_can_be_read(committed: Path, tab: Tab) -> None:
+    for scheme in ("light", "dark"):
+        tab.open(page_of_quickstart(committed), 380, scheme)
+        assert len(tab.evaluate(SEARCH % json.dumps("seeds"))) > 5
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 380
+        edges = tab.evaluate(EDGES)
+        assert all(0 <= left < right <= 380 for left, right in edges)
+        assert tab.evaluate(CONTRAST) == []
+
+
+def test_a_page_without_javascript_has_its_tables_and_no_search_box(committed: Path, tab: Tab) -> None:
+    tab.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        tab.open(page_of_quickstart(committed))
+        assert tab.complaints == []
+        assert not tab.evaluate("document.getElementById('search').checkVisibility()")
+        assert tab.evaluate("document.querySelectorAll('main table').length") > 5
+        assert tab.evaluate("document.querySelectorAll('main button').length") == 0
+    finally:
+        tab.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_no_two_places_of_a_page_have_the_same_name(committed: Path, tab: Tab) -> None:
+    for page in committed.rglob("*.html"):
+        tab.open(page)
+        names = tab.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+        assert len(names) == len(set(names)), page
+
+
 def test_a_planted_script_or_handler_does_not_run(committed: Path, tab: Tab, tmp_path: Path) -> None:
     text = page_of_quickstart(committed).read_text(encoding="utf-8")
     planted = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"></main>"
