@@ -1,4 +1,4 @@
-"""A real cycle of one seed with a further sweep and a grid: its verdict, its audit, its page, and what a forger tries."""
+"""A real cycle of one seed with a further sweep and a grid: verdict, audit, page, and what a forger tries."""
 
 from __future__ import annotations
 
@@ -129,7 +129,9 @@ def swapped_baselines(data: dict[str, Any]) -> None:
     for name in ("members", "probes", "ceilings"):
         for row in data["tables"][name]:
             row["condition"] = {few: many, many: few}.get(row["condition"], row["condition"])
-    data["tables"]["members"].sort(key=lambda row: [f"{p}{n}" for p in ("", "baseline_") for n in POINTS].index(row["condition"]))
+    data["tables"]["members"].sort(
+        key=lambda row: [f"{p}{n}" for p in ("", "baseline_") for n in POINTS].index(row["condition"])
+    )
 
 
 def one_baseline_twice(data: dict[str, Any]) -> None:

@@ -124,7 +124,9 @@ def test_the_controls_of_a_candidate_are_rows_from_the_tables_of_the_step() -> N
 def test_controls_of_a_single_seed_have_no_pwmcc_and_say_so_whatever_was_run() -> None:
     for random in (True, False):
         switches = PARAMETERS["stress"] | {"random_model": random}
-        *of_pairs, in_domain, ood = control_rows(stressed(random_saes([4])), {"pairs": []}, PARAMETERS | {"stress": switches})
+        *of_pairs, in_domain, ood = control_rows(
+            stressed(random_saes([4])), {"pairs": []}, PARAMETERS | {"stress": switches}
+        )
         assert {(row.candidate, row.control_value, row.delta, row.delta_low, row.note) for row in of_pairs} == {
             (None, None, None, None, "a single seed has no PW-MCC to compare")
         }

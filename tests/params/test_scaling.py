@@ -123,7 +123,9 @@ def test_two_sweeps_may_use_a_name_of_a_condition_each_for_its_own(tmp_path: Pat
 
 
 def test_an_assignment_changes_a_sweep_and_a_grid(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(yaml.safe_dump(smoke_data(sweeps={"routed": {"conditions": [{"architecture": "topk"}]}})))
+    (tmp_path / "p.yaml").write_text(
+        yaml.safe_dump(smoke_data(sweeps={"routed": {"conditions": [{"architecture": "topk"}]}}))
+    )
     changed = ["sweeps.routed.seeds=[7, 8]", "sweeps.wide.conditions=[{architecture: topk, d_sae: 128}]",
                "scaling.tokens=[512]"]  # fmt: skip
     one = load_cycle(tmp_path / "p.yaml", changed)
