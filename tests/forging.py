@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 from collections.abc import Callable, Collection
@@ -25,12 +26,15 @@ from husai_lib.evidence.code import CHANGED, git_commit, library_hash, library_h
 from husai_lib.evidence.runs import Record, Run, find_run
 from husai_lib.evidence.steps import environment, step_key
 from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file, sha256_text, write_bytes, write_json
+from husai_lib.params.cycle import CycleParams, load_cycle
+from husai_lib.params.sections import check
 from husai_lib.report import consistency, figures, notebook_audit, scaling
 from husai_lib.report.audit import NOTEBOOKS, Audited
 from husai_lib.report.figures import ReportFigure
 from husai_lib.report.reexecution import Execution, Reexecuted, expected_notebook, reexecute
 
 COMMITTED = REPOSITORY / "evidence"
+SMOKE = REPOSITORY / "params" / "smoke.yaml"
 Change = Callable[[dict[str, Any]], object]
 """Changes a record, or other JSON values, in place."""
 PARTS = ("probes", "pairs", "ood")
@@ -85,8 +89,11 @@ def smoke_copy(folder: Path) -> Run:
     committed = find_run(COMMITTED, "smoke")
     run = Run(folder / "evidence" / committed.name)
     shutil.copytree(committed.path / "records", run.path / "records")
-    parameters = read_json(committed.path / "parameters.json")
+    stated = read_json(committed.path / "parameters.json")
+    parameters = check(CycleParams, stated, "parameters.json").model_dump(mode="json")
     write_json(run.path / "parameters.json", parameters)
+    of_file = load_cycle(SMOKE).model_dump(mode="json")  # may have sections that are newer than the run
+    overrides = [f"{name}={json.dumps(value)}" for name, value in parameters.items() if value != of_file[name]]
     for name in parameters["earlier"]:
         shutil.copytree(COMMITTED / name, folder / "evidence" / name)
     place = place_of_checkout()
@@ -95,7 +102,7 @@ def smoke_copy(folder: Path) -> Run:
         path = run.path / "records" / f"{step.name}.json"
         write_json(path, read_json(path) | {"environment": place | {"device": "cpu"}})
     about = {"cycle": "smoke", "summary": parameters["summary"], "steps": [step.name for step in steps_of(parameters)]}
-    run.write_manifest(**about, parameters_file="params/smoke.yaml", overrides=[], verdict="", pass_all=False)
+    run.write_manifest(**about, parameters_file="params/smoke.yaml", overrides=overrides, verdict="", pass_all=False)
     show_again(run)
     return run
 

@@ -1,4 +1,4 @@
-"""A real cycle of one seed with a further sweep and a grid: its verdict, its audit, its page, and forgeries of it."""
+"""A real cycle of one seed with a further sweep and a grid: verdict, audit, page, and what a forger tries."""
 
 from __future__ import annotations
 

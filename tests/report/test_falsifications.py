@@ -662,7 +662,7 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     "a weight left out on known features": (without("consistency", "known_truth", 1), "weights on known features is"),
     "a swept group left out": (
         only_hashes("consistency", lambda data: data["tables"]["groups"].pop(1)),
-        "conditions of swept groups is",
+        "conditions of groups of consistency is",
     ),
     "a swept SAE left out": (
         only_hashes("consistency", lambda data: data["tables"]["members"].pop(4)),
@@ -707,7 +707,7 @@ RECORDS: dict[str, tuple[Plant, str]] = {
         only_hashes("frontier", lambda data: data["tables"]["members"].append(data["tables"]["members"][0])),
         "SAEs of frontier is",
     ),
-    "a group left out": (without("frontier", "groups", 1), "conditions of groups is"),
+    "a group left out": (without("frontier", "groups", 1), "conditions of groups of frontier is"),
     "a pair left out": (without("frontier", "pairs", -1), "pairs of frontier is"),
     "a probe left out": (without("frontier", "probes"), "probes of frontier is"),
     "a baseline left out": (without("baselines", "members"), "SAEs of baselines is"),
