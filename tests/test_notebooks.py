@@ -52,6 +52,7 @@ def test_committed_outputs_are_what_the_notebooks_print(tmp_path):
 def test_defaults_are_the_smoke_cycle(step):
     given = parameters(REPOSITORY / "notebooks" / step.notebook)
     assert given.pop("run") == ""
+    assert given.pop("sweep", step.name) == step.name
     smoke = load_cycle(REPOSITORY / "params" / "smoke.yaml")
     expected = {name: smoke.model_dump(mode="json")[name] for name in step.sections}
     assert check_sections(given, step.notebook).model_dump(mode="json") == expected

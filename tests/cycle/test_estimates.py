@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ from husai_lib.cycle.estimates import GUESSED, HERE, TimeLeft, in_words, nearest
 from husai_lib.cycle.needs import Need, need_of, total_of
 from husai_lib.cycle.planned import CycleStep, PlannedStep, is_cached
 from husai_lib.cycle.run import STEPS, cache_bytes, check_ready
-from husai_lib.cycle.work import Work, disk_of, memory_of, training_bytes, width_of, work_of
+from husai_lib.cycle.work import Work, disk_of, memory_of, width_of, work_of
 from husai_lib.errors import EvidenceError
 from husai_lib.evidence.runs import Run
 from husai_lib.files import REPOSITORY, write_json
@@ -295,35 +292,6 @@ def test_the_disk_that_is_asked_for_grows_with_the_cycle(tmp_path: Path) -> None
     grown = cache_bytes(PARAMS.model_copy(update={"activations": large}), tmp_path) - cache_bytes(PARAMS, tmp_path)
     # 4 times for the activations (3 hooks, and a copy without outliers), two nulls, 2 x 2 controls, all float32
     assert grown == (4 + 2 + 4) * (10**8 - 4096) * WIDTH * 4
-
-
-PEAK = """
-import os, resource, sys
-import numpy as np, torch
-torch.set_num_threads(1)
-from husai_lib.activations.extraction import rows_bank
-from husai_lib.saes.training import members, train_bank
-from husai_lib.params.conditions import Condition
-rows = rows_bank(np.random.default_rng(0).standard_normal((4096, 256), np.float32), "random")
-def condition(d_sae):
-    return Condition(name="c", architecture="standard", hyperparameters={}, d_sae=d_sae, k=8, training_samples=4096,
-                     batch_size=1024)
-train_bank(members([condition(64)], [0]), rows)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-train_bank(members([condition(8192)], [0]), rows)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
-"""
-
-
-@pytest.mark.slow
-def test_the_memory_of_training_is_near_the_measured_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The peak of a process that trains one SAE of 8,192 latents on 256 dimensions, beyond that of a small one."""
-    monkeypatch.setenv("HUSAI_JOBS", "1")
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, env=dict(os.environ)
-    )
-    sae = PARAMS.sae.model_copy(update={"d_sae": 8192, "batch_size": 1024})
-    assert 0.5 < training_bytes(sae, 256) / int(done.stdout) < 2
 
 
 # What a plan says

@@ -98,7 +98,7 @@ def test_a_falsified_measurement_is_found_by_a_reproduction_alone(
 
 
 def test_another_device_is_found_by_a_reproduction_alone(made: Run, run: Run) -> None:
-    steps = ("activations", "baselines", "frontier", "consistency", "confirmation", "stress")
+    steps = ("activations", "baselines", "frontier", "consistency", "scaling", "confirmation", "stress")
     for step in steps:
         change_record(run, step, lambda record: record["environment"].update(device="cuda (H200)"))
     derive_again(run)

@@ -50,7 +50,7 @@ def test_a_disk_that_is_too_small_is_one_sentence_and_the_cycle_goes_on_once_it_
         got = in_namespace(disk, f"mount -t tmpfs -o size={size}m tmpfs {disk}", str(size), which)
         refused, filled, _ = got["said"]
         good = got["codes"] == [1, 1, 0] and got["kept"] and got["half"] == []
-        good &= refused.startswith("husai: ") and "GB free and a cycle needs" in refused
+        good &= refused.startswith("husai: ") and "GB free and the cycle needs" in refused
         good &= filled.startswith("husai: ") and "No space left on device" in filled and "--resume" in filled
         row.take(good, f"{size} MB, {which}: {got}")
     assert row.failed == []

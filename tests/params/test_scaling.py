@@ -149,7 +149,7 @@ def test_an_assignment_changes_a_sweep_and_a_grid(tmp_path: Path) -> None:
          "there are no conditions, so nothing is trained; add conditions, sweeps or consistency"),
         (routed(seeds=[3]), "confirmation.seeds: 3 is also one of seeds"),
         (routed(conditions=[]), "sweeps.routed.conditions"),
-        (routed(conditions=[{"architecture": "topk"}] * 2), "condition 'topk' is given twice; keep one"),
+        (routed(conditions=[{"architecture": "topk"}, {"architecture": "topk"}]), "condition 'topk' is given twice"),
         (routed(seeds=[7, 7]), "seed 7 is given twice; keep one"),
         (routed(conditions=[{"architecture": "topk", "name": "baseline_64_k8"}]), "has the name of a baseline"),
         (lambda data: data.update(sweeps={"Routed": {"conditions": [{"architecture": "topk"}]}}), "sweeps"),
