@@ -19,7 +19,7 @@ from stand_ins import SMOKE, husai, write_notebooks
 
 from husai_lib.files import REPOSITORY
 
-ANY_DISK = "cycle.NEEDED_BYTES = 0"
+ANY_DISK = "cycle.EVIDENCE_BYTES = 0; cycle.cache_bytes = lambda *_: 0"
 """Lets a cycle begin although the disk is too small for one."""
 
 

@@ -250,14 +250,14 @@ SHOWN: dict[str, tuple[Plant, str]] = {
         cells(lambda all_cells: all_cells.insert(3, new_code_cell("gates = {}", metadata={"tags": [INJECTED]}))),
         CELLS,
     ),
-    "no injected cell": (cells(lambda all_cells: all_cells.pop(3)), CELLS),
+    "no injected cell": (cells(lambda all_cells: all_cells.pop(2)), CELLS),
     "an injected parameter": (
         tagged(INJECTED, lambda one: one.update(source=one.source.replace("0.1", "0.5", 1))),
-        "08_gate.ipynb, cell 3",
+        "08_gate.ipynb, cell 2",
     ),
     "the injected run": (
         tagged(INJECTED, lambda one: one.update(source=one.source.replace("run_2", "run_1", 1))),
-        "08_gate.ipynb, cell 3",
+        "08_gate.ipynb, cell 2",
     ),
     "no notebook": (
         in_notebook("08_gate", lambda notebook: notebook.clear()),
