@@ -336,7 +336,8 @@ def test_a_damaged_run_has_a_page_that_says_why_and_the_others_are_shown(
     front = Parsed((folder / "index.html").read_text()).text
     assert "Run pilot/run_20251201T000000Z." in front
     assert "This is not the newest complete run, which is smoke/run_20260101T000000Z." in front
-    assert said in front
+    assert "Damaged" in front
+    assert "What is damaged" in front
     assert "pilot: not releasable" in (folder / "cycles" / "pilot" / "run_20251201T000000Z.html").read_text()
     assert_links_hold(folder)
 
