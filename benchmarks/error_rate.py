@@ -33,8 +33,7 @@ from scipy import stats
 from husai_lib.decisions.candidates import Candidate
 from husai_lib.decisions.gates import EXTERNAL, Judged, evaluate
 from husai_lib.decisions.planning import Spread as Plan
-from husai_lib.decisions.ranking import rank
-from husai_lib.decisions.selection import select
+from husai_lib.decisions.selection import rank, select
 from husai_lib.evidence.rows.base import ERROR_RATE, shared_level
 from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.rows.probes import ProbeRow

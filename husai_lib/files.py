@@ -1,7 +1,5 @@
 """Files that are whole or absent: canonical JSON, atomic writes, SHA-256."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -60,20 +58,15 @@ def write_bytes(path: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def explain_os_error(error: OSError | SafetensorError, path: Path) -> EvidenceError:
-    """The sentence for a failed write."""
-    why = getattr(error, "strerror", None) or error
-    remedy = "free space or name another folder, then run it again (a cycle with --resume)"
-    return EvidenceError(f"{path} cannot be written ({why}); {remedy}")
-
-
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn a failed write of `path` in the block into an EvidenceError."""
     try:
         yield
     except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
-        raise explain_os_error(error, path) from error
+        why = getattr(error, "strerror", None) or error
+        remedy = "free space or name another folder, then run it again (a cycle with --resume)"
+        raise EvidenceError(f"{path} cannot be written ({why}); {remedy}") from error
 
 
 def write_json(path: Path, data: Any) -> str:
@@ -84,8 +77,7 @@ def write_json(path: Path, data: Any) -> str:
 def read_json(path: Path, sha256: str | None = None) -> Any:
     """The content of a JSON file that this project wrote; IntegrityError if it was changed since.
 
-    Any edit shows: the bytes must be the canonical text of their content and, where `sha256` is
-    given, have that hash.
+    Its bytes must be the canonical text of their content and, where `sha256` is given, have that hash.
     """
     try:
         text = path.read_bytes().decode()  # the bytes as they are: read_text would hide changed line ends

@@ -1,7 +1,5 @@
 """How sure an estimate over seeds is: two-sided intervals, 95 % by default. Pure functions, no files, no torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from husai_lib.errors import DataError
 
@@ -26,12 +23,10 @@ class Interval:
     """An estimate over seeds with its two-sided interval."""
 
     mean: float
-    """The estimate."""
     low: float | None
     """Lower bound; None where too few seeds give none."""
     high: float | None
     n: int
-    """Number of seeds."""
     std: float | None
     """Standard deviation over seeds, with n - 1; None for one seed."""
 
@@ -122,7 +117,7 @@ def share_of_luck(n_sets: int, sets_level: float) -> float:
     the largest of their t statistics. This part is no spread, so it is added to the half width and not to its square.
     """
     groups = max(1.0, (1 - LEVEL) / (1 - sets_level))
-    return float(stats.t.ppf(0.5 ** (1 / groups), n_sets - 1)) / t_quantile(n_sets - 1, sets_level)
+    return t_quantile(n_sets - 1, 2 * 0.5 ** (1 / groups) - 1) / t_quantile(n_sets - 1, sets_level)
 
 
 def pair_table(n: int, values: Mapping[tuple[int, int], float]) -> Pairs:
@@ -204,4 +199,6 @@ def means_by(values: Iterable[tuple[Key, float]]) -> dict[Key, float]:
 @cache
 def t_quantile(degrees: float, level: float = LEVEL) -> float:
     """The half width of a two-sided t interval, in standard errors."""
+    from scipy import stats  # noqa: PLC0415 - takes most of a second, which `husai ls` and others do without
+
     return float(stats.t.ppf((1 + level) / 2, degrees))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from husai_lib.errors import EvidenceError, IntegrityError
 from husai_lib.files import (
     canonical_json,
-    explain_os_error,
+    explained,
     read_json,
     sha256_file,
     sha256_text,
@@ -88,9 +88,10 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_failed_write_is_explained_by_its_cause(number: int) -> None:
-    sentence = str(explain_os_error(OSError(number, os.strerror(number)), Path("place/file")))
-    assert "place/file" in sentence
-    assert os.strerror(number) in sentence
+    with pytest.raises(EvidenceError) as failed, explained(Path("place/file")):
+        raise OSError(number, os.strerror(number))
+    assert "place/file" in str(failed.value)
+    assert os.strerror(number) in str(failed.value)
 
 
 # Reading

@@ -1,7 +1,5 @@
 """Which weight of the consistency objective is the best of a sweep, and whether it is accepted."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

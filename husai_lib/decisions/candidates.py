@@ -1,7 +1,5 @@
 """One trained SAE as selection sees it, whichever record it comes from, and whether several may be ranked together."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -31,7 +29,7 @@ UNKNOWN = '"not known"'
 
 @dataclass(frozen=True)
 class Candidate:
-    """One member as selection sees it."""
+    """One member as selection sees it; a metric that was not measured is None."""
 
     source: str
     """The record it comes from: a step, preceded by cycle and run if that is another run."""
@@ -40,12 +38,10 @@ class Candidate:
     seed: int | None
     """None where an imported record does not state it."""
     saebench_delta: float | None
-    """None if it was not measured; 0.0 is a measurement. The same for the two below."""
     cebench_delta: float | None
     explained_variance: float | None
     l0_matched: bool
     key: str = ""
-    """Cache key of the weights."""
     weights_sha256: str = ""
     comparability: Mapping[str, str] = field(default_factory=dict)
     """What must be equal among all candidates: model, hook, data sets, ks, pairs, baseline."""
@@ -58,7 +54,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """What messages call it."""
         return f"{self.source}/{self.condition}, seed {self.seed}"
 
     @property
@@ -89,11 +85,11 @@ def candidates_of(
     if here and found:
         there = found[0].comparability
         differing = differences([there, here])
-        for what in sorted((what for what in here if what in differing), key=lambda what: what not in there)[:1]:
-            theirs, ours = map(describe_setting, differing[what])
+        if named := sorted((what for what in here if what in differing), key=lambda what: what not in there):
+            theirs, ours = map(describe_setting, differing[named[0]])
             raise DataError(
-                f"selection.sources: {source} was measured on other things than this cycle: {what} is {theirs} there "
-                f"and {ours} here; leave it out or use the same"
+                f"selection.sources: {source} was measured on other things than this cycle: {named[0]} is {theirs} "
+                f"there and {ours} here; leave it out or use the same"
             )
     return found
 
@@ -193,7 +189,7 @@ def baseline_of(members: Members, baselines: Members) -> str:
 
 
 def matched_baselines(members: Members, baselines: Members) -> list[MemberRow]:
-    """The baselines that the CE-Bench deltas of these members are taken against."""
+    """The baselines themselves."""
     return [row for row in baselines if any(row.is_baseline_of(m.d_sae, m.k, m.seed) for m in members)]
 
 

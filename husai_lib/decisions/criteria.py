@@ -6,8 +6,6 @@
 Deltas that were measured on different things are not subtracted. Pure: no files, no torch.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from husai_lib.intervals import Interval, difference_interval
 
 UNUSED = {"saebench": ("stories", "pairs", "baseline"), "cebench": ("data sets", "probing")}
 """What each benchmark does not use, of all that a run is measured on."""
-NOT_KNOWN = "not known"
 OTHER_IN_IMPORTS = ("transcoder", "ood")
 """Gates that asked something else in earlier cycles: whether a transcoder is more stable, and for a drop of AUC."""
 
@@ -33,7 +30,6 @@ class External:
     cebench: Interval | None
     """Against the matched baseline."""
     note: str = ""
-    """Why one is missing."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +37,12 @@ class Standing:
     """What a run's candidate achieved."""
 
     name: str
-    """`<cycle>/<run>` or `imported/<name>`."""
     external: External
-    """The deltas over the group's seeds, and why one is missing."""
     measured_on: Mapping[str, str]
     """What the deltas were measured on: setting -> canonical JSON; settings that are not known are left out."""
     gates: Mapping[str, tuple[str, float | None]]
     """Verdict (pass, fail, missing or unreachable) and threshold of each required gate."""
     basis: Literal["bound", "value"] = "bound"
-    """What its gates read: the conservative end of an interval, or the estimate."""
     caveats: tuple[str, ...] = ()
     """What is known to be wrong with an import's numbers."""
     confirmed: bool = True
@@ -57,10 +50,7 @@ class Standing:
 
 
 def compare(here: Standing, there: Standing) -> list[CriterionRow]:
-    """The rows of both criteria: one for each external delta, then one for each gate that either has.
-
-    A gate's row is met where it passes here; one that was not required there, or is easier here, is not comparable.
-    """
+    """The rows of both criteria: one for each external delta, then one for each gate that either has."""
     gates = dict.fromkeys([*here.gates, *there.gates])
     return [*(_delta_row(which, here, there) for which in UNUSED), *(_gate_row(gate, here, there) for gate in gates)]
 
@@ -103,12 +93,12 @@ def _delta_row(which: str, here: Standing, there: Standing) -> CriterionRow:
 
 
 def _differing(which: str, here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
-    """The settings of a benchmark that differ between both sides, or that only one side names."""
+    """The settings of a benchmark that differ, or that only one side names."""
     used = {what: values for what, values in differences([here, there]).items() if not what.startswith(UNUSED[which])}
     found = [_difference(what, *values) for what, values in used.items() if what in here and what in there]
     for side, known in (("here", here), ("there", there)):
         if unknown := [what for what in used if what not in known]:
-            found.append(f"{NOT_KNOWN} {side}: {', '.join(unknown)}")
+            found.append(f"not known {side}: {', '.join(unknown)}")
     return found
 
 
@@ -120,6 +110,7 @@ def _difference(what: str, mine: str, theirs: str) -> str:
 
 
 def _gate_row(gate: str, here: Standing, there: Standing) -> CriterionRow:
+    """Met where the gate passes here; one that was not required there, or is easier here, is not comparable."""
     (mine, limit), (theirs, its_limit) = (standing.gates.get(gate, ("", None)) for standing in (here, there))
     easier = ""
     if there.name.startswith(f"{IMPORTED}/") and gate in OTHER_IN_IMPORTS:

@@ -4,8 +4,6 @@ A gate reads the conservative end of a two-sided interval (`basis: bound`) or th
 What is missing, has no bound or cannot be reached does not pass.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 import re
@@ -28,16 +26,13 @@ COMPARE = {">": operator.gt, "≥": operator.ge, "≤": operator.le}
 WORDS = {"pwmcc": "PW-MCC", "saebench": "SAEBench", "cebench": "CE-Bench", "ood": "OOD", "auc": "AUC"}
 """Words of identifiers that prose writes differently."""
 HANDICAP = 0.05
-"""A baseline with a share of dead latents so much above the candidate's, or with an explained variance so much below
-it, was handicapped, which is noted."""
-ON_TEST = "each best k was chosen on the test set"
+"""A baseline that has so much more dead latents than the candidate, or explains so much less, was handicapped."""
 
 
 class Rule(NamedTuple):
     """One gate of the release policy."""
 
     question: str
-    """What it asks, in the report."""
     threshold: str | float
     """The threshold, or the field of GateParams that holds it."""
     required: str | bool
@@ -89,17 +84,12 @@ class Judged:
 
     members: Members = ()
     baselines: Members = ()
-    """The baselines of the same record."""
     probes: Sequence[ProbeRow] = ()
-    """Its own probes."""
     group: GroupRow | None = None
-    """Its own row, which holds the ceilings of its probes."""
     source: str = "selection"
     """The record that all of these are from."""
     ks: Sequence[int] = ()
-    """Numbers of latents that a probe may read."""
     choose_k: str = "validation"
-    """The rows on which the best of them was chosen."""
     level: float = LEVEL
     """Confidence of the two-sided intervals over seeds."""
     sets_level: float = LEVEL
@@ -108,13 +98,11 @@ class Judged:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one external gate reads."""
+    """What one external gate reads; note and ceiling as in `GateRow`."""
 
     interval: Interval | None
     note: str = ""
-    """Why there is no interval, or what else is to be known about it."""
     ceiling: float | None = None
-    """The largest value that this group can reach; None where none is known exactly."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +113,13 @@ class Policy:
     pass_all: bool
     """Whether every required gate passes, and there is one."""
     verdict: str
-    """One sentence."""
     basis: Literal["bound", "value"]
 
 
 def evaluate(judged: Judged, controls: Sequence[ControlRow], params: GateParams) -> Policy:
-    """Every gate's verdict and what follows; pass_all needs all required gates to pass.
+    """Every gate's verdict and what follows.
 
-    Without members, as when nothing was selected, the external results are missing. Raises IntegrityError for a control
-    of other weights than the members', DataError for two rows of one control.
+    Raises IntegrityError for a control of other weights than the members', DataError for two rows of one control.
     """
     weights = group_sha256((member.seed, member.weights_sha256) for member in judged.members)
     if other := [row.control for row in controls if row.delta is not None and row.candidate_sha256 != weights]:
@@ -150,16 +136,13 @@ def evaluate(judged: Judged, controls: Sequence[ControlRow], params: GateParams)
         gates = [_missing(gate, "") if gate.gate in PROBED and gate.value is not None else gate for gate in gates]
     benchmarks = [_external(name, found, judged, params) for name, found in external_results(judged).items()]
     gates += [*benchmarks, _joint(benchmarks, params)]
-    gates += [_of_members(name, judged, params) for name, rule in RULES.items() if rule.measure]
+    gates += [_of_members(name, rule.measure, judged, params) for name, rule in RULES.items() if rule.measure]
     required = [gate.verdict for gate in gates if gate.required]
     return Policy(tuple(gates), {*required} == {"pass"}, verdict_sentence(gates), params.basis)
 
 
 def external_results(judged: Judged) -> dict[str, Measured]:
-    """What each external gate reads, by its name: SAEBench over seeds and data sets, CE-Bench over seeds.
-
-    CE-Bench counts only against a matched baseline, and only the baselines that these members are compared with.
-    """
+    """What each external gate reads, by its name; CE-Bench counts only against a matched baseline."""
     if not judged.members:
         return dict.fromkeys(EXTERNAL, Measured(None, _why_none(judged)))
     members = sorted(judged.members, key=lambda row: row.seed)  # a mean of floats depends on their order
@@ -169,7 +152,7 @@ def external_results(judged: Judged) -> dict[str, Measured]:
     claim = f"probes read at most {max(judged.ks)} of {members[0].d_sae:,} latents" if judged.ks else ""
     found = {"external_saebench": Measured(saebench, claim, exact)}
     if judged.choose_k == "test":
-        found["external_saebench"] = Measured(None, ON_TEST)
+        found["external_saebench"] = Measured(None, "each best k was chosen on the test set")
     unmatched, handicap = _unmatched(members, baselines), _handicap(members, baselines)
     for gate, column in COLUMNS.items():
         deltas = [value for row in members if (value := getattr(row, column)) is not None]
@@ -183,7 +166,7 @@ def external_results(judged: Judged) -> dict[str, Measured]:
 
 
 def _unmatched(members: Members, baselines: Members) -> str:
-    """Why the baselines are not matched; empty if they are."""
+    """Why they are not matched; empty if they are."""
     if not baselines:
         return "the baseline is not matched: none has the candidate's width, target k and seeds"
     if off := _off_target(members):
@@ -221,16 +204,13 @@ def _handicap(members: Members, baselines: Members) -> str:
 
 
 def _why_none(judged: Judged) -> str:
-    imported = judged.source.startswith(f"{IMPORTED}/")
-    return (
-        "the candidate is of an import: its numbers are no measurements of ours"
-        if imported
-        else "no group was selected"
-    )
+    if judged.source.startswith(f"{IMPORTED}/"):
+        return "the candidate is of an import: its numbers are no measurements of ours"
+    return "no group was selected"
 
 
 def verdict_sentence(gates: Sequence[GateRow]) -> str:
-    """The verdict in one plain sentence, with the required gates that speak against release."""
+    """The verdict in one sentence, with the required gates that speak against release."""
     required = [gate for gate in gates if gate.required]
     if not required:
         return "Not releasable: no gate is required, so nothing was shown."
@@ -312,17 +292,14 @@ def _joint(benchmarks: Sequence[GateRow], params: GateParams) -> GateRow:
     for end in ("value", "bound"):
         own = [getattr(gate, end) - gate.threshold for gate in benchmarks if getattr(gate, end) is not None]
         margins[end] = min(own) if len(own) == len(benchmarks) else None
-    metric, note = "smallest margin over all thresholds", "" if worst == "pass" else "all benchmarks must pass"
-    joint = _gate(
-        "external", params, None, metric=metric, level=benchmarks[0].level, source=benchmarks[0].source, note=note
-    )
+    about = {"metric": "smallest margin over all thresholds", "level": benchmarks[0].level}
+    joint = _gate("external", params, None, source=benchmarks[0].source, note="", **about)
+    note = "" if worst == "pass" else "all benchmarks must pass"
     return joint.model_copy(update=margins | {"verdict": worst, "note": note})
 
 
-def _of_members(name: str, judged: Judged, params: GateParams) -> GateRow:
+def _of_members(name: str, measure: Callable[[MemberRow], float], judged: Judged, params: GateParams) -> GateRow:
     """A gate on the mean over the members of a number that each has."""
-    measure = RULES[name].measure
-    assert measure
     found = mean_interval([measure(row) for row in judged.members], level=judged.level) if judged.members else None
     note = "" if found else _why_none(judged)
     return _gate(name, params, found, metric=name, level=judged.level, source=judged.source, note=note)

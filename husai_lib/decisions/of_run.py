@@ -3,8 +3,6 @@
 Notebooks make them; `husai gate` and the audit reproduce them. Pure but for `read`, which gives a record by its name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -40,31 +38,24 @@ def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candid
     return found
 
 
-def source_of(chosen: Mapping[str, Any] | None) -> str:
-    """The record of a selected candidate; that of the selection where it selected nothing."""
-    return str(chosen["source"]) if chosen else "selection"
-
-
 def judged_group(chosen: Mapping[str, Any] | None, read: Read) -> Judged:
     """What the gates judge: the confirmation seeds of the selected group, or without any those it was selected by.
 
     There are no members without a selection, nor of an imported cycle: its rows were not measured here.
     """
-    source, (level, sets_level) = source_of(chosen), levels_of(read)
+    level, sets_level = levels_of(read)
+    source = chosen["source"] if chosen else "selection"
     if not chosen or source.startswith(f"{IMPORTED}/"):
         return Judged(source=source, level=level, sets_level=sets_level)
     probing = read(candidates.beside(source, "baselines")).data["parameters"]["probing"]
+    baselines = candidates.beside(source, "baselines")
     if confirmed_members(read):
         source = baselines = "confirmation"
-    else:
-        baselines = candidates.beside(source, "baselines")
     record, name = read(source), chosen["condition"]
     members, probes, groups = ([row for row in record.table(table) if row.condition == name]
                                for table in ("members", "probes", "groups"))  # fmt: skip
-    others = [row for row in read(baselines).table("members") if row.is_baseline]
-    return Judged(
-        members, others, probes, next(iter(groups), None), source, probing["ks"], probing["choose_k"], level, sets_level
-    )
+    others, group = [row for row in read(baselines).table("members") if row.is_baseline], next(iter(groups), None)
+    return Judged(members, others, probes, group, source, probing["ks"], probing["choose_k"], level, sets_level)
 
 
 def policy_of(read: Read) -> Policy:
@@ -82,7 +73,7 @@ def against(earlier: Sequence[str], policy: Policy, read: Read, read_run: ReadRu
 
 def _standing(name: str, gates: Sequence[GateRow], basis: Literal["bound", "value"], read: Read) -> Standing:
     chosen = read("selection").summary["selected"]
-    source, judged = source_of(chosen), judged_group(chosen, read)
+    source, judged = chosen["source"] if chosen else "selection", judged_group(chosen, read)
     own = candidates.baseline_of(judged.members, judged.baselines)
     measured = candidates.measured_on(source, read) | {candidates.BASELINE: own}
     verdicts = {row.gate: (row.verdict, row.threshold) for row in gates if row.required}

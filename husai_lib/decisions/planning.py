@@ -6,8 +6,6 @@ is exact, from the noncentral t distribution. PW-MCC is no mean, so there the sc
 independent, and the components of variance as known.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,8 +22,6 @@ from husai_lib.evidence.rows.probes import saebench_interval
 from husai_lib.intervals import LEVEL, jackknife_interval, means_by, share_of_luck, t_quantile
 from husai_lib.params.sections import one_of
 
-JOINT = "external"
-"""The gate that follows from others."""
 FEWEST, MOST = 3, 10_000
 """Numbers of seeds and of data sets that a plan considers: with fewer, PW-MCC has no bound."""
 POINTS = 60
@@ -41,7 +37,6 @@ class Need:
     threshold: float
     estimate: float | None
     true_value: float | None
-    """The assumed true value."""
     seeds_std: float | None = None
     """Standard deviation over seeds: the standard error times the root of their number. The same over data sets."""
     sets_std: float | None = None
@@ -92,7 +87,7 @@ def _half_widths(error: float, n: int, level: float) -> Any:
 
 def needs(judged: Judged, gates: Iterable[GateRow], values: Mapping[str, float], power: float = 0.8) -> list[Need]:
     """What each gate but the joint one needs, if the true values are `values` or else the estimates."""
-    return [_need(gate, judged, values.get(gate.gate, gate.value), power) for gate in gates if gate.gate != JOINT]
+    return [_need(gate, judged, values.get(gate.gate, gate.value), power) for gate in gates if gate.gate != "external"]
 
 
 def true_values(given: Iterable[str]) -> dict[str, float]:
@@ -101,7 +96,7 @@ def true_values(given: Iterable[str]) -> dict[str, float]:
     for text in given:
         name, _, number = (part.strip() for part in text.partition("="))
         try:
-            gate, value = one_of(name, [rule for rule in RULES if rule != JOINT], "gate"), float(number)
+            gate, value = one_of(name, [rule for rule in RULES if rule != "external"], "gate"), float(number)
         except ValueError as error:
             why = error if "unknown" in str(error) else f"{number!r} is no number"
             raise ParameterError(f"--delta {text}: {why}; write GATE=VALUE, such as external_cebench=0.5") from None
@@ -122,9 +117,8 @@ def _need(gate: GateRow, judged: Judged, true: float | None, power: float) -> Ne
     need = replace(need, seeds_std=over_seeds, sets_std=over_sets if sets else None)
     if gate.ceiling is not None and max(gate.threshold, true) > gate.ceiling:
         what = "threshold" if gate.threshold > gate.ceiling else "assumed true value"
-        return replace(
-            need, remark=f"not by more seeds: the {what} lies above {gate.ceiling:.4g}, the largest possible"
-        )
+        above = f"the {what} lies above {gate.ceiling:.4g}, the largest possible"
+        return replace(need, remark=f"not by more seeds: {above}")
     margin = true - gate.threshold if gate.direction == "above" else gate.threshold - true
     if margin <= 0:
         return replace(need, remark="not by more seeds: the assumed true value does not lie beyond the threshold")

@@ -5,23 +5,38 @@ front on (SAEBench, CE-Bench) -> weighted sum of the scaled metrics -> the best 
 Pure: no files, no torch; the order of the input never matters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from husai_lib.decisions.candidates import ENDS, METRICS, Candidate, check_comparable, differences
-from husai_lib.decisions.ranking import WEIGHTED, Ranking, Scores, rank
 from husai_lib.evidence.rows.decided import CandidateRow
 from husai_lib.intervals import mean_interval
-from husai_lib.params.rules import WEIGHTS, SelectionParams
+from husai_lib.params.rules import WEIGHTS, Metric, SelectionParams
 
+Scores = NDArray[np.float64]
+"""`[..., groups, 3]` in the order of METRICS; -inf where a metric is missing, which is worse than any value."""
+WEIGHTED: dict[Metric, str] = {"saebench": "SAEBench", "cebench": "CE-Bench", "train_ev": "explained variance"}
+"""The weights of METRICS, in the same order, with their names in prose."""
 SELECTED = ("source", "condition", "architecture", "seed", "key", "weights_sha256")
 """What `selected_candidate.json` says of the representative."""
+
+
+class Ranking(NamedTuple):
+    """What `rank` makes of scores."""
+
+    components: NDArray[np.float64]
+    """`[..., groups, 3]`: each metric as it enters the joint score, before its weight."""
+    joint: NDArray[np.float64]
+    """`[..., groups]`: the weighted sum of the components."""
+    front: NDArray[np.bool_]
+    """`[..., groups]`: whether no other group dominates it."""
+    winner: NDArray[np.intp]
+    """`[...]`: the position of the best group on the front."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +44,12 @@ class Group:
     """The members of one condition of one source that can be ranked, by seed."""
 
     row: CandidateRow
-    """Intervals over the members, scores and what became of the group, as a record holds them."""
     members: tuple[Candidate, ...]
     dropped: str
     """Why it cannot be selected; empty if it can."""
     by_floor: bool = False
     """Whether a floor dropped it: it was compared with the others, by the numbers that the gate reads."""
     representative: Candidate | None = None
-    """The member that represents the group where one checkpoint is needed."""
 
     @property
     def name(self) -> str:
@@ -51,11 +64,9 @@ class Selection:
     groups: tuple[Group, ...]
     """The winner, the rest of the Pareto front, the other eligible groups by score, the dropped ones."""
     reason: str
-    """One sentence: why the winner, or why nobody."""
     members: int
-    """Number of members given; those that can be ranked are in the groups."""
     sensitivity: dict[str, str | None] = field(default_factory=dict)
-    """The winner's name under other rules, by what is changed; None where nobody wins."""
+    """The winner's name under other rules, by what is changed."""
     by_scaling: dict[str, str | None] = field(default_factory=dict)
     """Dominated groups without which another group would win, and that group: there, min-max scaling decides."""
     pooled: dict[str, list[str]] = field(default_factory=dict)
@@ -63,11 +74,11 @@ class Selection:
 
     @property
     def winner(self) -> Group | None:
-        """The selected group; None where no group is eligible."""
+        """The selected group."""
         return next((group for group in self.groups if group.row.selected), None)
 
     def rows(self) -> list[CandidateRow]:
-        """One row for each group, dropped ones included with the reason as their note."""
+        """One row for each group."""
         return [group.row for group in self.groups]
 
     def summary(self) -> dict[str, Any]:
@@ -107,7 +118,7 @@ def select(candidates: Sequence[Candidate], rules: SelectionParams) -> Selection
     if not eligible:
         why = "; ".join(f"{group.name}: {group.dropped}" for group in groups) or "there are no candidates"
         return Selection(dropped, f"No group is eligible: {why}.", len(members), pooled=pooled)
-    ranking = _ranking(eligible, rules)
+    ranking = rank(_table([group.row for group in eligible], _ranked_by(rules)), rules)
     winner, *others = _ranked(groups, ranking, rules)
     reason = (
         f"{winner.name} has the highest joint score, {winner.row.joint_score:.4g}, of the {int(ranking.front.sum())} "
@@ -200,10 +211,6 @@ def _ranked_by(rules: SelectionParams) -> list[str]:
     return [f"{metric}_low" if rules.mode == "lcb" and rules.grouping == "condition" else metric for metric in METRICS]
 
 
-def _ranking(groups: Sequence[Group], rules: SelectionParams) -> Ranking:
-    return rank(_table([group.row for group in groups], _ranked_by(rules)), rules)
-
-
 def _table(rows: Sequence[Candidate | CandidateRow], columns: Sequence[str]) -> Scores:
     values = [[getattr(row, column) for column in columns] for row in rows]
     return np.array([[-np.inf if value is None else value for value in own] for own in values])
@@ -212,7 +219,8 @@ def _table(rows: Sequence[Candidate | CandidateRow], columns: Sequence[str]) -> 
 def _winner(groups: Sequence[Group], rules: SelectionParams) -> str | None:
     """The name of the group that wins; None where none is eligible."""
     eligible = [group for group in groups if not group.dropped]
-    return eligible[int(_ranking(eligible, rules).winner)].name if eligible else None
+    table = _table([group.row for group in eligible], _ranked_by(rules))
+    return eligible[int(rank(table, rules).winner)].name if eligible else None
 
 
 def _ranked(groups: Sequence[Group], ranking: Ranking, rules: SelectionParams) -> list[Group]:
@@ -263,7 +271,6 @@ def _selection_probabilities(groups: Sequence[Group], rules: SelectionParams) ->
     """How often each group wins when the seeds of every group are drawn again with replacement.
 
     None where that shows nothing: every draw of one seed is the same, and so is every draw of two that has a bound.
-    The rules 2026-02 had no such probability.
     """
     fewest = 3 if rules.mode == "lcb" else 2
     if rules.bootstraps == 0 or rules.rules == "2026-02" or min(len(group.members) for group in groups) < fewest:
@@ -294,3 +301,48 @@ def _resampled_scores(group: Group, rules: SelectionParams) -> Scores:
         if std:
             scores[:, m] -= (mean - score) / std * drawn.std(axis=1, ddof=1)
     return scores
+
+
+def rank(scores: Scores, rules: SelectionParams) -> Ranking:
+    """The groups by joint score, and which of them are on the Pareto front.
+
+    The first two metrics span the front: a group is off it if another is at least as good in both and better in one.
+    Of equal joint scores the first group wins; groups come in the order of their names.
+    """
+    front = _front(scores, rules)
+    components = _ranks_on(front, scores) if rules.scaling == "rank" else minmax(scores, rules)
+    joint = components @ np.array([rules.weights[name] for name in WEIGHTED])
+    return Ranking(components, joint, front, np.where(front, joint, -np.inf).argmax(axis=-1))
+
+
+def _front(scores: Scores, rules: SelectionParams) -> NDArray[np.bool_]:
+    both = scores[..., :2]
+    if rules.rules == "2026-02":  # a group without one of the two was never dominated
+        both = np.where(np.isfinite(both).all(axis=-1, keepdims=True), both, np.nan)
+    saebench, cebench = np.ascontiguousarray(np.moveaxis(both, -1, 0))
+    front = np.ones(saebench.shape, dtype=bool)
+    for g in range(saebench.shape[-1]):
+        s, c = saebench[..., g : g + 1], cebench[..., g : g + 1]
+        front &= ~((s >= saebench) & (c >= cebench) & ((s > saebench) | (c > cebench)))
+    return front
+
+
+def minmax(scores: Scores, rules: SelectionParams) -> NDArray[np.float64]:
+    """Each metric scaled to 0..1 from the worst to the best of the groups, `[..., groups, 3]`; a missing one is 0.
+
+    A metric on which all groups agree, to rounding, is 0 for all; under the rules 2026-02 it is 0.5.
+    """
+    values, then = np.where(np.isfinite(scores), scores, np.nan), rules.rules == "2026-02"
+    low, high = (end.reduce(values, axis=-2, keepdims=True) for end in (np.fmin, np.fmax))  # both ignore NaN
+    differs = high - low > (0.0 if then else 1e-12 * np.maximum(np.abs(high), np.abs(low)))
+    scaled = np.where(differs, (values - low) / np.where(differs, high - low, 1.0), 0.5 * then)
+    return np.where(np.isnan(values), 0.0, scaled)
+
+
+def _ranks_on(front: NDArray[np.bool_], scores: Scores) -> NDArray[np.float64]:
+    """The share of the front's other groups that a group exceeds, metric by metric."""
+    below = np.zeros(scores.shape)
+    for g in range(scores.shape[-2]):
+        below += front[..., g, None, None] & (scores[..., g : g + 1, :] < scores)
+    shares: NDArray[np.float64] = below / np.maximum(front.sum(axis=-1) - 1, 1)[..., None, None]
+    return shares

@@ -1,7 +1,5 @@
 """What is known to be wrong with the numbers of earlier cycles, as their own records show it; pure, no files."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +26,6 @@ Found = Iterator[tuple[str, str, int, str]]
 Probed = Sequence[tuple[str, EarlierMemberRow]]
 """SAEs with a SAEBench delta on known data sets, each with the name of its record."""
 SAME = 1e-9
-"""Results closer than this are the same."""
 MEASURED_ON = ("model", "hook_name", "data_sets")
 STALE = {
     "saebench_delta": (*MEASURED_ON, "ks", "architecture", "seed", "d_sae", "mse", "explained_variance"),

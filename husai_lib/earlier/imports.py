@@ -4,8 +4,6 @@
 manifest.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections import Counter
@@ -24,7 +22,6 @@ from husai_lib.files import explained, write_bytes
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 CAVEATS, ORIGINAL = "caveats", "originals/{}.json"
-"""The last record of an import, and where the file of another record lies."""
 Check = tuple[str, Any, Any]
 """What is checked, what the run states, what it must be."""
 Files = dict[str, tuple[str, bytes]]

@@ -4,8 +4,6 @@ MEMBER, SWEEP and GROUP name the places in the JSON that may hold a column, of w
 that they do not name stands under its own name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

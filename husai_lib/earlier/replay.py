@@ -3,8 +3,6 @@
 Pure: records in, rows out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

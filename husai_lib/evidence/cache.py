@@ -5,8 +5,6 @@ and of the versions of the numerical libraries. So nothing is computed twice and
 An entry is a folder that appears as a whole, with the hash of each of its files.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.metadata
@@ -41,8 +39,6 @@ NUMERICAL_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers",
 COMPUTING = tuple(f"husai_lib.{room}" for room in ("activations", "saes", "measures", "randomness", "intervals"))
 """Rooms and modules whose code determines results. The others only describe, store or judge them."""
 _PARSING = threading.Lock()
-_NOTED: ContextVar[list[Entry] | None] = ContextVar("_NOTED", default=None)
-_LOOKING: ContextVar[bool] = ContextVar("_LOOKING", default=False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,6 @@ class Entry:
     """A finished cache entry."""
 
     path: Path
-    """Its folder."""
     key: str
     """Hash of everything that determines it."""
     files: dict[str, str]
@@ -58,13 +53,17 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """The kind of entries that it is one of: banks, saes, probes and others."""
+        """Banks, saes, probes or others."""
         return self.path.parent.name
 
     def __reduce__(self) -> tuple[Any, ...]:
         """An entry goes to another process as its key and hashes; there it is the entry of that process's cache."""
         _note(self)
         return same_entry, (self.kind, self.key, self.files)
+
+
+_NOTED: ContextVar[list[Entry] | None] = ContextVar("_NOTED", default=None)
+_LOOKING: ContextVar[bool] = ContextVar("_LOOKING", default=False)
 
 
 def cache_folder() -> Path:
@@ -157,14 +156,11 @@ def _note(entry: Entry) -> None:
 
 
 class NotCached(Exception):  # noqa: N818 - a finding, not an error
-    """What was looked for is not in the cache."""
+    """What `looked_up` looked for is not in the cache."""
 
 
 def looked_up(function: Callable[[Any], Any], task: Any) -> Any:
-    """What `function`, which asks the cache before it computes, makes of `task`, if the cache has all of it.
-
-    Raises NotCached otherwise.
-    """
+    """What `function`, which asks the cache before it computes, makes of `task`; NotCached if it would compute."""
     before = _LOOKING.set(True)
     try:
         return function(task)

@@ -1,7 +1,5 @@
 """Which code made a record: the library's hash, the commit, and files as they were at a commit."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 import tarfile

@@ -9,8 +9,6 @@ evidence/<cycle>/run_<UTC>/ holds:
 - manifest.json: every file's hash; written last, so its absence means unfinished
 """
 
-from __future__ import annotations
-
 import datetime
 import re
 import time
@@ -19,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from husai_lib.errors import EvidenceError, IntegrityError
-from husai_lib.evidence.rows import TABLES
 from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
 from husai_lib.params.sections import Section, check
@@ -30,12 +27,10 @@ TRANSIENT = {"manifest.json", "progress.json"}
 
 
 class Code(Section):
-    """The code that made a record."""
+    """The code that made a record: `code.library_hash` and `code.git_commit`."""
 
     library_sha256: str
-    """Of the syntax trees of the whole library."""
     git_commit: str | None
-    """The commit, with `+changes` where tracked files differed from it; null outside a checkout."""
 
 
 class Environment(Section):
@@ -61,9 +56,7 @@ class RecordContent(Section):
     earlier: dict[str, str]
     """SHA-256 of the records of earlier runs that it read, by `<cycle>/<run>/<step>`."""
     summary: dict[str, Any]
-    """Single values, by name."""
     tables: dict[str, list[dict[str, Any]]]
-    """Rows, by table; `rows` defines their columns."""
     published: dict[str, str]
     """SHA-256 of the other files that it wrote, by path."""
     environment: Environment
@@ -77,20 +70,21 @@ class Record:
 
     step: str
     data: dict[str, Any]
-    """The whole record as it lies in the file."""
+    """See `RecordContent`."""
     sha256: str
 
     @property
     def summary(self) -> dict[str, Any]:
         """Single values of the step, by name."""
-        summary: dict[str, Any] = self.data["summary"]
-        return summary
+        return dict(self.data["summary"])
 
     def _ipython_display_(self) -> None:
         """Show nothing where a cell ends with a record: a notebook shows its tables."""
 
     def table(self, name: str) -> list[Any]:
         """The rows of one table, as typed rows of `rows`; ParameterError for a column or value that cannot be."""
+        from husai_lib.evidence.rows.tables import TABLES  # noqa: PLC0415 - takes numpy, which `verify` does without
+
         source = f"record {self.step}, table {name}"
         return [check(TABLES[name], row, source) for row in self.data["tables"][name]]
 
@@ -109,21 +103,19 @@ class Run:
     @property
     def journal(self) -> dict[str, dict[str, Any]]:
         """Steps done so far, by name, with the hashes of what they wrote."""
-        steps: dict[str, dict[str, Any]] = self._journal()["steps"]
-        return steps
+        return dict(self._journal()["steps"])
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
         """The environment in which each attempt at the run began, the first one and every `--resume`."""
-        attempts: list[dict[str, Any]] = self._journal()["attempts"]
-        return attempts
+        return list(self._journal()["attempts"])
 
     def _journal(self) -> dict[str, Any]:
         path = self.path / "journal.json"
         return {"attempts": [], "steps": {}} | (read_sealed(path) if path.exists() else {})
 
     def _write_journal(self, **change: Any) -> None:
-        write_sealed(self.path / "journal.json", {k: v for k, v in self._journal().items() if k != "sha256"} | change)
+        write_sealed(self.path / "journal.json", self._journal() | change)
 
     def note_attempt(self, environment: dict[str, Any]) -> None:
         """Put the beginning of an attempt into the journal."""
@@ -172,17 +164,15 @@ class Run:
 
     def files(self) -> dict[str, str]:
         """SHA-256 of every file of the run that a manifest lists, hidden ones included, by path."""
-        found = {
-            path.relative_to(self.path).as_posix(): path for path in sorted(self.path.rglob("*")) if path.is_file()
-        }
-        return {name: sha256_file(path) for name, path in found.items() if name not in TRANSIENT}
+        found = {path.relative_to(self.path).as_posix(): path for path in sorted(self.path.rglob("*"))}
+        return {name: sha256_file(path) for name, path in found.items() if path.is_file() and name not in TRANSIENT}
 
     def write_manifest(self, **about: Any) -> None:
         """Hash every file of the run and declare it complete."""
         for leftover in self.path.rglob(".*"):  # of a write that was killed
             leftover.unlink()
-        content = about | {"run": self.name, "files": self.files(), "finished_utc": utc_now()}
-        write_sealed(self.path / "manifest.json", content)
+        about |= {"run": self.name, "files": self.files(), "finished_utc": utc_now()}
+        write_sealed(self.path / "manifest.json", about)
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
@@ -192,11 +182,10 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """The content of a file that `write_sealed` wrote; IntegrityError if it is not what its hash says."""
-    data: dict[str, Any] = read_json(path)
-    content = {key: value for key, value in data.items() if key != "sha256"}
-    if sha256_text(canonical_json(content)) != data.get("sha256"):
+    content: dict[str, Any] = read_json(path)
+    if content.pop("sha256", None) != sha256_text(canonical_json(content)):
         raise IntegrityError(f"{path} was changed after it was written; restore it or run the cycle again")
-    return data
+    return content
 
 
 def utc_now() -> str:

@@ -1,7 +1,5 @@
 """Steps: a notebook at work, the record it leaves, and where that record was made."""
 
-from __future__ import annotations
-
 import os
 import platform
 import resource
@@ -15,9 +13,7 @@ from typing import Any
 
 from husai_lib.evidence.cache import cache_folder, versions
 from husai_lib.evidence.code import git_commit, library_hash
-from husai_lib.evidence.rows import TABLES
 from husai_lib.evidence.rows.base import Candidate, Row, shared_level
-from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record, Run, utc_now
 from husai_lib.files import canonical_json, sha256_text, write_bytes, write_json, write_text
 from husai_lib.params.conditions import Condition
@@ -40,8 +36,8 @@ class Step:
     parameters: dict[str, Any]
     """The same as JSON values, as they enter the record."""
     inputs: dict[str, str] = field(default_factory=dict)
+    """Hashes of the records that were read, as in `RecordContent`; likewise the next two."""
     earlier: dict[str, str] = field(default_factory=dict)
-    """Hashes of the records of earlier runs that were read, by `<cycle>/<run>/<step>`."""
     published: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     reported: float = field(default_factory=time.time)
@@ -49,7 +45,6 @@ class Step:
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds up to the last report of progress, by what was reported; by "" what lies between."""
     is_written: bool = False
-    """Whether the record was written."""
 
     @property
     def record(self) -> Record:
@@ -100,18 +95,14 @@ class Step:
         self.run.note_step(self.name, entry | {"files": entry["files"] | {name: sha256}})
 
     def save_figure(self, figure: Any, name: str) -> Any:
-        """Keep a `ReportFigure` as `figures/<name>.png` and return it, so that the cell shows it.
-
-        Figures of a further sweep have its name before theirs.
-        """
+        """Keep a `ReportFigure` as `figures/<name>.png` and return it, so that the cell shows it."""
         self.publish(f"figures/{figure_name(self.name, name)}.png", figure.png())
         return figure
 
     def write(self, tables: dict[str, list[Row]] | None = None, device: str = "cpu", **summary: Any) -> Record:
         """Write the step's record: its tables and single values with everything they came from.
 
-        The record carries parameters, hashes of the records read, package and code versions,
-        device and wall time. Raises ValueError for NaN: a missing value is null, with a note.
+        Raises ValueError for NaN: a missing value is null, with a note.
         """
         data = self.content(tables or {}, device, summary)
         path, key = f"records/{self.name}.json", step_key(self.name, self.parameters)
@@ -122,6 +113,8 @@ class Step:
 
     def content(self, tables: dict[str, list[Row]], device: str, summary: dict[str, Any]) -> dict[str, Any]:
         """The record as JSON values; see `runs.RecordContent`."""
+        from husai_lib.evidence.rows.tables import TABLES  # noqa: PLC0415 - as in runs.py
+
         assert all(type(row) is TABLES[name] for name, rows in tables.items() for row in rows), "rows of another table"
         return {
             "step": self.name,
@@ -139,7 +132,7 @@ class Step:
 
 
 def figure_name(step: str, name: str) -> str:
-    """The name under which a step keeps a figure."""
+    """The name under which a step keeps a figure: those of a further sweep have its name before theirs."""
     return name if step in STEPS else f"{step}_{name}"
 
 
@@ -166,16 +159,13 @@ def selected_group(selected: Mapping[str, Any] | None, read: Read) -> Candidate:
 
 def condition_of(selected: Mapping[str, Any], read: Read) -> Condition:
     """The selected condition with all its hyperparameters; `read` gives the record that the selection names."""
-    found = {condition.name: condition for condition in conditions_of(read(selected["source"]))}
-    return found[selected["condition"]]
-
-
-def conditions_of(record: Record) -> list[Condition]:
-    """The conditions that a step trained, with all their hyperparameters."""
+    record = read(selected["source"])
     given = record.data["parameters"]
     if record.step == "consistency":
-        return ConsistencyParams.model_validate(given["consistency"]).swept()
-    return [Condition(**one) for one in given["conditions"]]
+        trained = ConsistencyParams.model_validate(given["consistency"]).swept()
+    else:
+        trained = [Condition(**one) for one in given["conditions"]]
+    return next(condition for condition in trained if condition.name == selected["condition"])
 
 
 def why_unconfirmed(selected: Mapping[str, Any] | None, seeds: Sequence[int], read: Read) -> str:
@@ -196,16 +186,16 @@ def candidate_of(selected: Mapping[str, Any] | None, read: Read) -> Candidate:
     return replace(chosen, level=level)
 
 
-def confirmed_members(read: Read) -> list[MemberRow]:
-    """The fresh seeds of the selected condition, without their baselines; none where nothing was confirmed."""
+def confirmed_members(read: Read) -> list[Any]:
+    """The selected condition at fresh seeds, without its baselines; none where nothing was confirmed."""
     return [row for row in read("confirmation").table("members") if not row.is_baseline]
 
 
 def levels_of(read: Read) -> tuple[float, float]:
     """The confidence of the gates' two-sided intervals: over seeds, and over data sets.
 
-    A group was chosen among all that were compared, so intervals over what it was chosen by share the error rate with
-    theirs. Fresh seeds were not chosen; the data sets are the same.
+    Intervals over what a group was chosen by share the error rate with those of all groups that were compared. Fresh
+    seeds were not chosen; the data sets are the same.
     """
     shared = shared_level(read("selection").summary["counts"]["compared_groups"])
     return (shared_level(1) if confirmed_members(read) else shared), shared
@@ -218,8 +208,8 @@ OPENER: ContextVar[Callable[[str, Any, dict[str, Any]], Step] | None] = ContextV
 def open_step(name: str, run: str = "", **sections: Any) -> Step:
     """Open the step `name` of the run in folder `run`, with the sections of the cycle it needs.
 
-    With `run` empty the step belongs to a scratch run in the cache, so that a notebook can be read
-    and run alone. Raises ParameterError for a wrong section.
+    Without `run` it belongs to a scratch run in the cache, so that a notebook can run alone. Raises ParameterError for
+    a wrong section.
     """
     params = check_sections(sections, f"step {name}")
     parameters = params.model_dump(mode="json")

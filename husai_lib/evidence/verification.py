@@ -1,7 +1,5 @@
 """Verify: whether evidence is complete and is what was written. Hashes and nothing else: no number is recomputed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.runs import RUN_NAME, Run, find_imports, find_runs
 from husai_lib.files import REPOSITORY, sha256_file
 
+RUNS = REPOSITORY / "evidence"
 PASSING = {".lock", "progress.json"}
 """Files that come and go beside and in a run; git ignores them."""
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, StopIteration, SyntaxError, TypeError, ValueError)
@@ -20,10 +19,7 @@ UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, StopIterati
 
 
 def problems_of(run: Run) -> list[str]:
-    """What is wrong with a run's files, in one sentence each; empty for a run whose every file is what was written.
-
-    A run without a manifest is unfinished, which is a problem where git tracks it or the front page shows it.
-    """
+    """What is wrong with a run's files, in one sentence each; empty for a run whose every file is what was written."""
     try:
         return [*_problems(run)]
     except HusaiError as error:
@@ -46,7 +42,7 @@ def problems_beside(evidence: Path) -> list[str]:
 def _problems(run: Run) -> Iterator[str]:
     links = [path for path in [run.path, *sorted(run.path.rglob("*"))] if path.is_symlink()]
     yield from (f"{path} is a link, not a file of the run; replace it by the file" for path in links)
-    if not run.is_complete:
+    if not run.is_complete:  # a problem where git tracks it or the front page shows it
         front = REPOSITORY / "index.md"
         shown = run.path.is_relative_to(REPOSITORY) and front.is_file() and run.name in front.read_text("utf-8")
         if shown or is_tracked(run.path):
@@ -85,17 +81,12 @@ def _chain(run: Run, manifest: dict[str, Any]) -> Iterator[str]:
             if manifest["files"].get(name) != sha256:
                 yield f"{run.name}: step {step} states another SHA-256 of {name} than the manifest"
         for name, sha256 in data["earlier"].items():
-            if _hash_of_earlier(run, name) not in (None, sha256):
+            folder, _, its_step = name.rpartition("/")
+            places = [root / folder / "records" / f"{its_step}.json" for root in (run.path.parent.parent, RUNS)]
+            if any(sha256_file(path) != sha256 for path in [path for path in places if path.is_file()][:1]):
                 yield f"{run.name}: step {step} read another record {name} than the one that is there now"
     others = manifest["files"].keys() - written - {"journal.json", "parameters.json"}
     yield from (f"{run.path / name} was written by no step; remove it" for name in sorted(others))
-
-
-def _hash_of_earlier(run: Run, name: str) -> str | None:
-    """SHA-256 of the record `<cycle>/<run>/<step>` of an earlier run; None where that run is not here."""
-    folder, _, step = name.rpartition("/")
-    places = (root / folder / "records" / f"{step}.json" for root in (run.path.parent.parent, REPOSITORY / "evidence"))
-    return next((sha256_file(path) for path in places if path.is_file()), None)
 
 
 def _change(path: Path) -> str:

@@ -1,10 +1,8 @@
 """What is measured: sparse probing, CE-Bench and the stress controls."""
 
-from __future__ import annotations
+from typing import Annotated, Literal
 
-from typing import Annotated, Literal, Self
-
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from husai_lib.params.sections import Positive, Section, distinct
 
@@ -33,11 +31,9 @@ class ProbingParams(Section):
     seed: int = 42
     """Seed of the first split and of the fits (sae-probes: 42); further splits have the seeds after it."""
 
-    @model_validator(mode="after")
-    def _protocol_binarizes(self) -> Self:
+    def _check(self) -> None:
         if self.binarize and self.setting != "normal":
             raise ValueError(f"binarize: sae-probes ignores it in the setting {self.setting}; use normal")
-        return self
 
 
 class WidthStudyParams(Section):
@@ -50,12 +46,10 @@ class WidthStudyParams(Section):
     ks: Sizes = [4, 8]  # noqa: RUF012 -- pydantic copies it
     """Numbers of active latents a row, each at every width."""
 
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
+    def _check(self) -> None:
         widths = distinct([*self.widths, *self.random_widths], "width")
         if max(distinct(self.ks, "k")) > min(widths):
             raise ValueError(f"k = {max(self.ks)} exceeds a width of {min(widths)}: more active latents than latents")
-        return self
 
 
 class ContrastiveParams(Section):

@@ -1,7 +1,5 @@
 """What parameters can name: language models on this machine, and the data sets that come with sae-probes."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import re

@@ -1,11 +1,9 @@
 """What is trained: the conditions, and the baselines they are compared with."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -35,13 +33,11 @@ class SaeParams(Section):
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Precision of matrix products in training: `tf32` on a GPU, `bfloat16` by autocast; weights stay float32."""
 
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
+    def _check(self) -> None:
         if self.k > self.d_sae:
             raise ValueError(f"k = {self.k} exceeds d_sae = {self.d_sae}: more active latents than latents")
         if self.training_samples < self.batch_size:
             raise ValueError(f"training_samples = {self.training_samples} is less than one batch of {self.batch_size}")
-        return self
 
 
 BANKS = 2
@@ -64,12 +60,10 @@ class ReferenceParams(Section):
     def _is_a_seed_or_mutual(cls, value: Any) -> Any:
         return one_of(value, ["mutual"], "reference") if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _names_references(self) -> Self:
+    def _check(self) -> None:
         distinct(self.references, "reference")
         if (self.reference is None) == (not self.references):
             raise ValueError("name one reference: <seed>, several references: [..], or reference: mutual")
-        return self
 
     @property
     def frozen(self) -> list[int]:
@@ -134,8 +128,8 @@ class Condition(SaeParams):
         given = {key: value for key, value in data.items() if key in fields}
         return {"name": name, **given, "hyperparameters": ARCHITECTURES[name].model_validate(own).model_dump()}
 
-    @model_validator(mode="after")
-    def _architecture_fits(self) -> Self:
+    def _check(self) -> None:
+        super()._check()
         own = self.hyperparameters
         if self.architecture == "layerwise":
             for key in ("d_sae", "k"):
@@ -149,7 +143,6 @@ class Condition(SaeParams):
             check_consistent(self.architecture, "consistency: ")
         if self.aligned and self.architecture == "topk_transcoder":
             raise ValueError("aligned: a transcoder's encoder and decoder lie in different spaces; leave it out")
-        return self
 
     @property
     def objective(self) -> ObjectiveParams | None:
@@ -196,14 +189,12 @@ class BaselineParams(Section):
             raise ValueError(f"{data!r} is no baseline; write train, {{folder: …}} or {{release: …, sae_id: …}}")
         return {} if data == "train" else data
 
-    @model_validator(mode="after")
-    def _gives_one_sae(self) -> Self:
+    def _check(self) -> None:
         if self.folder and (self.release or self.sae_id):
             raise ValueError("folder and release name two SAEs; keep one")
         if bool(self.release) != bool(self.sae_id):
             given, missing = ("release", "sae_id") if self.release else ("sae_id", "release")
             raise ValueError(f"{given} = {self.release or self.sae_id!r} names no SAE without {missing}; add it")
-        return self
 
     @property
     def given(self) -> str:

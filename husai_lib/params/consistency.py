@@ -1,10 +1,8 @@
 """Phase 4d: the consistency objective, swept over its weight, and when a sweep is accepted."""
 
-from __future__ import annotations
+from typing import Annotated, Literal
 
-from typing import Annotated, Literal, Self
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from husai_lib.params.conditions import Condition, ReferenceParams, check_consistent
 from husai_lib.params.sections import Count, Positive, Section, Weight, distinct
@@ -47,12 +45,10 @@ class KnownTruthParams(Section):
     seeds: Annotated[list[Count], Field(min_length=4)] = [0, 1, 2, 3]  # noqa: RUF012 -- pydantic copies it
     """Training seeds, dealt to two references."""
 
-    @model_validator(mode="after")
-    def _is_sparse(self) -> Self:
+    def _check(self) -> None:
         distinct(self.seeds, "seed")
         if self.active > self.features:
             raise ValueError(f"active = {self.active} exceeds features = {self.features}; lower it")
-        return self
 
 
 class ConsistencyParams(ReferenceParams):
@@ -71,8 +67,8 @@ class ConsistencyParams(ReferenceParams):
     known_truth: KnownTruthParams = KnownTruthParams()
     """The same sweep on activations with known features."""
 
-    @model_validator(mode="after")
-    def _is_a_sweep(self) -> Self:
+    def _check(self) -> None:
+        super()._check()
         if self.lambdas != sorted(set(self.lambdas)) or self.lambdas[0] != 0:
             raise ValueError(f"lambdas = {self.lambdas} do not ascend from 0.0; sort them and start with it")
         distinct(self.seeds, "seed")
@@ -83,7 +79,6 @@ class ConsistencyParams(ReferenceParams):
             check_consistent(condition.architecture)
         if len(self.seeds) == 1:
             raise ValueError("seeds: a single seed agrees with none; give at least 2, or leave them out")
-        return self
 
     def swept(self) -> list[Condition]:
         """Every condition at every weight, named after both; at 0 without objective."""

@@ -1,11 +1,9 @@
 """The parameters of a cycle, read from `params/*.yaml` and refused whole if one key is wrong."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import Field, create_model, model_validator
 
@@ -49,16 +47,14 @@ class Sections(Section):
         def complete(section: Any) -> Any:
             if not isinstance(section, dict):
                 return section
-            if isinstance(one := section.get("condition"), dict):
-                section = section | {"condition": sae | one}
-            if not isinstance(given := section.get("conditions"), list):
-                return section
-            return section | {"conditions": [sae | one if isinstance(one, dict) else one for one in given]}
+            found = {name: complete(value) for name, value in section.items()}
+            if isinstance(one := section.get("condition"), dict) and "architecture" in one:  # a sweep may be called so
+                found["condition"] = sae | one
+            if isinstance(given := section.get("conditions"), list):
+                found["conditions"] = [sae | one if isinstance(one, dict) else one for one in given]
+            return found
 
-        own = {name: complete(data[name]) for name in ("consistency", "scaling") if name in data}
-        if isinstance(sweeps := data.get("sweeps"), dict):
-            own["sweeps"] = {name: complete(sweep) for name, sweep in sweeps.items()}
-        return complete(data) | own
+        return complete(data)
 
     @property
     def trained(self: Any) -> dict[str, tuple[list[Condition], list[int]]]:
@@ -113,8 +109,13 @@ class CycleParams(Sections):
     earlier: list[EarlierRun] = []  # noqa: RUF012 -- pydantic copies it
     """Earlier runs that this cycle must improve on, as `<cycle>/<run>`, `<cycle>/newest` or `imported/<name>`."""
 
-    @model_validator(mode="after")
-    def _conditions_fit(self) -> Self:
+    def _check(self) -> None:
+        self._check_conditions()
+        self._check_seeds()
+        self._check_sources()
+        self._check_layers()
+
+    def _check_conditions(self) -> None:
         if not self.trained:
             raise ValueError("there are no conditions, so nothing is trained; add conditions, sweeps or consistency")
         joined = self.activations.hook_name.count("+") + 1
@@ -132,10 +133,8 @@ class CycleParams(Sections):
                         f"condition {condition.name!r} reads {needed} layers but activations.hook_name names {joined}; "
                         "join as many hooks by '+'"
                     )
-        return self
 
-    @model_validator(mode="after")
-    def _seeds_agree(self) -> Self:
+    def _check_seeds(self) -> None:
         distinct(self.seeds, "seed")
         used, fresh = {*self.seeds}, self.confirmation.seeds
         for name, (conditions, seeds) in self.trained.items():
@@ -152,10 +151,8 @@ class CycleParams(Sections):
             raise ValueError(f"selection.min_seeds = {self.selection.min_seeds}, but there are {most} seeds")
         if self.consistency and not self.activations.validation_rows:
             raise ValueError("activations.validation_rows = 0, but consistency chooses checkpoints by them; give some")
-        return self
 
-    @model_validator(mode="after")
-    def _sources_are_steps(self) -> Self:
+    def _check_sources(self) -> None:
         for name in self.sweeps:
             if name in STEPS:
                 raise ValueError(f"sweeps: {name!r} is the name of another step; choose another name")
@@ -166,10 +163,8 @@ class CycleParams(Sections):
                     "section"
                 )
         distinct(self.earlier, "earlier run")
-        return self
 
-    @model_validator(mode="after")
-    def _layers_exist(self) -> Self:
+    def _check_layers(self) -> None:
         path = local_path(self.model.name.removeprefix("random:"))
         count = layer_count(path) if path else math.inf  # the files of a hub model are checked when they are loaded
         if count is None:
@@ -178,7 +173,6 @@ class CycleParams(Sections):
         for hook in hooks:
             if hook.layer >= count:
                 raise ValueError(f"{hook.hook_name} is beyond the model's {count} layers, 0 to {count - 1}")
-        return self
 
 
 def load_cycle(path: Path, assignments: Iterable[str] = ()) -> CycleParams:

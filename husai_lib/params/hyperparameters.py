@@ -1,7 +1,5 @@
 """The registry of architectures, each with its own hyperparameters."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, create_model

@@ -1,10 +1,8 @@
 """What is read: the language model, the texts and their roles, the activations."""
 
-from __future__ import annotations
+from typing import Annotated, Any, Literal
 
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from husai_lib.files import REPOSITORY
 from husai_lib.params.catalogue import HUSAI16, data_set_names, local_path, shifted_data_set_names, text_set_names
@@ -73,11 +71,9 @@ class TextParams(Section):
     """`offline` for the stories in `husai_lib/data`, a `.jsonl` file, or a hub data set such as
     `GulkoA/contrastive-stories-v4`."""
 
-    @model_validator(mode="after")
-    def _roles_share_nothing(self) -> Self:
+    def _check(self) -> None:
         for evaluation in (self.probing, self.ood):  # a task may serve both
             distinct([*self.training, *self.held_out, *evaluation], "data set")
-        return self
 
 
 class ActivationParams(Section):

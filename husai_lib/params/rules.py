@@ -1,8 +1,6 @@
 """How it is decided: the rules of selection and the thresholds of the release gate."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -76,8 +74,7 @@ class SelectionParams(Section):
             return {"interval": "normal", "require_matched_l0": False, **data}
         return data
 
-    @model_validator(mode="after")
-    def _can_rank(self) -> Self:
+    def _check(self) -> None:
         distinct(self.sources, "source")
         if self.rules == "2026-02" and (self.interval, self.scaling) != ("normal", "minmax"):
             raise ValueError("the rules 2026-02 have interval: normal and scaling: minmax only; leave both out")
@@ -88,7 +85,6 @@ class SelectionParams(Section):
             )
         if self.mode == "lcb" and self.grouping == "condition" and self.min_seeds < 2 and self.interval != "normal":
             raise ValueError("min_seeds must be at least 2 in lcb mode: one seed has no bound")
-        return self
 
 
 class ConfirmationParams(Section):
@@ -98,12 +94,10 @@ class ConfirmationParams(Section):
     """Seeds that no SAE of the selection has, at least 3. Without any, the gate reads the seeds that were selected, by
     bounds whose error rate is shared among all groups that were compared."""
 
-    @model_validator(mode="after")
-    def _enough_for_bounds(self) -> Self:
+    def _check(self) -> None:
         distinct(self.seeds, "confirmation seed")
         if 0 < len(self.seeds) < 3:
             raise ValueError(f"confirmation.seeds: {len(self.seeds)} give PW-MCC no bound; give at least 3, or none")
-        return self
 
 
 class GateParams(Section):

@@ -1,13 +1,11 @@
 """Phase 4e: one condition over token budgets, layers and widths."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from itertools import combinations, product
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from husai_lib.params.conditions import Condition
 from husai_lib.params.inputs import ActivationParams
@@ -46,8 +44,7 @@ class ScalingParams(Section):
     seeds: list[Count] = []  # noqa: RUF012 -- pydantic copies it
     """Seeds of every point; the cycle's by default."""
 
-    @model_validator(mode="after")
-    def _is_a_grid(self) -> Self:
+    def _check(self) -> None:
         for key in ("tokens", "hook_layers", "d_sae"):
             if (values := getattr(self, key)) != sorted({*values}):
                 raise ValueError(f"{key} = {values} do not ascend; sort them")
@@ -55,7 +52,6 @@ class ScalingParams(Section):
         if "layers" in self.condition.hyperparameters:
             raise ValueError(f"condition: {self.condition.architecture} reads joined layers; name one that reads one")
         self.conditions()  # raises where a width does not fit the condition
-        return self
 
     @property
     def levels(self) -> dict[str, list[int]]:

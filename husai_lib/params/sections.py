@@ -1,12 +1,10 @@
 """The base of all sections of the parameters, and kinds of numbers."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import reprlib
 from collections.abc import Iterable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -43,6 +41,14 @@ class Section(BaseModel):
         for key in data if isinstance(data, dict) else ():
             one_of(key, [field.alias or name for name, field in cls.model_fields.items()], "key")
         return data
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        self._check()
+        return self
+
+    def _check(self) -> None:
+        """Raise ValueError where the values do not fit together."""
 
 
 def distinct(values: list[T], what: str) -> list[T]:

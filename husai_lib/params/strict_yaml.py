@@ -1,7 +1,5 @@
 """YAML as strictly as parameters need it: plain values under identifiers, each given once."""
 
-from __future__ import annotations
-
 import copy
 import reprlib
 from collections.abc import Hashable, Iterable

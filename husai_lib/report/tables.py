@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from husai_lib.evidence.rows import TABLES
 from husai_lib.evidence.rows.base import GIVEN, Row
 from husai_lib.evidence.rows.controls import OodRow, retained
 from husai_lib.evidence.rows.measured import GroupRow, MemberRow
 from husai_lib.evidence.rows.probes import ProbeRow
+from husai_lib.evidence.rows.tables import TABLES
 from husai_lib.intervals import mean_interval, means_by
 from husai_lib.report.cells import Cell, Columns, cell, escape
 from husai_lib.report.comparison import Difference

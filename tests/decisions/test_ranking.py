@@ -6,7 +6,7 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from husai_lib.decisions.ranking import minmax, rank
+from husai_lib.decisions.selection import minmax, rank
 from husai_lib.params.rules import SelectionParams
 
 TODAY, THEN, RANKS = SelectionParams(), SelectionParams(rules="2026-02"), SelectionParams(scaling="rank")

@@ -19,7 +19,6 @@ from husai_lib.evidence.rows.consistency import (
     TruthRow,
     acceptance_verdicts,
     random_of,
-    swept_names,
 )
 from husai_lib.evidence.rows.measured import PairRow
 from husai_lib.params.consistency import AcceptanceParams, ConsistencyParams
@@ -120,8 +119,12 @@ def test_a_cebench_delta_that_one_seed_lacks_is_missing() -> None:
 
 
 def test_every_group_of_a_sweep_has_its_weight_and_its_base() -> None:
-    given = sweep(conditions=[CONDITION, CONDITION | {"name": "wide", "d_sae": 128}])
-    assert swept_names(given) == [
+    conditions = [CONDITION, CONDITION | {"name": "wide", "d_sae": 128}]
+    given = ConsistencyParams.model_validate(sweep(conditions=conditions))
+    found = [
+        (one.name, given.base_of(one.name), one.consistency.weight if one.consistency else 0.0) for one in given.swept()
+    ]
+    assert found == [
         ("topk_lambda_0", "topk_lambda_0", 0.0), ("topk_lambda_0_5", "topk_lambda_0", 0.5),
         ("wide_lambda_0", "wide_lambda_0", 0.0), ("wide_lambda_0_5", "wide_lambda_0", 0.5),
     ]  # fmt: skip

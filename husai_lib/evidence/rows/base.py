@@ -1,7 +1,5 @@
 """What all rows share: notes, derived columns, and the tables that these follow from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -12,7 +10,6 @@ from husai_lib.files import canonical_json, sha256_text
 from husai_lib.params.sections import Section
 
 MATCHED_WITHIN = 0.10
-"""Widths and L0s are matched within this share: an SAE's L0 with its target k, the baseline's with the candidate's."""
 IMPORTED = "imported"
 """The folder of `evidence/` that holds records of earlier cycles, in place of a cycle's name."""
 GIVEN = "given"
@@ -26,28 +23,25 @@ EARLIER_BASELINE, EARLIER_D_SAE = 47.95, 32768
 
 
 def is_matched(value: float, target: float) -> bool:
-    """Whether a width or an L0 lies within 10 % of its target."""
+    """Whether a width or an L0 is matched: an SAE's L0 with its target k, the baseline's with the candidate's."""
     return round(abs(value / target - 1), 9) <= MATCHED_WITHIN  # 1.1 - 1 > 0.1 in floats
 
 
 def ceiling(d_sae: int) -> float:
-    """The largest CE-Bench score that N latents allow: `(N - 1) / sqrt(N)`, where one differs and all others are equal.
-
-    It is the largest `max z` of N numbers.
-    """
+    """The largest `max z` of N numbers, and so CE-Bench score of N latents: `(N - 1) / sqrt(N)`, if one differs."""
     return float((d_sae - 1) / d_sae**0.5)
 
 
 def shared_level(groups: int) -> float:
     """The confidence of two-sided intervals of which one in `groups` was chosen by the numbers that it rests on.
 
-    The error rate is shared among them (Bonferroni), as the best of many looks good by luck.
+    They share the error rate (Bonferroni), as the best of many looks good by luck.
     """
     return 1 - 2 * ERROR_RATE / max(1, groups)
 
 
 def group_sha256(weights: Iterable[tuple[int, str]]) -> str:
-    """One hash of a group's weights, given the seed and the SHA-256 of the weights of each of its SAEs."""
+    """One hash of a group's weights, given the seed and the SHA-256 of each."""
     return sha256_text(canonical_json(sorted(weights)))
 
 
@@ -64,9 +58,8 @@ class Candidate:
     """The group that goes through the stress controls and the gate."""
 
     members: Sequence[Any] = ()
-    """Its `MemberRow`s: those of the confirmation seeds, else those that were selected."""
+    """Those of the confirmation seeds, else those that were selected."""
     pairs: Sequence[Any] = ()
-    """The `PairRow`s of their record."""
     why_none: str = "no candidate was selected"
     """Why it has no members that can be stressed in this run; empty if it has."""
     level: float = 1 - 2 * ERROR_RATE
@@ -89,6 +82,11 @@ class RunTables:
         return [row for row in found if all(getattr(row, name) == value for name, value in columns.items())]
 
 
+def minus(a: float | None, b: float | None) -> float | None:
+    """The difference of two values; None where either is missing."""
+    return None if a is None or b is None else a - b
+
+
 def noted(notes: Mapping[str, bool]) -> str:
     """The notes that apply, joined."""
     return "; ".join(note for note, applies in notes.items() if note and applies)
@@ -100,19 +98,22 @@ class Row(Section):
     note: str = ""
     """Why a value is missing or cannot be compared; empty where nothing is to be said."""
 
-    @classmethod
-    def derive(cls, step: str, run: RunTables, **measured: Any) -> Self:
-        """The row of what was measured, its other columns derived from it and from tables of the run."""
-        return cls(**measured | cls.model_construct(**measured).derived(step, run))
-
     def derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- rows with such columns use them
         """Every column that follows from other numbers of the run; `step` is that of the row's record."""
         return {}
 
 
 class MeasuredRow(Row):
-    """A row that the measuring wing made; it carries a note only where its `derived` says which."""
+    """A row that the measuring wing made; it carries a note only where `_derived` says which."""
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- as above
-        """That there is no note."""
-        return {"note": ""}
+    @classmethod
+    def derive(cls, step: str, run: RunTables, **measured: Any) -> Self:
+        """The row of what was measured, its other columns derived from it and from tables of the run."""
+        return cls(**measured | cls.model_construct(**measured).derived(step, run))
+
+    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
+        """Every column that follows from other numbers of the run, the note included."""
+        return {"note": ""} | self._derived(step, run)
+
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- as above
+        return {}

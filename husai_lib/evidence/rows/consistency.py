@@ -1,18 +1,24 @@
 """Rows of phase 4d: the consistency objective swept over its weight, its checkpoints, the test on known features."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from husai_lib.evidence.rows.base import Cosine, Count, MeasuredRow, RunTables, Similarity, Variance
+from husai_lib.evidence.rows.base import Cosine, Count, MeasuredRow, RunTables, Similarity, Variance, minus
 from husai_lib.evidence.rows.measured import pairs_of
 from husai_lib.evidence.rows.probes import mean_over_sets
+from husai_lib.intervals import pwmcc_interval
 from husai_lib.params.consistency import ConsistencyParams
 
-GATES = ("delta_pwmcc", "delta_lcb", "ev_drop", "external", "cebench")
-"""What a weight of the objective must meet, in the order in which tables have it."""
+GATES = {
+    "delta_pwmcc": "min_delta_pwmcc", "delta_lcb": "min_delta_lcb", "ev_drop": "max_ev_drop",
+    "external": "min_external_delta", "cebench": "min_cebench_delta",
+}  # fmt: skip
+"""What a weight of the objective must meet, in the order of tables, and the field of `AcceptanceParams` for each."""
+
+
+OF_GROUP = ("note", "pwmcc", "pwmcc_low", "pwmcc_high", "pwmcc_within")
+"""Columns that a weight has from its row in the table of groups."""
 
 
 def random_of(d_sae: int) -> str:
@@ -23,24 +29,15 @@ def random_of(d_sae: int) -> str:
 def acceptance_verdicts(values: Mapping[str, float | None], limits: Mapping[str, Any]) -> dict[str, str]:
     """Of each gate of a sweep pass, fail, or missing where it has no value; empty where it is not asked for.
 
-    `values` are named as GATES, and `limits` as `AcceptanceParams`. A drop of explained variance may reach its limit,
-    every other value must.
+    A drop of explained variance may reach its limit, every other value must.
     """
-    thresholds = {
-        "delta_pwmcc": limits["min_delta_pwmcc"],
-        "delta_lcb": limits["min_delta_lcb"],
-        "ev_drop": limits["max_ev_drop"],
-        "external": limits["min_external_delta"],
-        "cebench": limits["min_cebench_delta"],
-    }
-    verdicts = {}
-    for gate, threshold in thresholds.items():
-        value, sign = values[gate], -1 if gate == "ev_drop" else 1
-        if threshold is None:
-            verdicts[gate] = ""
-        else:
-            verdicts[gate] = "missing" if value is None else "pass" if sign * value >= sign * threshold else "fail"
-    return verdicts
+
+    def verdict(gate: str, value: float | None, threshold: float | None) -> str:
+        if threshold is None or value is None:
+            return "" if threshold is None else "missing"
+        return "pass" if (value <= threshold if gate == "ev_drop" else value >= threshold) else "fail"
+
+    return {gate: verdict(gate, values[gate], limits[limit]) for gate, limit in GATES.items()}
 
 
 class SweepRow(MeasuredRow):
@@ -52,20 +49,16 @@ class SweepRow(MeasuredRow):
     base: str
     """The same condition at weight 0."""
     weight: float
-    """lambda of the objective."""
     n_seeds: Count
     pwmcc: Cosine | None
-    """Over pairs of unrelated seeds, with its 95 % bounds; as in the table of groups."""
     pwmcc_low: float | None
     pwmcc_high: float | None
     pwmcc_within: Cosine | None
-    """Over pairs of seeds of one reference or bank, which agree by construction."""
+    """As in the table of groups."""
     random: Cosine
     """PW-MCC of random decoders of the same shape at the same seeds."""
     random_high: float | None
-    """Its upper 95 % bound over seeds."""
     delta_pwmcc: float | None
-    """pwmcc - random."""
     delta_lcb: float | None
     """pwmcc_low - random_high; null where either has no bound."""
     alignment: Cosine | None
@@ -83,72 +76,45 @@ class SweepRow(MeasuredRow):
     gate_cebench: str
     """pass, fail or missing; empty where the parameters do not ask for it."""
     accepted: bool
-    """Whether every gate that is asked for passes."""
     checkpoint_seed: int
     """The seed whose checkpoint stands for the group: the best by its external score."""
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """All of it, from the tables of groups, members, pairs and checkpoints."""
-        from husai_lib.intervals import pwmcc_interval  # noqa: PLC0415 - as in rows/measured.py
-
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
         sweep = run.parameters["consistency"]
-        weights = {name: (base, weight) for name, base, weight in swept_names(sweep)}
-        base, weight = weights[self.condition]
+        params = ConsistencyParams.model_validate(sweep)
+        objective = next(one.consistency for one in params.swept() if one.name == self.condition)
+        base = params.base_of(self.condition)
         members, before = (run.rows(step, "members", condition=name) for name in (self.condition, base))
         [group] = run.rows(step, "groups", condition=self.condition)
         seeds, control = [member.seed for member in members], random_of(members[0].d_sae)
         random = pwmcc_interval(pairs_of(control, seeds, run.rows(step, "pairs")))
         checkpoints = run.rows(step, "checkpoints", condition=self.condition)
         alignments = [row.alignment for row in checkpoints if row.alignment is not None]
-        ev, cebench = (_mean(members, column) for column in ("explained_variance", "cebench_delta"))
-        assert ev is not None
+        ev, deltas = fmean(member.explained_variance for member in members), [one.cebench_delta for one in members]
+        cebench = None if None in deltas else fmean(deltas)
         values = {
-            "delta_pwmcc": _minus(group.pwmcc, random.mean),
-            "delta_lcb": _minus(group.pwmcc_low, random.high),
+            "delta_pwmcc": minus(group.pwmcc, random.mean),
+            "delta_lcb": minus(group.pwmcc_low, random.high),
             "ev_drop": fmean(member.explained_variance for member in before) - ev,
             "external": group.saebench_delta,
             "cebench": cebench,
         }
         verdicts = acceptance_verdicts(values, sweep["acceptance"])
-        best = max(checkpoints, key=lambda row: row.external_score)
-        return {
-            "note": group.note,
+        return {column: getattr(group, column) for column in OF_GROUP} | {
             "base": base,
-            "weight": weight,
+            "weight": objective.weight if objective else 0.0,
             "n_seeds": len(members),
-            "pwmcc": group.pwmcc,
-            "pwmcc_low": group.pwmcc_low,
-            "pwmcc_high": group.pwmcc_high,
-            "pwmcc_within": group.pwmcc_within,
             "random": random.mean,
             "random_high": random.high,
-            "delta_pwmcc": values["delta_pwmcc"],
-            "delta_lcb": values["delta_lcb"],
+            **{gate: values[gate] for gate in ("delta_pwmcc", "delta_lcb", "ev_drop")},
             "alignment": fmean(alignments) if alignments else None,
             "explained_variance": ev,
-            "ev_drop": values["ev_drop"],
             "external_delta": values["external"],
             "cebench_delta": cebench,
             **{f"gate_{gate}": verdict for gate, verdict in verdicts.items()},
             "accepted": {*verdicts.values()} <= {"pass", ""},
-            "checkpoint_seed": best.seed,
+            "checkpoint_seed": max(checkpoints, key=lambda row: row.external_score).seed,
         }
-
-
-def swept_names(sweep: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """Name, name of the base, and weight of every group of a sweep, from its section of the parameters."""
-    params = ConsistencyParams.model_validate(sweep)
-    weights = [weight for _ in params.conditions for weight in params.lambdas]
-    return [(one.name, params.base_of(one.name), weight) for one, weight in zip(params.swept(), weights, strict=True)]
-
-
-def _mean(members: Sequence[Any], column: str) -> float | None:
-    values = [getattr(member, column) for member in members]
-    return None if None in values else fmean(values)
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
 
 
 class CheckpointRow(MeasuredRow):
@@ -167,8 +133,7 @@ class CheckpointRow(MeasuredRow):
     external_score: float
     """Weighted sum of the four, each scaled to 0 for the worst seed of the group and 1 for the best."""
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """The validation AUC from the probes, and the score."""
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
         weights = run.parameters["consistency"]["external_score"]
         group = run.rows(step, "checkpoints", condition=self.condition) or [self]
         probes = run.rows(step, "probes", condition=self.condition, seed=self.seed)
@@ -177,18 +142,16 @@ class CheckpointRow(MeasuredRow):
             values = [value for row in group if (value := getattr(row, metric)) is not None]
             if values and (spread := max(values) - min(values)):
                 score += weight * (getattr(self, metric) - min(values)) / spread
-        return {"note": "", "saebench": mean_over_sets(probes, "validation_auc", "drop"), "external_score": score}
+        return {"saebench": mean_over_sets(probes, "validation_auc", "drop"), "external_score": score}
 
 
 class TruthRow(MeasuredRow):
     """SAEs of activations with known features, trained with one weight of the objective."""
 
     weight: float
-    """lambda of the objective."""
     recovery: Cosine
     """MCC with the true features: mean |cosine| of decoder rows and features, matched one to one, over seeds."""
     pwmcc: Cosine
-    """Over pairs of unrelated seeds."""
     pwmcc_within: Cosine | None
     """Over pairs of seeds of one reference; null at weight 0."""
     functional_agreement: Similarity

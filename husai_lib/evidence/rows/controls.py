@@ -1,22 +1,13 @@
 """Rows of the stress controls: each beside the candidate, and what was trained and probed for it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from husai_lib.evidence.rows.base import (
-    CONTROLS,
-    Auc,
-    MeasuredRow,
-    RunTables,
-    group_sha256,
-    is_matched,
-    noted,
-)
+from husai_lib.evidence.rows.base import CONTROLS, Auc, MeasuredRow, RunTables, group_sha256, is_matched, noted
 from husai_lib.evidence.rows.measured import pairs_of
+from husai_lib.intervals import between_units, jackknife_interval, mean_over_pairs, pwmcc_difference
 
 NUMBERS = ("candidate", "control_value", "delta", "delta_low", "delta_high", "tasks_low", "tasks_high")
 """Columns of a control that are null where it was not run."""
@@ -32,13 +23,49 @@ def control_names(parameters: Mapping[str, Any]) -> list[str]:
     return [*models, *CONTROLS[1:]]
 
 
-def retained(rows: Sequence[OodRow], of: str = "auc") -> float | None:
-    """The share of its AUC above chance that is left under shift, over all rows together.
+class ControlSaeRow(MeasuredRow):
+    """One SAE that was trained for a control."""
 
-    `of` is `auc` for the SAE and `llm_auc` for the raw activation. None where nothing is above chance in domain.
-    """
-    inside, shifted = (fmean(getattr(row, f"{at}_{of}") for row in rows) - CHANCE for at in ("in_domain", "shifted"))
-    return shifted / inside if round(inside, 9) > 0 else None
+    control: str
+    """random_model_1 and so on, or transcoder."""
+    architecture: str
+    seed: int
+    d_sae: int
+    k: int
+    """Target L0."""
+    l0: float
+    """Mean count of non-zero latents a held-out row of the activations that it reads."""
+    l0_matched: bool
+    key: str
+    weights_sha256: str
+
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- of the step stress alone
+        # width, k and, but for a transcoder, architecture are those of the candidate's member of its seed
+        own = next(member for member in run.candidate.members if member.seed == self.seed)
+        architecture = "topk_transcoder" if self.control == "transcoder" else own.architecture
+        matched = is_matched(self.l0, own.k)
+        return {"architecture": architecture, "d_sae": own.d_sae, "k": own.k, "l0_matched": matched}
+
+
+class OodRow(MeasuredRow):
+    """One task of the out-of-distribution control at one seed of the candidate."""
+
+    task: str
+    seed: int
+    best_k: int
+    in_domain_auc: Auc
+    in_domain_llm_auc: Auc
+    shifted_auc: Auc
+    shifted_llm_auc: Auc
+    weights_sha256: str
+    """Hash of the weights of the candidate's SAE of this seed."""
+
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
+        # the raw activation's AUCs are one number a task
+        first = next(iter(run.rows(step, "ood", task=self.task)), self)
+        raw = {name: getattr(first, name) for name in ("in_domain_llm_auc", "shifted_llm_auc")}
+        own = next(member for member in run.candidate.members if member.seed == self.seed)
+        return raw | {"weights_sha256": own.weights_sha256}
 
 
 class ControlRow(MeasuredRow):
@@ -60,17 +87,15 @@ class ControlRow(MeasuredRow):
     tasks_high: float | None = None
     """Interval over tasks instead, t(T - 1), each with all seeds; null except for in_domain and ood."""
     level: float
-    """Confidence of these intervals."""
     l0_matched: bool
     """Whether the L0 of every SAE of the control lies within 10 % of k; true where it has none."""
     candidate_sha256: str
     """Hash of the candidate's weights at all its seeds: the weights that the row holds for."""
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
         """All of it: from pairs of seeds, from tasks under shift, or why it was not run.
 
-        An interval of PW-MCC leaves the same seed out of the candidate and of the control. What is retained under shift
-        is a ratio of means over tasks and seeds, so a task at chance does not dominate it.
+        What is retained under shift is a ratio of means over tasks and seeds, so a task at chance does not dominate it.
         """
         sha256 = group_sha256((member.seed, member.weights_sha256) for member in run.candidate.members)
         saes = run.rows(step, "control_saes", control=self.control)
@@ -85,14 +110,11 @@ class ControlRow(MeasuredRow):
             return about | self._of_pairs(run.rows(step, "pairs"), saes, run)
         random = "random_model" if self.control.startswith("random_") else self.control
         switch = "ood" if self.control in PROBED else random
-        off = (
-            "the control was not run" if run.parameters["stress"][switch] else f"switched off by stress.{switch}: false"
-        )
+        runs = run.parameters["stress"][switch]
+        off = "the control was not run" if runs else f"switched off by stress.{switch}: false"
         return about | {"note": off if run.candidate.members else run.candidate.why_none}
 
     def _of_pairs(self, pairs: Sequence[Any], saes: Sequence[ControlSaeRow], run: RunTables) -> dict[str, Any]:
-        from husai_lib.intervals import between_units, mean_over_pairs, pwmcc_difference  # noqa: PLC0415 - as above
-
         members, joined = run.candidate.members, "+" in run.parameters["activations"]["hook_name"]
         seeds, units = [member.seed for member in members], [member.unit for member in members]
         if len(set(units)) < 2:
@@ -132,8 +154,6 @@ def _estimate(candidate: Any, control: Any, delta: Any, notes: dict[str, bool], 
 
 def _interval(statistic: Callable[[Sequence[OodRow]], float], tasks: Sequence[OodRow], by: str, level: float) -> Any:
     """The jackknife interval over groups of tasks, of one seed or one name each; None where it is not defined."""
-    from husai_lib.intervals import jackknife_interval  # noqa: PLC0415 - as above
-
     names = list(dict.fromkeys(getattr(row, by) for row in tasks))
 
     def value(some: Sequence[int]) -> float:
@@ -146,58 +166,20 @@ def _interval(statistic: Callable[[Sequence[OodRow]], float], tasks: Sequence[Oo
         return None
 
 
-def _above_chance(rows: Sequence[OodRow]) -> float:
-    return fmean(row.in_domain_auc for row in rows) - CHANCE
+def _above_chance(rows: Sequence[OodRow], column: str = "in_domain_auc") -> float:
+    return fmean(getattr(row, column) for row in rows) - CHANCE
+
+
+def retained(rows: Sequence[OodRow], of: str = "auc") -> float | None:
+    """The share of its AUC above chance that is left under shift, over all rows together.
+
+    `of` is `auc` for the SAE and `llm_auc` for the raw activation. None where nothing is above chance in domain.
+    """
+    inside, shifted = (_above_chance(rows, f"{at}_{of}") for at in ("in_domain", "shifted"))
+    return shifted / inside if round(inside, 9) > 0 else None
 
 
 def _lost_beyond_raw(rows: Sequence[OodRow]) -> float:
     """The share that the raw activation retains minus the share that the SAE retains; NaN where either has none."""
     raw, own = retained(rows, "llm_auc"), retained(rows)
     return math.nan if raw is None or own is None else raw - own
-
-
-class ControlSaeRow(MeasuredRow):
-    """One SAE that was trained for a control."""
-
-    control: str
-    """random_model_1 and so on, or transcoder."""
-    architecture: str
-    seed: int
-    d_sae: int
-    k: int
-    """Target L0."""
-    l0: float
-    """Mean count of non-zero latents a held-out row of the activations that it reads."""
-    l0_matched: bool
-    """Whether l0 lies within 10 % of k."""
-    key: str
-    """Cache key of the weights."""
-    weights_sha256: str
-
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- of the step stress alone
-        """Width, k and, but for a transcoder, architecture are those of the candidate's member of its seed."""
-        own = next(member for member in run.candidate.members if member.seed == self.seed)
-        architecture = "topk_transcoder" if self.control == "transcoder" else own.architecture
-        matched = is_matched(self.l0, own.k)
-        return {"note": "", "architecture": architecture, "d_sae": own.d_sae, "k": own.k, "l0_matched": matched}
-
-
-class OodRow(MeasuredRow):
-    """One task of the out-of-distribution control at one seed of the candidate."""
-
-    task: str
-    seed: int
-    best_k: int
-    in_domain_auc: Auc
-    in_domain_llm_auc: Auc
-    shifted_auc: Auc
-    shifted_llm_auc: Auc
-    weights_sha256: str
-    """Hash of the weights of the candidate's SAE of this seed."""
-
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """The raw activation's AUCs are one number a task; the weights are those of the candidate."""
-        first = next(iter(run.rows(step, "ood", task=self.task)), self)
-        raw = {name: getattr(first, name) for name in ("in_domain_llm_auc", "shifted_llm_auc")}
-        own = next(member for member in run.candidate.members if member.seed == self.seed)
-        return raw | {"note": "", "weights_sha256": own.weights_sha256}

@@ -1,17 +1,12 @@
 """Rows of the judging wing: candidates, gates and decision criteria."""
 
-from __future__ import annotations
-
-from husai_lib.evidence.rows.base import (
-    Row,
-)
+from husai_lib.evidence.rows.base import Row
 
 
 class CandidateRow(Row):
     """A group as selection sees it: bounds, ranks and what became of it."""
 
     source: str
-    """The step whose record it comes from."""
     condition: str
     architecture: str
     n_seeds: int
@@ -53,7 +48,7 @@ class GateRow(Row):
     sets_level: float | None = None
     """Confidence of its part over data sets; null but for SAEBench."""
     ceiling: float | None = None
-    """The largest value that this group can reach; null where none is known exactly."""
+    """The largest value that this group can reach; null where it is not known exactly."""
     threshold: float
     direction: str
     """`above` or `below` the threshold passes."""
@@ -61,7 +56,6 @@ class GateRow(Row):
     verdict: str
     """pass, fail, missing or unreachable."""
     source: str
-    """The record the value comes from."""
 
 
 class CriterionRow(Row):
@@ -70,15 +64,12 @@ class CriterionRow(Row):
     criterion: int
     """1: both external deltas improve jointly, by their bounds; 2: a better outcome of the gate, no control lost."""
     earlier: str
-    """The earlier run."""
     metric: str
     """saebench_delta, cebench_delta, or a gate."""
     here: float | None
-    """The value of this cycle's candidate."""
     there: float | None
-    """The value of the earlier candidate."""
     difference: float | None
-    """here minus there."""
+    """Of the candidates of this cycle and of the earlier run: here minus there."""
     difference_low: float | None
     difference_high: float | None
     """95 % interval of the difference: Welch's, never narrower than either side's own."""

@@ -1,25 +1,21 @@
 """Rows of imported records of 2026-02, and of their decisions repeated."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field
 
-from husai_lib.evidence.rows.base import (
-    Row,
-)
+from husai_lib.evidence.rows.base import Row
 
 
 class ReplayRow(Row):
     """An imported decision repeated by its own rules, and how its stated numbers compare with ours."""
 
     decision: str
-    """The imported record of the decision."""
+    """Its imported record."""
     winner: str | None
     """The condition that the repeated selection chose."""
     values: int
-    """Stated numbers and names that were compared."""
+    """Number of stated numbers and names that were compared."""
     differing: int
     """How many of them differ by more than 1e-9 of their size."""
     largest_difference: float | None
@@ -50,28 +46,23 @@ class EarlierMemberRow(Row):
     seed: int | None
     d_sae: Annotated[int, Field(gt=0, lt=2**31)] | None
     k: Annotated[int, Field(gt=0, lt=2**31)] | None
-    """Target L0."""
     model: str
     hook_name: str
     explained_variance: float | None
-    """On the rows it was trained on; of an assignment record the mean over its seeds."""
+    """On the rows it was trained on, as are the next two; of an assignment record the mean over its seeds."""
     l0: float | None
-    """On the rows it was trained on."""
     mse: float | None
-    """On the rows it was trained on."""
     saebench_delta: float | None
     """Test AUC of the k that is best on the test set, minus that of the raw activation."""
     llm_auc: float | None
     """Mean test AUC of logistic regression on the raw activation."""
     data_sets: str
-    """Names of the probing data sets, joined by commas."""
     ks: Annotated[str, Field(pattern=r"^([0-9]+(, ?[0-9]+)*)?$")]
     """How many latents a probe could use, joined by commas."""
     results_path: str
     """Folder from which its SAEBench means were read."""
     cebench_interpretability: float | None
     cebench_delta: float | None
-    """cebench_interpretability minus the baseline's."""
     cebench_baseline: str
     """Release and id of the SAE it was compared with; empty where there was none."""
     cebench_baseline_score: float | None
@@ -80,11 +71,9 @@ class EarlierMemberRow(Row):
     evaluated_as: str
     """The architecture whose encoder the benchmarks used, where the record says so."""
     failed: str
-    """Which evaluation ended with an error; empty if none did."""
     checkpoint: str
     """Where its weights were, on a machine of that time."""
     weights_sha256: str
-    """Where the record holds it; else empty."""
 
 
 class EarlierGroupRow(Row):
@@ -101,7 +90,6 @@ class EarlierGroupRow(Row):
     saebench_score: float | None
     cebench_score: float | None
     explained_variance_score: float | None
-    """Normalised components of the joint score."""
     saebench_delta: float | None
     saebench_delta_std: float | None
     saebench_delta_low: float | None
@@ -114,7 +102,7 @@ class EarlierGroupRow(Row):
     explained_variance_std: float | None
     explained_variance_low: float | None
     explained_variance_high: float | None
-    """Means, standard deviations and 95 % intervals over the seeds (z = 1.96)."""
+    """95 % intervals over the seeds (z = 1.96)."""
 
 
 class EarlierSweepRow(Row):
@@ -128,14 +116,11 @@ class EarlierSweepRow(Row):
     pairs: int | None
     """Pairs of SAEs that the PW-MCC interval was computed over."""
     pwmcc: float | None
-    """Of the trained SAEs."""
     control: float | None
-    """PW-MCC of random decoders."""
     delta: float | None
     delta_low: float | None
     """As they stated it: lower end of the one interval minus upper end of the other."""
     explained_variance: float | None
-    """Mean over the seeds."""
     alignment: float | None
     """Mean |cosine| to the reference seed."""
     saebench_delta: float | None
@@ -162,8 +147,7 @@ class CaveatRow(Row):
     caveat: str
     """width_ceiling, unequal_data_sets, stale_results, ...: see `husai_lib/earlier/caveats.py`."""
     record: str
-    """The record it concerns."""
     rows: int
-    """How many of its rows."""
+    """How many rows of that record it concerns."""
     what: str
     """One sentence, with the numbers that show it."""

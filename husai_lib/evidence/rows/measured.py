@@ -1,11 +1,7 @@
 """Rows of the measuring wing: activations, trained SAEs, their stability, their probes and CE-Bench scores."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
-
-from pydantic import model_validator
+from typing import Any
 
 from husai_lib.evidence.rows.base import (
     GIVEN,
@@ -19,9 +15,11 @@ from husai_lib.evidence.rows.base import (
     Variance,
     ceiling,
     is_matched,
+    minus,
     noted,
 )
 from husai_lib.evidence.rows.probes import CEILINGS, mean_ceiling, mean_over_sets, saebench_interval
+from husai_lib.intervals import Pairs, between_units, mean_within_units, pair_table, pwmcc_interval
 from husai_lib.params.conditions import baseline_name, is_baseline_name
 
 WITH_BASELINES = ("confirmation", "scaling")
@@ -35,7 +33,6 @@ class SourceRow(MeasuredRow):
     """training, held_out, probing, ood, shifted or stories."""
     data_set: str
     texts: Count
-    """Texts used."""
     tokens: Count
     """Token positions, skipped ones included."""
     rows: Count
@@ -51,16 +48,15 @@ class BankRow(MeasuredRow):
     rows: int
     d_in: int
     key: str
-    """Cache key: hash of all that determines the content."""
     sha256: str
     """Hash of the stored activations."""
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """A bank has the rows of its sources; those of a transcoder are the training rows and the held-out rows."""
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
+        # a bank has the rows of its sources; those of a transcoder are the training rows and the held-out rows
         of_transcoder = {"mlp_in": "training", "mlp_out": "training", "mlp_in_held_out": "held_out"}
         role, _, name = of_transcoder.get(self.bank, self.bank).partition("/")
         kept = [source.rows for source in run.rows(step, "sources", role=role) if name in {"", source.data_set}]
-        return {"note": "", "rows": sum(kept) if kept else self.rows}
+        return {"rows": sum(kept) if kept else self.rows}
 
 
 class MemberRow(MeasuredRow):
@@ -81,7 +77,6 @@ class MemberRow(MeasuredRow):
     l0: float
     """Mean count of non-zero latents a held-out row."""
     l0_matched: bool
-    """Whether l0 lies within 10 % of k."""
     dead_fraction: Share
     """Share of latents that never fire on the held-out rows."""
     saebench_auc: Auc
@@ -90,23 +85,20 @@ class MemberRow(MeasuredRow):
     saebench_delta: float
     """saebench_auc minus the same mean of logistic regression on the raw activation."""
     saebench_delta_keep: float
-    """The delta of the published protocol: duplicate prompts kept, one split, every data set with equal weight."""
+    """As published: duplicate prompts kept, one split, every data set with equal weight."""
     cebench_contrastive: float
     cebench_independence: float
     cebench_interpretability: float
-    """CE-Bench scores in standard deviations over the latents."""
+    """In standard deviations over the latents."""
     cebench_calibrated_contrastive: float | None
-    """Contrastive in standard deviations of its permutation null; independence has no such form."""
     cebench_calibrated: float | None
-    """Interpretability in standard deviations of its permutation null."""
+    """Contrastive and interpretability in standard deviations of their permutation null."""
     cebench_delta: float | None
-    """cebench_interpretability minus the matched baseline's at the same seed; null for the baseline."""
     cebench_calibrated_delta: float | None
-    """cebench_calibrated minus the matched baseline's at the same seed; null where either is missing."""
+    """cebench_interpretability and cebench_calibrated minus those of the matched baseline at the same seed."""
     cebench_ceiling: float
     """(d_sae - 1) / sqrt(d_sae): no SAE of this width can score higher."""
     key: str
-    """Cache key of the weights."""
     weights_sha256: str
 
     @property
@@ -125,55 +117,43 @@ class MemberRow(MeasuredRow):
             return is_matched(self.d_sae, d_sae) and is_matched(self.l0, k)
         return (self.d_sae, self.k, self.seed) == (d_sae, k, seed)
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check(self) -> None:
         highest = self.cebench_ceiling * (1 + 1e-5)  # scores are float32
         scores = (self.cebench_contrastive, self.cebench_independence, self.cebench_interpretability)
         if not 0 <= self.l0 <= self.d_sae:
             raise ValueError(f"l0 = {self.l0} is impossible for {self.d_sae} latents")
         if max(scores) > highest:
             raise ValueError(f"a CE-Bench score of {max(scores)} lies above {self.cebench_ceiling}, the ceiling")
-        return self
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """Means over its probes, whether its L0 is matched, CE-Bench's ceiling and delta, and the note.
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
+        """All but what was measured.
 
-        The delta is over the baseline of the same width, k and seed, or over a given SAE that is matched; null where
-        there is neither: scores of other widths and sparsities cannot be compared. The note of a given SAE says what
-        its metadata do, which no record has.
+        CE-Bench's delta is over the baseline of the same width, k and seed, or over a given SAE that is matched: scores
+        of other widths and sparsities cannot be compared. The note of a given SAE says what its metadata do.
         """
         probes = run.rows(step, "probes", condition=self.condition, seed=self.seed)
         record = step if step in WITH_BASELINES else "baselines"
         compared = [] if self.is_baseline else [row for row in run.rows(record, "members") if row.is_baseline]
-        own = baseline_name(self.condition)  # in a grid, each cell has its own
-        base = next(
-            (
-                row
-                for row in compared
-                if row.is_baseline_of(self.d_sae, self.k, self.seed) and (step != "scaling" or row.condition == own)
-            ),
-            None,
-        )
+        if step == "scaling":  # each cell of the grid has its own
+            compared = [row for row in compared if row.condition == baseline_name(self.condition)]
+        base = next((row for row in compared if row.is_baseline_of(self.d_sae, self.k, self.seed)), None)
         notes = {
             "no CE-Bench delta: no baseline has this width, k and seed": base is None and not self.is_baseline,
             "CE-Bench deltas are measured against this baseline": self.is_baseline,
             "no calibrated CE-Bench score: its null does not vary": self.cebench_calibrated is None,
             "each best k was chosen on the test set": run.parameters["probing"]["choose_k"] == "test",
         }
+        duplicates = run.parameters["probing"]["duplicates"]
         return {
-            "saebench_auc": mean_over_sets(probes, "test_auc", run.parameters["probing"]["duplicates"]),
-            "saebench_delta": mean_over_sets(probes, "delta", run.parameters["probing"]["duplicates"]),
+            "saebench_auc": mean_over_sets(probes, "test_auc", duplicates),
+            "saebench_delta": mean_over_sets(probes, "delta", duplicates),
             "saebench_delta_keep": mean_over_sets(probes, "delta", "keep"),
             "l0_matched": is_matched(self.l0, self.k),
             "cebench_delta": base and self.cebench_interpretability - base.cebench_interpretability,
-            "cebench_calibrated_delta": base and _difference(self.cebench_calibrated, base.cebench_calibrated),
+            "cebench_calibrated_delta": base and minus(self.cebench_calibrated, base.cebench_calibrated),
             "cebench_ceiling": ceiling(self.d_sae),
             "note": self.note if self.condition == GIVEN else noted(notes),
         }
-
-
-def _difference(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
 
 
 class GroupRow(MeasuredRow):
@@ -191,7 +171,7 @@ class GroupRow(MeasuredRow):
     """95 % interval: leave-one-seed-out jackknife, t(S - 1); two seeds have none. With a consistency objective, a
     reference is left out with all its seeds: S is the number of references."""
     pwmcc_within: Cosine | None = None
-    """The same mean over pairs of related seeds, which agree by construction; null where there are none."""
+    """Over pairs of related seeds, which agree by construction; null where there are none."""
     pwmcc_max: Cosine | None
     """The older statistic: mean of row and column maxima, over the pairs of pwmcc as are the next ones. Never mixed
     with pwmcc."""
@@ -212,16 +192,15 @@ class GroupRow(MeasuredRow):
     """Mean R of the contributions of matched latents to held-out reconstructions: 1 if one can stand for the other.
     Null in records that are older than this measure."""
     functional_rare: Similarity | None = None
-    """The same of the third of the matched latents that fire most rarely."""
     functional_frequent: Similarity | None = None
-    """And of the third that fire most often."""
+    """The same of the third of the matched latents that fire most rarely, and of the third that fire most often."""
     saebench_delta: float
-    """SAEBench delta over all seeds and data sets, duplicate prompts left out."""
+    """Over all seeds and data sets, duplicate prompts left out."""
     saebench_low: float | None
     saebench_high: float | None
     """Its two-way 95 % interval, over seeds and data sets."""
     saebench_delta_keep: float
-    """The delta of the published protocol, duplicate prompts kept."""
+    """As published, duplicate prompts kept."""
     largest_k_delta: float
     """The delta of probes that read as many latents as the parameters allow."""
     full_width_delta: float
@@ -234,20 +213,16 @@ class GroupRow(MeasuredRow):
     single_latent_delta: float
     """The delta of the best single latent by its test AUC: exact, no probe of one latent exceeds it."""
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check(self) -> None:
         if self.pwmcc is not None and self.pwmcc_max is not None and self.pwmcc > self.pwmcc_max + 1e-6:
             raise ValueError(f"pwmcc = {self.pwmcc} lies above {self.pwmcc_max}, the mean of the maxima")
-        return self
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """PW-MCC and its interval from the pairs of seeds, what exceeds the null, and the mean over data sets."""
-        from husai_lib.intervals import between_units, mean_within_units, pwmcc_interval  # noqa: PLC0415 - measuring alone needs it
-
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
         members = run.rows(step, "members", condition=self.condition)
         pairs = pairs_of(self.condition, [member.seed for member in members], run.rows(step, "pairs"))
         units = [member.unit for member in members]
         found = pwmcc_interval(between_units(pairs, units)) if len(set(units)) > 1 else None
+        mean, null = found.mean if found else None, self.null_gaussian
         what = "seeds" if all(member.reference is None for member in members) else "references"
         notes = {
             "a single seed has no agreement across seeds": len(members) == 1,
@@ -259,11 +234,11 @@ class GroupRow(MeasuredRow):
         return {
             "architecture": members[0].architecture,
             "n_seeds": len(members),
-            "pwmcc": found and found.mean,
+            "pwmcc": mean,
             "pwmcc_low": found and found.low,
             "pwmcc_high": found and found.high,
             "pwmcc_within": mean_within_units(pairs, units),
-            "pwmcc_corrected": _above(found.mean if found else None, self.null_gaussian),
+            "pwmcc_corrected": None if mean is None or null is None else (mean - null) / (1 - null),
             "saebench_delta": sets.mean,
             "saebench_low": sets.low,
             "saebench_high": sets.high,
@@ -271,11 +246,6 @@ class GroupRow(MeasuredRow):
             **{column: mean_ceiling(limits, column) for column in CEILINGS},
             "note": noted(notes),
         }
-
-
-def _above(value: float | None, null: float | None) -> float | None:
-    """By how much a cosine exceeds that of a null, as a share of what the null leaves."""
-    return None if value is None or null is None else (value - null) / (1 - null)
 
 
 class PairRow(MeasuredRow):
@@ -289,10 +259,8 @@ class PairRow(MeasuredRow):
     """Mean |cosine| of the decoder rows under the best one-to-one assignment; groups and controls follow from it."""
 
 
-def pairs_of(of: str, seeds: Sequence[int], rows: Iterable[PairRow]) -> Any:
+def pairs_of(of: str, seeds: Sequence[int], rows: Iterable[PairRow]) -> Pairs:
     """The table `[S, S]` of PW-MCC of the pairs of these seeds; KeyError where one is missing."""
-    from husai_lib.intervals import pair_table  # noqa: PLC0415 - as above
-
     known = {(row.seed_a, row.seed_b): row.pwmcc for row in rows if row.of == of}
     pairs = {(i, j): known[seeds[i], seeds[j]] for i in range(len(seeds)) for j in range(i + 1, len(seeds))}
     return pair_table(len(seeds), pairs)
@@ -322,14 +290,11 @@ class ContrastiveRow(MeasuredRow):
     ceiling: float
     """(d_sae - 1) / sqrt(d_sae): no SAE of this width can score higher, but for the calibrated scores."""
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check(self) -> None:
         scores = (self.contrastive, self.interpretability, self.interpretability_as_released)
         if not 0 <= self.l0 <= self.d_sae or max(scores) > self.ceiling * (1 + 1e-5):
             raise ValueError(f"l0 = {self.l0} or a score of {max(scores)} is impossible for {self.d_sae} latents")
-        return self
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- from the row alone
-        """The ceiling of its width, and the note."""
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:  # noqa: ARG002 -- from the row alone
         constant = "no calibrated score: its null does not vary"
         return {"ceiling": ceiling(self.d_sae), "note": noted({constant: self.calibrated is None})}

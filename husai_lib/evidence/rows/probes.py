@@ -1,18 +1,14 @@
 """Rows of sparse probing: probes, what help would give them, and the weighted means and interval over data sets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import model_validator
+import numpy as np
 
 from husai_lib.evidence.rows.base import Auc, Count, MeasuredRow, RunTables
+from husai_lib.intervals import LEVEL, Interval, means_by, two_way_interval
 from husai_lib.params.scaling import point_of
-
-if TYPE_CHECKING:
-    from husai_lib.intervals import Interval
 
 ENOUGH_TEST_ROWS = 200
 """A data set with fewer test rows weighs less."""
@@ -39,16 +35,13 @@ class ProbeRow(MeasuredRow):
     """Test AUC of logistic regression on the raw activation."""
     delta: float
     latents: str = ""
-    """The latents that the probe reads, best first."""
 
-    @model_validator(mode="after")
-    def _reads_k_latents(self) -> Self:
+    def _check(self) -> None:
         if self.latents and len(self.latents.split()) != self.best_k:
             raise ValueError(f"best_k = {self.best_k}, but {len(self.latents.split())} latents are listed")
-        return self
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """The delta; raw AUC and number of test rows are those of every SAE of the layer in the same form and split."""
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
+        # raw AUC and number of test rows are those of every SAE of the layer in the same form and split
         columns = ("data_set", "at", "duplicates", "split")
         others = run.tables.get((step if step == "scaling" else "baselines", "probes"), ())
         same = (
@@ -58,12 +51,7 @@ class ProbeRow(MeasuredRow):
             and (step != "scaling" or point_of(probe.condition)[0] == point_of(self.condition)[0])
         )
         first = next(same, self)  # the first is enough, and there can be a hundred thousand
-        return {
-            "note": "",
-            "delta": self.test_auc - self.llm_auc,
-            "llm_auc": first.llm_auc,
-            "test_rows": first.test_rows,
-        }
+        return {"delta": self.test_auc - self.llm_auc, "llm_auc": first.llm_auc, "test_rows": first.test_rows}
 
 
 class CeilingRow(MeasuredRow):
@@ -84,10 +72,9 @@ class CeilingRow(MeasuredRow):
     oracle_delta: float
     single_latent_delta: float
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """The number of test rows, from its probes."""
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
         about = {"condition": self.condition, "seed": self.seed, "data_set": self.data_set, "duplicates": "drop"}
-        return {"note": "", "test_rows": min(probe.test_rows for probe in run.rows(step, "probes", **about))}
+        return {"test_rows": min(probe.test_rows for probe in run.rows(step, "probes", **about))}
 
 
 def mean_over_sets(probes: Iterable[ProbeRow], column: str, duplicates: str) -> float:
@@ -110,17 +97,11 @@ def set_weight(probes: Sequence[ProbeRow]) -> float:
     return min(1.0, min(probe.test_rows for probe in probes) / ENOUGH_TEST_ROWS)
 
 
-def saebench_interval(
-    probes: Sequence[ProbeRow], level: float | None = None, sets_level: float | None = None
-) -> Interval:
+def saebench_interval(probes: Sequence[ProbeRow], level: float = LEVEL, sets_level: float | None = None) -> Interval:
     """The SAEBench delta of one group without duplicates, with its interval over seeds and data sets.
 
-    `level` is the confidence over seeds, 0.95 by default, and `sets_level` that of the part over data sets.
+    `level` is the confidence over seeds, and `sets_level` that of the part over data sets, by default the same.
     """
-    import numpy as np  # noqa: PLC0415 - as in rows/measured.py
-
-    from husai_lib.intervals import LEVEL, means_by, two_way_interval  # noqa: PLC0415 - as in rows/measured.py
-
     dropped = [probe for probe in probes if probe.duplicates == "drop"]
     mean = means_by(((probe.seed, probe.data_set), probe.delta) for probe in dropped)
     seeds, names = list(dict.fromkeys(seed for seed, _ in mean)), list(dict.fromkeys(name for _, name in mean))
@@ -130,7 +111,7 @@ def saebench_interval(
     def weighted(some_seeds: Sequence[int], some_sets: Sequence[int]) -> float:
         return float(np.average(deltas[np.ix_(some_seeds, some_sets)].mean(0), weights=weights[some_sets]))
 
-    return two_way_interval(weighted, len(seeds), len(names), level or LEVEL, sets_level)
+    return two_way_interval(weighted, len(seeds), len(names), level, sets_level)
 
 
 def mean_ceiling(rows: Sequence[CeilingRow], column: str) -> float:

@@ -1,7 +1,5 @@
 """Rows of phase 4e: what token budget, layer and width change, alone and together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import product
 from statistics import fmean
@@ -9,6 +7,7 @@ from typing import Any
 
 from husai_lib.evidence.rows.base import MeasuredRow, RunTables, noted
 from husai_lib.evidence.rows.measured import pairs_of
+from husai_lib.intervals import jackknife_interval, mean_over_pairs
 from husai_lib.params.scaling import AXES, ScalingParams, name_of
 
 EFFECTS_ON = ("explained_variance", "pwmcc", "saebench_delta", "cebench_delta")
@@ -23,7 +22,6 @@ class EffectRow(MeasuredRow):
     of: str
     """layer, tokens or d_sae; `a x b` is an interaction: how much more a does at the highest than at the lowest b."""
     change: str
-    """The levels, from the lowest to the highest."""
     n_seeds: int
     effect: float | None
     """Mean over all levels of the other axes; null where the metric is missing."""
@@ -31,10 +29,7 @@ class EffectRow(MeasuredRow):
     high: float | None
     """95 % interval over seeds: leave-one-seed-out jackknife, t(S - 1)."""
 
-    def derived(self, step: str, run: RunTables) -> dict[str, Any]:
-        """All of it, from the tables of members and of pairs."""
-        from husai_lib.intervals import jackknife_interval  # noqa: PLC0415 - as in rows/measured.py
-
+    def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
         params = ScalingParams.model_validate(run.parameters["scaling"])
         seeds, of = params.seeds or run.parameters["seeds"], self.of.split(" x ")
         change = "; ".join(f"{params.levels[axis][0]:,} to {params.levels[axis][-1]:,}" for axis in of)
@@ -46,7 +41,11 @@ class EffectRow(MeasuredRow):
             return about | {"note": missing}
 
         def effect(some: Sequence[int]) -> float:
-            found = [sign * _value(values[point], some) for sign, point in _contrast(params, of)]
+            found = []
+            for sign, point in _contrast(params, of):
+                own = values[point]
+                value = fmean(own[i] for i in some) if isinstance(own, list) else mean_over_pairs(own, some)
+                found.append(sign * value)
             return fmean(found) * float(2 ** len(of))
 
         found = jackknife_interval(effect, len(seeds), smallest)
@@ -69,9 +68,3 @@ def _of_seeds(metric: str, point: tuple[int, ...], seeds: Sequence[int], step: s
     found = {row.seed: getattr(row, metric) for row in run.rows(step, "members", condition=name_of(point))}
     values = [found[seed] for seed in seeds]
     return None if None in values else values
-
-
-def _value(own: Any, some: Sequence[int]) -> float:
-    from husai_lib.intervals import mean_over_pairs  # noqa: PLC0415 - as above
-
-    return fmean(own[i] for i in some) if isinstance(own, list) else mean_over_pairs(own, some)
