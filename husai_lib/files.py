@@ -39,10 +39,7 @@ def write_text(path: Path, text: str) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> str:
-    """Write `content` so that `path` holds all of it or what it held before; returns its SHA-256.
-
-    Raises EvidenceError where the disk is full or read-only.
-    """
+    """Write `content` whole or not at all; returns its SHA-256. EvidenceError where the disk is full or read-only."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -75,10 +72,7 @@ def write_json(path: Path, data: Any) -> str:
 
 
 def read_json(path: Path, sha256: str | None = None) -> Any:
-    """The content of a JSON file that this project wrote; IntegrityError if it was changed since.
-
-    Its bytes must be the canonical text of their content and, where `sha256` is given, have that hash.
-    """
+    """The content of a JSON file that this project wrote; IntegrityError if it is not canonical or not of that hash."""
     try:
         text = path.read_bytes().decode()  # the bytes as they are: read_text would hide changed line ends
         data = json.loads(text)

@@ -113,8 +113,8 @@ def two_way_interval(
 def share_of_luck(n_sets: int, sets_level: float) -> float:
     """The share of the half width over data sets that selection by them may have added to the estimate.
 
-    At a `sets_level` that shares the error rate among groups, the best of them lies above its truth: by the median of
-    the largest of their t statistics. This part is no spread, so it is added to the half width and not to its square.
+    The best of the groups that share the error rate lies above its truth by the median of the largest of their t
+    statistics. This part is no spread, so it is added to the half width and not to its square.
     """
     groups = max(1.0, (1 - LEVEL) / (1 - sets_level))
     return t_quantile(n_sets - 1, 2 * 0.5 ** (1 / groups) - 1) / t_quantile(n_sets - 1, sets_level)
@@ -160,10 +160,7 @@ def pwmcc_interval(pairs: Pairs, level: float = LEVEL) -> Interval:
 
 
 def pwmcc_difference(a: Pairs, b: Pairs, level: float = LEVEL) -> Interval:
-    """PW-MCC(a) - PW-MCC(b), with the jackknife interval that leaves out the same seed of both.
-
-    `a` and `b` are tables over the same seeds in the same order; DataError if their numbers of seeds differ.
-    """
+    """PW-MCC(a) - PW-MCC(b) with its jackknife interval, which leaves the same seed out of both."""
     if a.shape != b.shape:
         raise DataError(f"PW-MCC of {len(a)} and of {len(b)} seeds cannot be compared; train both over the same seeds")
     return jackknife_interval(lambda some: mean_over_pairs(a, some) - mean_over_pairs(b, some), len(a), level=level)

@@ -66,10 +66,9 @@ class Candidate:
 def candidates_of(
     source: str, read: Read, here: Mapping[str, str] | None = None, *, duplicates: bool = False
 ) -> list[Candidate]:
-    """The candidates of a source as parameters name it.
+    """The candidates of a source; with `duplicates`, by the SAEBench deltas that keep duplicate prompts.
 
-    With `duplicates`, SAEBench deltas are those that keep duplicate prompts, as the rules 2026-02 had them. Raises
-    DataError for a source without SAEs, and for one that was measured on other things than `here`.
+    Raises DataError for a source without SAEs, and for one that was measured on other things than `here`.
     """
     record = read(source)
     if "earlier_members" in record.data["tables"]:
@@ -103,10 +102,7 @@ def beside(source: str, step: str) -> str:
 def candidates_from(
     source: str, members: Members, measured: dict[str, str], baselines: Members = ()
 ) -> list[Candidate]:
-    """The members of the record `source` as candidates.
-
-    Beside what all were `measured` on, each names its own baseline, so that widths may differ within a run.
-    """
+    """The members of the record `source` as candidates, with their baselines beside what all were `measured` on."""
     found = []
     for row in members:
         own = {f"{BASELINE} of {row.d_sae:,} latents, k = {row.k}, seed {row.seed}": baseline_of([row], baselines)}
@@ -209,8 +205,7 @@ def describe_setting(value: str) -> str:
 def differences(settings: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
     """The settings that differ, with their values in the order in which they are given.
 
-    A setting that is not named is not known, except for the baseline of a width, k and seed: that is compared only
-    among those that name it.
+    The baseline of a width, k and seed is compared only among those that name it.
     """
     found: dict[str, list[str]] = {}
     for what in dict.fromkeys(what for each in settings for what in each):

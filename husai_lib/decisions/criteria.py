@@ -56,11 +56,7 @@ def compare(here: Standing, there: Standing) -> list[CriterionRow]:
 
 
 def criterion_outcome(rows: Sequence[CriterionRow]) -> str:
-    """The outcome of the rows of one criterion against one earlier run.
-
-    1 is met where both deltas are, and not met as soon as one is not. 2 is met where more of the gates required there
-    pass here than there, and every stress control that passed there passes here; more or fewer gates gain nothing.
-    """
+    """The outcome of the rows of one criterion against one earlier run; more or fewer gates gain nothing."""
     if rows[0].criterion == 1:
         found = {row.outcome for row in rows}
         return next(outcome for outcome in ("not met", "not comparable", "met") if outcome in found)

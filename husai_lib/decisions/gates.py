@@ -117,10 +117,7 @@ class Policy:
 
 
 def evaluate(judged: Judged, controls: Sequence[ControlRow], params: GateParams) -> Policy:
-    """Every gate's verdict and what follows.
-
-    Raises IntegrityError for a control of other weights than the members', DataError for two rows of one control.
-    """
+    """Every gate's verdict; IntegrityError for a control of other weights, DataError for two rows of one control."""
     weights = group_sha256((member.seed, member.weights_sha256) for member in judged.members)
     if other := [row.control for row in controls if row.delta is not None and row.candidate_sha256 != weights]:
         own = judged.members

@@ -23,10 +23,9 @@ ReadRun = Callable[[str], Mapping[str, Record]]
 
 
 def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candidate]:
-    """The candidates of all sources.
+    """The candidates of all sources; SAEs that several steps of this run share are candidates once.
 
-    SAEs that several steps of this run share, as the group at lambda 0 of a sweep may, are candidates once. Raises
-    DataError for a source that was measured on other things than this run, except under the rules 2026-02.
+    Raises DataError for a source that was measured on other things than this run, except under the rules 2026-02.
     """
     found: list[candidates.Candidate] = []
     then = rules.rules == "2026-02"
@@ -39,10 +38,7 @@ def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candid
 
 
 def judged_group(chosen: Mapping[str, Any] | None, read: Read) -> Judged:
-    """What the gates judge: the confirmation seeds of the selected group, or without any those it was selected by.
-
-    There are no members without a selection, nor of an imported cycle: its rows were not measured here.
-    """
+    """What the gates judge: the confirmation seeds of the selected group, or without any those it was selected by."""
     level, sets_level = levels_of(read)
     source = chosen["source"] if chosen else "selection"
     if not chosen or source.startswith(f"{IMPORTED}/"):

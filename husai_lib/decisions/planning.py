@@ -63,10 +63,7 @@ class Spread:
         return math.sqrt(self.seeds + self.probes / max(sets, 1)), math.sqrt(self.sets + self.probes / seeds)
 
     def power(self, margin: float, seeds: int, sets: int = 0) -> float:
-        """How often the bound reaches a threshold that lies `margin` below the true value.
-
-        Without `sets`, the interval is over seeds alone.
-        """
+        """How often the bound, over seeds alone without `sets`, reaches a threshold `margin` below the true value."""
         if not sets:
             shift = min(margin / math.sqrt(self.seeds / seeds or TINY), 1e3)
             return float(stats.nct.sf(t_quantile(seeds - 1, self.level), seeds - 1, shift))

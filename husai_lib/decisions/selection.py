@@ -105,8 +105,7 @@ class Selection:
 def select(candidates: Sequence[Candidate], rules: SelectionParams) -> Selection:
     """The best group of the Pareto front under `rules`; without an eligible group, a reason and no winner.
 
-    Raises DataError, except under the rules 2026-02, for one seed of a condition given twice and for candidates
-    measured on different things, which cannot be ranked together.
+    Raises DataError for candidates that cannot be ranked together, except under the rules 2026-02.
     """
     members = sorted(candidates, key=lambda member: member.place)
     pooled = differences([member.comparability for member in members])
@@ -226,8 +225,7 @@ def _winner(groups: Sequence[Group], rules: SelectionParams) -> str | None:
 def _ranked(groups: Sequence[Group], ranking: Ranking, rules: SelectionParams) -> list[Group]:
     """The eligible groups with their scores, representative and chances: the front first, then by joint score.
 
-    The representative is the member whose own joint score is the median: the lower of two middle ones, then the lower
-    seed. Under the rules 2026-02 it is the member with the highest score.
+    The representative is the member whose own joint score is the median, under the rules 2026-02 the highest.
     """
     then, eligible = rules.rules == "2026-02", [group for group in groups if not group.dropped]
     members = [member for group in (groups if then else eligible) for member in group.members]  # then, of all groups
@@ -268,10 +266,7 @@ def _sensitivity(members: Sequence[Candidate], rules: SelectionParams) -> dict[s
 
 
 def _selection_probabilities(groups: Sequence[Group], rules: SelectionParams) -> list[float | None]:
-    """How often each group wins when the seeds of every group are drawn again with replacement.
-
-    None where that shows nothing: every draw of one seed is the same, and so is every draw of two that has a bound.
-    """
+    """How often each group wins over draws of its seeds; None where all draws are the same."""
     fewest = 3 if rules.mode == "lcb" else 2
     if rules.bootstraps == 0 or rules.rules == "2026-02" or min(len(group.members) for group in groups) < fewest:
         return [None] * len(groups)
@@ -304,9 +299,8 @@ def _resampled_scores(group: Group, rules: SelectionParams) -> Scores:
 
 
 def rank(scores: Scores, rules: SelectionParams) -> Ranking:
-    """The groups by joint score, and which of them are on the Pareto front.
+    """The groups by joint score, and which of them are on the Pareto front, which the first two metrics span.
 
-    The first two metrics span the front: a group is off it if another is at least as good in both and better in one.
     Of equal joint scores the first group wins; groups come in the order of their names.
     """
     front = _front(scores, rules)
@@ -328,13 +322,11 @@ def _front(scores: Scores, rules: SelectionParams) -> NDArray[np.bool_]:
 
 
 def minmax(scores: Scores, rules: SelectionParams) -> NDArray[np.float64]:
-    """Each metric scaled to 0..1 from the worst to the best of the groups, `[..., groups, 3]`; a missing one is 0.
-
-    A metric on which all groups agree, to rounding, is 0 for all; under the rules 2026-02 it is 0.5.
-    """
+    """Each metric scaled to 0..1 from the worst to the best of the groups, `[..., groups, 3]`; a missing one is 0."""
     values, then = np.where(np.isfinite(scores), scores, np.nan), rules.rules == "2026-02"
     low, high = (end.reduce(values, axis=-2, keepdims=True) for end in (np.fmin, np.fmax))  # both ignore NaN
     differs = high - low > (0.0 if then else 1e-12 * np.maximum(np.abs(high), np.abs(low)))
+    # a metric on which all groups agree, to rounding, is 0 for all, and was 0.5
     scaled = np.where(differs, (values - low) / np.where(differs, high - low, 1.0), 0.5 * then)
     return np.where(np.isnan(values), 0.0, scaled)
 

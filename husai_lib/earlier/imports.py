@@ -32,8 +32,7 @@ def import_earlier(paths: Sequence[Path], name: str, evidence: Path) -> Run:
     """Read files, and all `*.json` in folders, into the run `imported/<name>`; a failed import leaves nothing.
 
     A file of a folder that cannot be read is skipped and named in the record `caveats`. Raises ParameterError for a
-    name that cannot be used, DataError for a file that cannot be read and where there is nothing to import,
-    EvidenceError where the disk is full or read-only.
+    name, DataError for a file that cannot be read, EvidenceError where the disk is full.
     """
     target = evidence / IMPORTED / name
     if not NAME.fullmatch(name):

@@ -91,10 +91,9 @@ flag that says whether it is required."""
 
 
 def read_earlier(content: bytes, source: str) -> Reading:
-    """The tables and the summary of the record of one file; `source` is what messages call it.
+    """The tables and the summary of the record of one file; DataError for any other content.
 
-    A value that the file lacks, or that is not finite, is null and noted. Raises DataError for content that is no JSON,
-    is of another kind, or has a value of a wrong type.
+    A value that the file lacks, or that is not finite, is null and noted.
     """
     try:
         given = json.loads(content, parse_constant=lambda _: None)  # NaN, Infinity

@@ -1,7 +1,4 @@
-"""Decisions of February 2026, repeated from their imported records: by the rules of then, and by today's.
-
-Pure: records in, rows out.
-"""
+"""Decisions of February 2026, repeated by the rules of then and by today's. Pure: records in, rows out."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -77,10 +77,9 @@ def key_of(module: str, inputs: dict[str, Any]) -> str:
 
 
 def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Entry:
-    """The verified entry for `inputs`; if there is none, `make(folder)` fills it first.
+    """The verified entry for `inputs`; if there is none, or a damaged one, `make(folder)` fills it first.
 
-    A damaged entry (a truncated or changed file) is discarded and recomputed. Raises EvidenceError if the disk is full
-    or read-only.
+    Raises EvidenceError if the disk is full or read-only.
     """
     key = key_of(module, inputs)
     path = cache_folder() / kind / key
@@ -122,10 +121,7 @@ def is_cached(kind: str, module: str, inputs: dict[str, Any]) -> bool:
 
 
 def open_entry(kind: str, key: str) -> Entry:
-    """An existing entry, every file checked against its hash.
-
-    Raises EvidenceError if there is none and IntegrityError if a file does not match its hash.
-    """
+    """An existing entry, every file checked against its hash; EvidenceError without one, IntegrityError if damaged."""
     path = cache_folder() / kind / key
     files = read_json(path / "entry.json")["files"]
     for name, sha256 in files.items():
@@ -174,10 +170,7 @@ def _stop_looking(what: str) -> None:
 
 
 def same_entry(kind: str, key: str, files: Mapping[str, str]) -> Entry:
-    """The entry of this process's cache that has these hashes, checked once in a process.
-
-    Raises EvidenceError if there is none and IntegrityError if it has others.
-    """
+    """The entry of this process's cache that has these hashes, checked once; raises as `open_entry` does."""
     return _checked(cache_folder(), kind, key, tuple(sorted(files.items())))
 
 
@@ -195,10 +188,7 @@ def contents(entry: Entry) -> dict[str, bytes]:
 
 
 def receive(kind: str, key: str, files: Mapping[str, str], sent: Mapping[str, bytes]) -> None:
-    """Put the contents of an entry into this process's cache, unless it is there.
-
-    Raises IntegrityError if a file does not match its hash.
-    """
+    """Put an entry into this process's cache, unless it is there; IntegrityError if a file does not match its hash."""
     path = cache_folder() / kind / key
     try:
         same_entry(kind, key, files)

@@ -54,10 +54,7 @@ def file_at(commit: str, path: str) -> str | None:
 
 @contextmanager
 def checkout_of(commit: str) -> Iterator[Path | None]:
-    """A temporary checkout of a commit; None where the history of the checked-out one does not hold it.
-
-    Other commits may have been fetched from anybody, and their code is not to be run.
-    """
+    """A temporary checkout of a commit; None where HEAD has no such ancestor: others may have come from anybody."""
     if _git("merge-base", "--is-ancestor", commit, "HEAD") is None:
         yield None
         return

@@ -52,10 +52,7 @@ class Step:
         return self.run.record(self.name)
 
     def read(self, step: str) -> Record:
-        """A record, verified; its hash becomes part of this step's record.
-
-        `step` is one of this run, or `<cycle>/<run>/<step>` or `imported/<name>/<record>` of an earlier one.
-        """
+        """A record of this run, or as `<run>/<step>` of an earlier one; its hash becomes part of this step's record."""
         record = self.run.find_record(step)
         (self.earlier if "/" in step else self.inputs)[step] = record.sha256
         return record
@@ -79,9 +76,9 @@ class Step:
         write_text(self.run.path / "progress.json", canonical_json(state))
 
     def publish(self, name: str, data: Any) -> None:
-        """Write a file of the run under a well-known name, such as `release_policy.json`: text, bytes, or data as JSON.
+        """Write a file of the run, such as `release_policy.json`: text, bytes, or data as JSON.
 
-        A file that is published after the record was written, as figures are, is noted in the journal only.
+        Once the record was written, it is noted in the journal only.
         """
         path = self.run.path / name
         if isinstance(data, bytes):
@@ -100,10 +97,7 @@ class Step:
         return figure
 
     def write(self, tables: dict[str, list[Row]] | None = None, device: str = "cpu", **summary: Any) -> Record:
-        """Write the step's record: its tables and single values with everything they came from.
-
-        Raises ValueError for NaN: a missing value is null, with a note.
-        """
+        """Write the step's record: its tables and single values with all they came from; ValueError for NaN."""
         data = self.content(tables or {}, device, summary)
         path, key = f"records/{self.name}.json", step_key(self.name, self.parameters)
         sha256 = write_json(self.run.path / path, data)
@@ -137,7 +131,7 @@ def figure_name(step: str, name: str) -> str:
 
 
 def selected_group(selected: Mapping[str, Any] | None, read: Read) -> Candidate:
-    """The group that was selected, at the seeds that it was selected by; `read` gives a record by its name.
+    """The group that was selected, at the seeds that it was selected by.
 
     Confirmation and controls need the rows that it was trained on, so it must come from a run of the same model,
     activations and training texts, and not from an import.
@@ -206,11 +200,7 @@ OPENER: ContextVar[Callable[[str, Any, dict[str, Any]], Step] | None] = ContextV
 
 
 def open_step(name: str, run: str = "", **sections: Any) -> Step:
-    """Open the step `name` of the run in folder `run`, with the sections of the cycle it needs.
-
-    Without `run` it belongs to a scratch run in the cache, so that a notebook can run alone. Raises ParameterError for
-    a wrong section.
-    """
+    """Open the step `name` of the run in folder `run`, by default of a scratch run; raises ParameterError."""
     params = check_sections(sections, f"step {name}")
     parameters = params.model_dump(mode="json")
     if opener := OPENER.get():
@@ -221,10 +211,7 @@ def open_step(name: str, run: str = "", **sections: Any) -> Step:
 
 
 def results(records: Sequence[Record]) -> dict[str, Any]:
-    """The tables of several records as `results.json` has them: no times, no versions, no paths.
-
-    The same parameters on the same machine give the same bytes, whatever interrupted the run.
-    """
+    """The tables of several records as `results.json` has them: no times, no versions, no paths."""
     return {
         record.step: {"parameters": record.data["parameters"], "summary": record.summary, **record.data["tables"]}
         for record in records

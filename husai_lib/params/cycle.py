@@ -176,10 +176,7 @@ class CycleParams(Sections):
 
 
 def load_cycle(path: Path, assignments: Iterable[str] = ()) -> CycleParams:
-    """The checked parameters of a cycle.
-
-    Raises ParameterError with one sentence that names the file, the key and the nearest valid choice.
-    """
+    """The checked parameters of a cycle; ParameterError names the file, the key and the nearest valid choice."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -196,9 +193,6 @@ def given_to(step: str, sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_sections(given: dict[str, Any], source: str) -> Any:
-    """The sections of a cycle that one step was given, each checked, as attributes by their names.
-
-    Where `sae` is given too, conditions may be short, as in a parameter file.
-    """
+    """The sections of a cycle that one step was given, each checked, as attributes by their names."""
     fields: dict[str, Any] = {name: (CycleParams.model_fields[name].annotation, ...) for name in given}
     return check(create_model("StepParams", __base__=Sections, **fields), given, source)

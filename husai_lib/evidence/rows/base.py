@@ -33,10 +33,7 @@ def ceiling(d_sae: int) -> float:
 
 
 def shared_level(groups: int) -> float:
-    """The confidence of two-sided intervals of which one in `groups` was chosen by the numbers that it rests on.
-
-    They share the error rate (Bonferroni), as the best of many looks good by luck.
-    """
+    """The confidence of intervals over what one of `groups` was chosen by: they share the error rate (Bonferroni)."""
     return 1 - 2 * ERROR_RATE / max(1, groups)
 
 

@@ -27,10 +27,7 @@ def random_of(d_sae: int) -> str:
 
 
 def acceptance_verdicts(values: Mapping[str, float | None], limits: Mapping[str, Any]) -> dict[str, str]:
-    """Of each gate of a sweep pass, fail, or missing where it has no value; empty where it is not asked for.
-
-    A drop of explained variance may reach its limit, every other value must.
-    """
+    """Of each gate of a sweep pass, fail, or missing where it has no value; empty where it is not asked for."""
 
     def verdict(gate: str, value: float | None, threshold: float | None) -> str:
         if threshold is None or value is None:
@@ -41,9 +38,7 @@ def acceptance_verdicts(values: Mapping[str, float | None], limits: Mapping[str,
 
 
 class SweepRow(MeasuredRow):
-    """One weight of the consistency objective: what it did to the seeds, inside and outside, and whether that is
-    accepted.
-    """
+    """One weight of the consistency objective: what it did to the seeds, and whether that is accepted."""
 
     condition: str
     base: str

@@ -171,10 +171,7 @@ def _above_chance(rows: Sequence[OodRow], column: str = "in_domain_auc") -> floa
 
 
 def retained(rows: Sequence[OodRow], of: str = "auc") -> float | None:
-    """The share of its AUC above chance that is left under shift, over all rows together.
-
-    `of` is `auc` for the SAE and `llm_auc` for the raw activation. None where nothing is above chance in domain.
-    """
+    """The share of `auc` or `llm_auc` above chance that is left under shift, over all rows; None without any."""
     inside, shifted = (_above_chance(rows, f"{at}_{of}") for at in ("in_domain", "shifted"))
     return shifted / inside if round(inside, 9) > 0 else None
 

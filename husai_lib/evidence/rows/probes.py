@@ -55,10 +55,9 @@ class ProbeRow(MeasuredRow):
 
 
 class CeilingRow(MeasuredRow):
-    """What help would give the probes of one SAE on one data set: deltas over the raw activation, without duplicates.
+    """What help would give the probes of one SAE on one data set, as in `GroupRow`, without duplicates.
 
-    `full_width_delta` and `oracle_delta` are of the first split, the others means over all splits; `GroupRow` says what
-    each is.
+    `full_width_delta` and `oracle_delta` are of the first split, the others means over all splits.
     """
 
     condition: str
@@ -98,10 +97,7 @@ def set_weight(probes: Sequence[ProbeRow]) -> float:
 
 
 def saebench_interval(probes: Sequence[ProbeRow], level: float = LEVEL, sets_level: float | None = None) -> Interval:
-    """The SAEBench delta of one group without duplicates, with its interval over seeds and data sets.
-
-    `level` is the confidence over seeds, and `sets_level` that of the part over data sets, by default the same.
-    """
+    """The SAEBench delta of one group without duplicates, with its interval over seeds and data sets."""
     dropped = [probe for probe in probes if probe.duplicates == "drop"]
     mean = means_by(((probe.seed, probe.data_set), probe.delta) for probe in dropped)
     seeds, names = list(dict.fromkeys(seed for seed, _ in mean)), list(dict.fromkeys(name for _, name in mean))
