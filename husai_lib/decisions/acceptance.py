@@ -1,5 +1,6 @@
 """Which weight of the consistency objective is the best of a sweep, and whether it is accepted."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,19 +11,17 @@ from husai_lib.params.consistency import AcceptanceParams
 def best_of(rows: Sequence[SweepRow]) -> SweepRow:
     """The weight with the largest conservative delta among those that are accepted or, where none is, among all."""
     accepted = [row for row in rows if row.accepted] or list(rows)
-    return max(accepted, key=lambda row: (_known(row.delta_lcb), _known(row.delta_pwmcc)))
 
+    def deltas(row: SweepRow) -> list[float]:
+        return [-math.inf if delta is None else delta for delta in (row.delta_lcb, row.delta_pwmcc)]
 
-def _known(value: float | None) -> tuple[bool, float]:
-    """A sort key that puts what is missing before every value."""
-    return value is not None, value or 0.0
+    return max(accepted, key=deltas)
 
 
 def acceptance(rows: Sequence[SweepRow], limits: AcceptanceParams) -> dict[str, Any]:
     """The acceptance of a sweep as earlier cycles recorded it: limits, the best weight, its numbers and its gates."""
     best = best_of(rows)
     before = next(row for row in rows if row.condition == best.base)
-    verdicts = {f"gate_{gate}": getattr(best, f"gate_{gate}") for gate in GATES}
     return {
         **limits.model_dump(),
         "best_condition": best.condition,
@@ -32,9 +31,7 @@ def acceptance(rows: Sequence[SweepRow], limits: AcceptanceParams) -> dict[str, 
         "best_delta_lcb": best.delta_lcb,
         "best_explained_variance": best.explained_variance,
         "baseline_explained_variance": before.explained_variance,
-        "ev_drop": best.ev_drop,
-        "external_delta": best.external_delta,
-        "cebench_delta": best.cebench_delta,
-        **verdicts,
+        **{column: getattr(best, column) for column in ("ev_drop", "external_delta", "cebench_delta")},
+        **{f"gate_{gate}": getattr(best, f"gate_{gate}") for gate in GATES},
         "pass_all": best.accepted,
     }

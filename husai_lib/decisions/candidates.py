@@ -111,10 +111,10 @@ def candidates_from(
 
 
 def candidates_from_earlier(source: str, members: Sequence[EarlierMemberRow]) -> list[Candidate]:
-    """The members of an imported record as candidates, with what the record states of what they were measured on."""
+    """The members of an imported record as candidates; those without a checkpoint were none."""
     found = []
     for row in members:
-        if row.checkpoint:  # a record without one was no candidate
+        if row.checkpoint:
             matched = row.l0 is not None and row.k is not None and is_matched(row.l0, row.k)
             about = {"l0_matched": matched, "unmatched_baseline": _why_unmatched(row)}
             found.append(_candidate(source, row, earlier_settings(row), **about))

@@ -89,7 +89,6 @@ def _delta_row(which: str, here: Standing, there: Standing) -> CriterionRow:
 
 
 def _differing(which: str, here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
-    """The settings of a benchmark that differ, or that only one side names."""
     used = {what: values for what, values in differences([here, there]).items() if not what.startswith(UNUSED[which])}
     found = [_difference(what, *values) for what, values in used.items() if what in here and what in there]
     for side, known in (("here", here), ("there", there)):

@@ -163,7 +163,6 @@ def external_results(judged: Judged) -> dict[str, Measured]:
 
 
 def _unmatched(members: Members, baselines: Members) -> str:
-    """Why they are not matched; empty if they are."""
     if not baselines:
         return "the baseline is not matched: none has the candidate's width, target k and seeds"
     if off := _off_target(members):
@@ -255,9 +254,6 @@ def _control(name: str, controls: Sequence[ControlRow], params: GateParams) -> G
     if not rows:
         return _gate(name, params, None, metric="", source="stress", note="the control was not run")
 
-    def interval(row: ControlRow) -> Interval | None:
-        return None if row.delta is None else Interval(row.delta, row.delta_low, row.delta_high, 0, None)
-
     def rank(row: ControlRow) -> tuple[bool, bool, float]:
         read = row.delta_low if params.basis == "bound" else row.delta
         return (row.delta is not None, row.l0_matched, -math.inf if read is None else read)
@@ -266,7 +262,8 @@ def _control(name: str, controls: Sequence[ControlRow], params: GateParams) -> G
     several = len(rows) > 1 and worst.delta is not None
     of_several = f"{describe(worst.control)} is the nearest of {len(rows)}" if several else ""
     about = {"metric": worst.metric, "level": worst.level, "source": "stress"}
-    gate = _gate(name, params, interval(worst), note="; ".join(filter(None, (of_several, worst.note))), **about)
+    delta = None if worst.delta is None else Interval(worst.delta, worst.delta_low, worst.delta_high, 0, None)
+    gate = _gate(name, params, delta, note="; ".join(filter(None, (of_several, worst.note))), **about)
     return gate if worst.l0_matched or worst.delta is None else gate.model_copy(update={"verdict": "missing"})
 
 
@@ -296,14 +293,12 @@ def _joint(benchmarks: Sequence[GateRow], params: GateParams) -> GateRow:
 
 
 def _of_members(name: str, measure: Callable[[MemberRow], float], judged: Judged, params: GateParams) -> GateRow:
-    """A gate on the mean over the members of a number that each has."""
     found = mean_interval([measure(row) for row in judged.members], level=judged.level) if judged.members else None
     note = "" if found else _why_none(judged)
     return _gate(name, params, found, metric=name, level=judged.level, source=judged.source, note=note)
 
 
 def _gate(name: str, params: GateParams, found: Interval | None, **columns: Any) -> GateRow:
-    """A gate on an estimate with its interval; other columns as given."""
     rule = RULES[name]
     value, low, high = (found.mean, found.low, found.high) if found else (None, None, None)
     bound = high if rule.sign == "≤" else low

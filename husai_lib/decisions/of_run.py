@@ -73,17 +73,13 @@ def _standing(name: str, gates: Sequence[GateRow], basis: Literal["bound", "valu
     own = candidates.baseline_of(judged.members, judged.baselines)
     measured = candidates.measured_on(source, read) | {candidates.BASELINE: own}
     verdicts = {row.gate: (row.verdict, row.threshold) for row in gates if row.required}
-    fresh = judged.source == "confirmation"
-    return Standing(name, _external(judged), measured, verdicts, basis, confirmed=fresh)
-
-
-def _external(judged: Judged) -> External:
-    """Both deltas over the seeds alone: two runs that are compared were measured on the same data sets."""
+    # both deltas over the seeds alone: two runs that are compared were measured on the same data sets
     found = external_results(judged)["external_cebench"]
     deltas = [row.saebench_delta for row in sorted(judged.members, key=lambda row: row.seed)]
-    cebench = [row.cebench_delta for row in judged.members if row.cebench_delta is not None]
-    own = found.interval and mean_interval(cebench)
-    return External(mean_interval(deltas) if deltas else None, own, "" if own else found.note)
+    others = [row.cebench_delta for row in judged.members if row.cebench_delta is not None]
+    cebench = found.interval and mean_interval(others)
+    external = External(mean_interval(deltas) if deltas else None, cebench, "" if cebench else found.note)
+    return Standing(name, external, measured, verdicts, basis, confirmed=judged.source == "confirmation")
 
 
 def earlier_standing(name: str, read_run: ReadRun) -> Standing:

@@ -8,7 +8,7 @@ independent, and the components of variance as known.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,8 @@ from scipy import stats
 from husai_lib.decisions.gates import EXTERNAL, RULES, Judged
 from husai_lib.errors import ParameterError
 from husai_lib.evidence.rows.decided import GateRow
-from husai_lib.evidence.rows.probes import saebench_interval
-from husai_lib.intervals import LEVEL, jackknife_interval, means_by, share_of_luck, t_quantile
+from husai_lib.evidence.rows.probes import delta_table, mean_delta
+from husai_lib.intervals import LEVEL, jackknife_interval, share_of_luck, t_quantile
 from husai_lib.params.sections import one_of
 
 FEWEST, MOST = 3, 10_000
@@ -129,22 +129,13 @@ def _need(gate: GateRow, judged: Judged, true: float | None, power: float) -> Ne
 
 def _two_way(judged: Judged) -> Spread:
     """The components of variance of the SAEBench delta, from jackknifes and the residuals of a two-way table."""
-    rows = [row for row in judged.probes if row.duplicates == "drop"]
-    seeds, sets = sorted({row.seed for row in rows}), sorted({row.data_set for row in rows})
-    cells = means_by(((row.seed, row.data_set), row.delta) for row in rows)
-    table = np.array([[cells[seed, name] for name in sets] for seed in seeds])
+    table, weights = delta_table(judged.probes)
+    seeds, sets = map(range, table.shape)
     left = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
     probes = float(np.square(left).sum()) / ((len(seeds) - 1) * (len(sets) - 1))
-
-    def variance(column: str, values: Sequence[Any]) -> float:
-        def mean(some: Sequence[int]) -> float:
-            kept = {values[i] for i in some}
-            return float(saebench_interval([row for row in rows if getattr(row, column) in kept]).mean)
-
-        return (jackknife_interval(mean, len(values), 1).std or 0.0) ** 2
-
-    over_seeds, over_sets = variance("seed", seeds), variance("data_set", sets)
-    own = (max(over_seeds - probes / len(sets), 0.0), max(over_sets - probes / len(seeds), 0.0))
+    over_seeds = jackknife_interval(lambda some: mean_delta(table, weights, some, sets), len(seeds), 1).std or 0.0
+    over_sets = jackknife_interval(lambda some: mean_delta(table, weights, seeds, some), len(sets), 1).std or 0.0
+    own = (max(over_seeds**2 - probes / len(sets), 0.0), max(over_sets**2 - probes / len(seeds), 0.0))
     return Spread(*own, probes, sets_level=judged.sets_level)
 
 

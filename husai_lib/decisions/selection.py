@@ -184,7 +184,6 @@ def _why_dropped(members: Sequence[Candidate], row: CandidateRow, rules: Selecti
 
 
 def _lacking(member: Candidate, rules: SelectionParams) -> str:
-    """What a member lacks to be ranked, whatever its values are."""
     for metric, floor in _floors(rules).items():
         wanted = rules.require_both_external or (floor is not None and rules.rules == "current")
         if wanted and getattr(member, metric) is None:
@@ -193,7 +192,6 @@ def _lacking(member: Candidate, rules: SelectionParams) -> str:
 
 
 def _below_floor(row: Candidate | CandidateRow, rules: SelectionParams) -> str:
-    """Which floor the values of a group, or then of a member, lie below."""
     for metric, floor in _floors(rules).items():
         value = getattr(row, metric)
         if value is not None and floor is not None and value < floor:
@@ -216,7 +214,6 @@ def _table(rows: Sequence[Candidate | CandidateRow], columns: Sequence[str]) -> 
 
 
 def _winner(groups: Sequence[Group], rules: SelectionParams) -> str | None:
-    """The name of the group that wins; None where none is eligible."""
     eligible = [group for group in groups if not group.dropped]
     table = _table([group.row for group in eligible], _ranked_by(rules))
     return eligible[int(rank(table, rules).winner)].name if eligible else None
@@ -250,7 +247,6 @@ def _ranked(groups: Sequence[Group], ranking: Ranking, rules: SelectionParams) -
 
 
 def _sensitivity(members: Sequence[Candidate], rules: SelectionParams) -> dict[str, str | None]:
-    """Who wins when one rule is changed; the values of metrics do not change."""
     changes: dict[str, dict[str, Any]] = {f"at least {n} seeds": {"min_seeds": n} for n in (3, 4)}
     for name, metric in WEIGHTED.items():
         for percent in (-50, 50):

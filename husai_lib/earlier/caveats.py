@@ -11,19 +11,13 @@ from typing import Any
 from scipy import stats
 
 from husai_lib.earlier.records import RUN_ID
+from husai_lib.evidence.rows import earlier
 from husai_lib.evidence.rows.base import ceiling, is_matched
-from husai_lib.evidence.rows.earlier import (
-    CaveatRow,
-    EarlierGateRow,
-    EarlierGroupRow,
-    EarlierMemberRow,
-    EarlierSweepRow,
-)
 from husai_lib.evidence.runs import Record
 
 Found = Iterator[tuple[str, str, int, str]]
 """A caveat: what it is called, the record, how many rows of the record it concerns, and one sentence."""
-Probed = Sequence[tuple[str, EarlierMemberRow]]
+Probed = Sequence[tuple[str, earlier.EarlierMemberRow]]
 """SAEs with a SAEBench delta on known data sets, each with the name of its record."""
 SAME = 1e-9
 MEASURED_ON = ("model", "hook_name", "data_sets")
@@ -34,7 +28,7 @@ STALE = {
 """Columns that must have one value wherever these others agree: SAEs with the same training result are the same."""
 
 
-def caveats(records: Mapping[str, Record]) -> list[CaveatRow]:
+def caveats(records: Mapping[str, Record]) -> list[earlier.CaveatRow]:
     """All that the records of one import show to be wrong, by caveat and record."""
     found, probed = [], []
     for name, record in records.items():
@@ -47,7 +41,7 @@ def caveats(records: Mapping[str, Record]) -> list[CaveatRow]:
             found.append(("best_of_many", name, n, what))
         probed += [(name, row) for row in members if row.saebench_delta is not None and row.data_sets]
     found += [*_stale_results(probed), *_shared_results_folders(probed), *_unequal_data_sets(probed, records)]
-    rows = [CaveatRow(caveat=caveat, record=name, rows=n, what=what) for caveat, name, n, what in found]
+    rows = [earlier.CaveatRow(caveat=caveat, record=name, rows=n, what=what) for caveat, name, n, what in found]
     return sorted(rows, key=lambda row: (row.caveat, row.record, row.what))
 
 
@@ -63,7 +57,7 @@ def _range(values: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys(f"{end:.4g}" for end in (min(values), max(values))))
 
 
-def _of_members(name: str, rows: Sequence[EarlierMemberRow]) -> Found:
+def _of_members(name: str, rows: Sequence[earlier.EarlierMemberRow]) -> Found:
     scores = [(row.d_sae, row.cebench_baseline_score) for row in rows]
     if low := [(d_sae, score) for d_sae, score in scores if d_sae and score and score > ceiling(d_sae)]:
         widths = sorted({d_sae for d_sae, _ in low})
@@ -86,7 +80,7 @@ def _of_members(name: str, rows: Sequence[EarlierMemberRow]) -> Found:
         yield "k_on_test", name, len(several), what
 
 
-def _of_groups(name: str, rows: Sequence[EarlierGroupRow], seeds_of: Sequence[Any]) -> Found:
+def _of_groups(name: str, rows: Sequence[earlier.EarlierGroupRow], seeds_of: Sequence[Any]) -> Found:
     if few := sorted(row.n_seeds for row in rows if _is_normal(row)):
         t = f"{stats.t.ppf(0.975, few[0] - 1):.4g} at {few[0]} seeds"
         yield "normal_interval", name, len(few), f"Bounds over {_range(few)} seeds use z = 1.96, where t is {t}."
@@ -106,7 +100,7 @@ def _of_groups(name: str, rows: Sequence[EarlierGroupRow], seeds_of: Sequence[An
         yield from ((caveat, name, len(found), what) for what in found[:1])
 
 
-def _is_normal(row: EarlierGroupRow) -> bool:
+def _is_normal(row: earlier.EarlierGroupRow) -> bool:
     """Whether its lower bound is that of z = 1.96, where t would give another."""
     mean, std, low = row.saebench_delta, row.saebench_delta_std, row.saebench_delta_low
     if mean is None or low is None or not std or not 1 < row.n_seeds < 30:
@@ -114,7 +108,7 @@ def _is_normal(row: EarlierGroupRow) -> bool:
     return math.isclose(mean - low, 1.96 * std / math.sqrt(row.n_seeds), abs_tol=SAME)
 
 
-def _of_sweep(name: str, rows: Sequence[EarlierSweepRow], seed: Any) -> Found:
+def _of_sweep(name: str, rows: Sequence[earlier.EarlierSweepRow], seed: Any) -> Found:
     if more := [(row.pairs, row.n_seeds) for row in rows if row.pairs and row.n_seeds and row.pairs > row.n_seeds]:
         sizes = ", ".join(f"{pairs} pairs of {saes} SAEs" for pairs, saes in sorted(set(more)))
         what = f"PW-MCC intervals are over {sizes}, as if pairs that share an SAE were independent."
@@ -124,7 +118,7 @@ def _of_sweep(name: str, rows: Sequence[EarlierSweepRow], seed: Any) -> Found:
         yield "one_reference", name, len(pulled), f"{what}: that they agree with each other is by construction."
 
 
-def _of_gates(name: str, rows: Sequence[EarlierGateRow]) -> Found:
+def _of_gates(name: str, rows: Sequence[earlier.EarlierGateRow]) -> Found:
     for value, threshold in [(row.value, row.threshold) for row in rows if row.gate == "transcoder"]:
         if value is not None and threshold is not None:
             asks = f"PW-MCC(transcoder) - PW-MCC(SAE) >= {threshold:g}, which is {value:.4g}"

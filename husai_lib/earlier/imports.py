@@ -85,7 +85,6 @@ def _content(path: Path, source: str, known: Files) -> bytes:
 
 
 def _record_name(source: str, taken: set[str]) -> str:
-    """An identifier for a path: not yet taken, and short enough for a file name."""
     stem = re.sub(r"[^a-z0-9]+", "_", source.lower().removesuffix(".json")).strip("_")[-100:]
     stem = stem if stem[:1].isalpha() else f"record_{stem}".rstrip("_")
     return next(name for n in count(1) if (name := stem if n == 1 else f"{stem}_{n}") not in taken)

@@ -216,7 +216,6 @@ def _policy(data: Json, source: str) -> Reading:
 
 
 def _gates(stated: Json, limits: Json, values: Json, source: str) -> list[EarlierGateRow]:
-    """The gates on which a release policy or an acceptance states a verdict."""
     by_bound, mode = limits.get("use_external_lcb") is True, limits.get("external_mode")
     return [
         _row(

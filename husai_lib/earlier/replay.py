@@ -97,7 +97,6 @@ def rules_of(settings: Mapping[str, Any]) -> SelectionParams:
 
 
 def _compared(stated: Record, selection: Selection) -> Iterator[tuple[str, Any, Any]]:
-    """Every number and name of an earlier selection beside ours."""
     counts, then = selection.summary()["counts"], stated.summary.get("counts", {})
     yield from ((f"count {there}", then.get(there), counts[here]) for there, here in COUNTS.items())
     groups: list[EarlierGroupRow] = stated.table("earlier_groups")

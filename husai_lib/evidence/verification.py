@@ -54,7 +54,6 @@ def _problems(run: Run) -> Iterator[str]:
 
 
 def _files(run: Run, manifest: dict[str, Any]) -> Iterator[str]:
-    """Which files are not those that the manifest lists."""
     found = {name: sha256 for name, sha256 in run.files().items() if name not in PASSING}
     if manifest["run"] != run.name:
         yield f"{run.path} holds the manifest of {manifest['run']}"

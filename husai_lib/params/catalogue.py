@@ -40,7 +40,6 @@ def hidden_size(path: Path) -> int | None:
 
 
 def _number_in(path: Path, config_key: str, gguf_key: bytes) -> int | None:
-    """A whole number of a model's configuration."""
     try:
         if path.is_dir():
             text = (path / "config.json").read_text(encoding="utf-8")

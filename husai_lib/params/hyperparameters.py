@@ -19,7 +19,6 @@ Widths = Annotated[list[Annotated[float, Field(gt=0, le=1)]], AfterValidator(_ne
 
 
 def _options(**fields: Any) -> type[Section]:
-    """The own hyperparameters of an architecture."""
     return create_model("Hyperparameters", __base__=Section, **fields)
 
 

@@ -43,11 +43,9 @@ def group_sha256(weights: Iterable[tuple[int, str]]) -> str:
 
 
 Auc = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=0, le=1)]
 Similarity = Annotated[float, Field(ge=-1, le=1)]
 Variance = Annotated[float, Field(le=1)]
-Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from husai_lib.evidence.rows.base import Cosine, Count, MeasuredRow, RunTables, Similarity, Variance, minus
+from husai_lib.evidence.rows.base import Cosine, MeasuredRow, RunTables, Similarity, Variance, minus
 from husai_lib.evidence.rows.measured import pairs_of
 from husai_lib.evidence.rows.probes import mean_over_sets
 from husai_lib.intervals import pwmcc_interval
 from husai_lib.params.consistency import ConsistencyParams
+from husai_lib.params.sections import Count
 
 GATES = {
     "delta_pwmcc": "min_delta_pwmcc", "delta_lcb": "min_delta_lcb", "ev_drop": "max_ev_drop",

@@ -7,10 +7,8 @@ from husai_lib.evidence.rows.base import (
     GIVEN,
     Auc,
     Cosine,
-    Count,
     MeasuredRow,
     RunTables,
-    Share,
     Similarity,
     Variance,
     ceiling,
@@ -21,6 +19,7 @@ from husai_lib.evidence.rows.base import (
 from husai_lib.evidence.rows.probes import CEILINGS, mean_ceiling, mean_over_sets, saebench_interval
 from husai_lib.intervals import Pairs, between_units, mean_within_units, pair_table, pwmcc_interval
 from husai_lib.params.conditions import baseline_name, is_baseline_name
+from husai_lib.params.sections import Count, Share
 
 WITH_BASELINES = ("confirmation", "scaling")
 """Steps whose tables hold the baselines of their own SAEs; those of other steps are in the record `baselines`."""

@@ -1,15 +1,19 @@
 """Rows of sparse probing: probes, what help would give them, and the weighted means and interval over data sets."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from husai_lib.evidence.rows.base import Auc, Count, MeasuredRow, RunTables
+from husai_lib.evidence.rows.base import Auc, MeasuredRow, RunTables
 from husai_lib.intervals import LEVEL, Interval, means_by, two_way_interval
 from husai_lib.params.scaling import point_of
+from husai_lib.params.sections import Count
 
+Table = NDArray[np.float64]
 ENOUGH_TEST_ROWS = 200
 """A data set with fewer test rows weighs less."""
 CEILINGS = ("largest_k_delta", "full_width_delta", "supervised_delta", "oracle_delta", "single_latent_delta")
@@ -96,18 +100,24 @@ def set_weight(probes: Sequence[ProbeRow]) -> float:
     return min(1.0, min(probe.test_rows for probe in probes) / ENOUGH_TEST_ROWS)
 
 
-def saebench_interval(probes: Sequence[ProbeRow], level: float = LEVEL, sets_level: float | None = None) -> Interval:
-    """The SAEBench delta of one group without duplicates, with its interval over seeds and data sets."""
+def delta_table(probes: Sequence[ProbeRow]) -> tuple[Table, Table]:
+    """SAEBench deltas `[seeds, data sets]` without duplicates, and the weights of the data sets."""
     dropped = [probe for probe in probes if probe.duplicates == "drop"]
     mean = means_by(((probe.seed, probe.data_set), probe.delta) for probe in dropped)
-    seeds, names = list(dict.fromkeys(seed for seed, _ in mean)), list(dict.fromkeys(name for _, name in mean))
-    deltas = np.array([[mean[seed, name] for name in names] for seed in seeds])
-    weights = np.array([set_weight([probe for probe in dropped if probe.data_set == name]) for name in names])
+    seeds, names = (list(dict.fromkeys(column)) for column in zip(*mean, strict=True))
+    weights = [set_weight([probe for probe in dropped if probe.data_set == name]) for name in names]
+    return np.array([[mean[seed, name] for name in names] for seed in seeds]), np.array(weights)
 
-    def weighted(some_seeds: Sequence[int], some_sets: Sequence[int]) -> float:
-        return float(np.average(deltas[np.ix_(some_seeds, some_sets)].mean(0), weights=weights[some_sets]))
 
-    return two_way_interval(weighted, len(seeds), len(names), level, sets_level)
+def mean_delta(deltas: Table, weights: Table, seeds: Sequence[int], sets: Sequence[int]) -> float:
+    """The mean of a `delta_table` over some seeds and data sets, by their positions."""
+    return float(np.average(deltas[np.ix_(seeds, sets)].mean(0), weights=weights[sets]))
+
+
+def saebench_interval(probes: Sequence[ProbeRow], level: float = LEVEL, sets_level: float | None = None) -> Interval:
+    """The SAEBench delta of one group without duplicates, with its interval over seeds and data sets."""
+    table, weights = delta_table(probes)
+    return two_way_interval(partial(mean_delta, table, weights), len(table), len(weights), level, sets_level)
 
 
 def mean_ceiling(rows: Sequence[CeilingRow], column: str) -> float:
