@@ -86,10 +86,8 @@ def candidates_of(
         differing = differences([there, here])
         if named := sorted((what for what in here if what in differing), key=lambda what: what not in there):
             theirs, ours = map(describe_setting, differing[named[0]])
-            raise DataError(
-                f"selection.sources: {source} was measured on other things than this cycle: {named[0]} is {theirs} "
-                f"there and {ours} here; leave it out or use the same"
-            )
+            where = f"{named[0]} is {theirs} there and {ours} here; leave it out or use the same"
+            raise DataError(f"selection.sources: {source} was measured on other things than this cycle: {where}")
     return found
 
 
@@ -220,10 +218,9 @@ def check_comparable(members: Sequence[Candidate], pooled: Mapping[str, list[str
     for what, values in pooled.items():
         one, other = (next(m for m in members if m.comparability.get(what, UNKNOWN) == value) for value in values[:2])
         more = f" (also different: {', '.join(name for name in pooled if name != what)})" if len(pooled) > 1 else ""
-        raise DataError(
-            f"{one.name} and {other.name} cannot be ranked together: {what} is {describe_setting(values[0])} and "
-            f"{describe_setting(values[1])}{more}; measure both on the same"
-        )
+        settings = " and ".join(map(describe_setting, values[:2]))
+        together = f"{one.name} and {other.name} cannot be ranked together"
+        raise DataError(f"{together}: {what} is {settings}{more}; measure both on the same")
     for a, b in pairwise(members):
         if a.name == b.name:
             raise DataError(f"{a.name} is given twice; name each record once")

@@ -23,26 +23,20 @@ OTHER_IN_IMPORTS = ("transcoder", "ood")
 
 
 @dataclass(frozen=True)
-class External:
-    """The external deltas of a run's candidate over its seeds, as far as they were measured."""
-
-    saebench: Interval | None
-    cebench: Interval | None
-    """Against the matched baseline."""
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Standing:
     """What a run's candidate achieved."""
 
     name: str
-    external: External
+    saebench: Interval | None
+    cebench: Interval | None
+    """The external deltas over its seeds, as far as they were measured; CE-Bench's against the matched baseline."""
     measured_on: Mapping[str, str]
     """What the deltas were measured on: setting -> canonical JSON; settings that are not known are left out."""
     gates: Mapping[str, tuple[str, float | None]]
     """Verdict (pass, fail, missing or unreachable) and threshold of each required gate."""
     basis: Literal["bound", "value"] = "bound"
+    note: str = ""
+    """Why a delta is missing."""
     caveats: tuple[str, ...] = ()
     """What is known to be wrong with an import's numbers."""
     confirmed: bool = True
@@ -67,8 +61,8 @@ def criterion_outcome(rows: Sequence[CriterionRow]) -> str:
 
 
 def _delta_row(which: str, here: Standing, there: Standing) -> CriterionRow:
-    mine, theirs = (getattr(standing.external, which) for standing in (here, there))
-    because, why = (f" ({one.external.note})" if one.external.note else "" for one in (here, there))
+    mine, theirs = (getattr(standing, which) for standing in (here, there))
+    because, why = (f" ({one.note})" if one.note else "" for one in (here, there))
     absent = [f"not measured there{why}"]
     differing = _differing(which, here.measured_on, there.measured_on) if theirs else absent
     difference = difference_interval(mine, theirs) if mine and not differing else None

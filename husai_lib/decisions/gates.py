@@ -122,10 +122,8 @@ def evaluate(judged: Judged, controls: Sequence[ControlRow], params: GateParams)
     if other := [row.control for row in controls if row.delta is not None and row.candidate_sha256 != weights]:
         own = judged.members
         candidate = f"{own[0].condition} at {len(own)} seeds" if own else "none was selected"
-        raise IntegrityError(
-            f"the stress control {other[0]} was run on other weights than the candidate's ({candidate}); "
-            "run the cycle again"
-        )
+        what = f"the stress control {other[0]} was run on other weights than the candidate's ({candidate})"
+        raise IntegrityError(f"{what}; run the cycle again")
     gates = [_control(name, controls, params) for name in CONTROLS]
     if off := _off_target(judged.members):
         gates = [_missing(gate, off) if gate.metric == "pwmcc" else gate for gate in gates]
@@ -187,10 +185,8 @@ def _handicap(members: Members, baselines: Members) -> str:
     """In which respects the baselines were trained less well than the members; empty if in none."""
     if not baselines:
         return ""
-    (dead, ev), (own_dead, own_ev) = (
-        (fmean(row.dead_fraction for row in rows), fmean(row.explained_variance for row in rows))
-        for rows in (baselines, members)
-    )
+    dead, own_dead = (fmean(row.dead_fraction for row in rows) for rows in (baselines, members))
+    ev, own_ev = (fmean(row.explained_variance for row in rows) for rows in (baselines, members))
     notes = {
         f"{dead:.0%} of its latents are dead, {own_dead:.0%} of the candidate's": dead > own_dead + HANDICAP,
         f"it explains {ev:.2f} of the variance, the candidate {own_ev:.2f}": ev < own_ev - HANDICAP,

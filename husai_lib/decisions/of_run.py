@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from husai_lib.decisions import candidates
-from husai_lib.decisions.criteria import External, Standing, compare
+from husai_lib.decisions.criteria import Standing, compare
 from husai_lib.decisions.gates import Judged, Policy, evaluate, external_results
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows.base import IMPORTED
@@ -78,8 +78,9 @@ def _standing(name: str, gates: Sequence[GateRow], basis: Literal["bound", "valu
     deltas = [row.saebench_delta for row in sorted(judged.members, key=lambda row: row.seed)]
     others = [row.cebench_delta for row in judged.members if row.cebench_delta is not None]
     cebench = found.interval and mean_interval(others)
-    external = External(mean_interval(deltas) if deltas else None, cebench, "" if cebench else found.note)
-    return Standing(name, external, measured, verdicts, basis, confirmed=judged.source == "confirmation")
+    note, fresh = "" if cebench else found.note, judged.source == "confirmation"
+    saebench = mean_interval(deltas) if deltas else None
+    return Standing(name, saebench, cebench, measured, verdicts, basis, note, confirmed=fresh)
 
 
 def earlier_standing(name: str, read_run: ReadRun) -> Standing:
@@ -113,16 +114,18 @@ def _imported_standing(name: str, records: Mapping[str, Record]) -> Standing:
     if len(chosen) > 1 or len(verdicts) < len(required):
         what = f"{len(chosen)} selections" if len(chosen) > 1 else "several verdicts on one gate"
         raise DataError(f"{name} holds {what}; import each decision under its own name")
-    external, own = External(None, None, note="no selection was imported"), {}
+    saebench = cebench = None
+    own: dict[str, str] = {}
     for group in chosen:
-        external = External(_stated(group, "saebench_delta"), _stated(group, "cebench_delta"))
+        saebench, cebench = _stated(group, "saebench_delta"), _stated(group, "cebench_delta")
         members = [row for row in rows("earlier_members") if row.condition == group.condition]
         settings = [candidates.earlier_settings(row) for row in members]
         own = {what: value for each in settings for what, value in each.items()}
         for what, values in candidates.differences(settings).items():  # several equal no value of another run
             own |= {what: '"several"'} if len({*values} - {candidates.UNKNOWN}) > 1 else {}
     wrong = tuple(dict.fromkeys(row.caveat for row in rows("caveats")))
-    return Standing(name, external, own, verdicts, caveats=wrong, confirmed=False)
+    note = "" if chosen else "no selection was imported"
+    return Standing(name, saebench, cebench, own, verdicts, note=note, caveats=wrong, confirmed=False)
 
 
 def _stated(group: EarlierGroupRow, metric: str) -> Interval | None:

@@ -119,10 +119,8 @@ def select(candidates: Sequence[Candidate], rules: SelectionParams) -> Selection
         return Selection(dropped, f"No group is eligible: {why}.", len(members), pooled=pooled)
     ranking = rank(_table([group.row for group in eligible], _ranked_by(rules)), rules)
     winner, *others = _ranked(groups, ranking, rules)
-    reason = (
-        f"{winner.name} has the highest joint score, {winner.row.joint_score:.4g}, of the {int(ranking.front.sum())} "
-        f"on the Pareto front of {len(eligible)} eligible groups."
-    )
+    best = f"{winner.name} has the highest joint score, {winner.row.joint_score:.4g}, of the"
+    reason = f"{best} {int(ranking.front.sum())} on the Pareto front of {len(eligible)} eligible groups."
     dominated = [eligible[g] for g in np.flatnonzero(~ranking.front)]
     without = {one.name: _winner([group for group in eligible if group is not one], rules) for one in dominated}
     by_scaling = {name: other for name, other in without.items() if other != winner.name}
@@ -160,12 +158,8 @@ def _group(members: list[Candidate], rules: SelectionParams) -> Group:
     unfit = "" if then else "; ".join(left_out)
     unfit, floor = unfit or _why_dropped(members, row, rules), "" if then else _below_floor(row, rules)
     note = "; ".join(filter(None, [unfit or floor, *(left_out if then else [])]))
-    return Group(
-        row.model_copy(update={"note": note}),
-        kept,
-        unfit or floor,
-        by_floor=bool(left_out if then else floor and not unfit),
-    )
+    by_floor = bool(left_out if then else floor and not unfit)
+    return Group(row.model_copy(update={"note": note}), kept, unfit or floor, by_floor)
 
 
 def _why_dropped(members: Sequence[Candidate], row: CandidateRow, rules: SelectionParams) -> str:

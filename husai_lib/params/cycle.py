@@ -129,10 +129,8 @@ class CycleParams(Sections):
                     raise ValueError("a transcoder is no condition but a control, switched on by stress.transcoder")
                 layers = condition.hyperparameters.get("layers", joined)
                 if (needed := layers if isinstance(layers, int) else len(layers)) != joined:
-                    raise ValueError(
-                        f"condition {condition.name!r} reads {needed} layers but activations.hook_name names {joined}; "
-                        "join as many hooks by '+'"
-                    )
+                    reads = f"condition {condition.name!r} reads {needed} layers"
+                    raise ValueError(f"{reads} but activations.hook_name names {joined}; join as many hooks by '+'")
 
     def _check_seeds(self) -> None:
         distinct(self.seeds, "seed")
@@ -158,10 +156,8 @@ class CycleParams(Sections):
                 raise ValueError(f"sweeps: {name!r} is the name of another step; choose another name")
         for source in self.selection.sources:
             if "/" not in source and source not in self.trained:
-                raise ValueError(
-                    f"selection.sources: this cycle trains no {source!r}; name {' or '.join(self.trained)}, or add its "
-                    "section"
-                )
+                what = f"selection.sources: this cycle trains no {source!r}"
+                raise ValueError(f"{what}; name {' or '.join(self.trained)}, or add its section")
         distinct(self.earlier, "earlier run")
 
     def _check_layers(self) -> None:

@@ -79,10 +79,8 @@ class SelectionParams(Section):
         if self.rules == "2026-02" and (self.interval, self.scaling) != ("normal", "minmax"):
             raise ValueError("the rules 2026-02 have interval: normal and scaling: minmax only; leave both out")
         if self.rules == "current" and self.interval != "t" and self.min_seeds < FEW_SEEDS:
-            raise ValueError(
-                f"interval: {self.interval} is too narrow for fewer than {FEW_SEEDS} seeds, and min_seeds is "
-                f"{self.min_seeds}; write interval: t"
-            )
+            narrow = f"interval: {self.interval} is too narrow for fewer than {FEW_SEEDS} seeds"
+            raise ValueError(f"{narrow}, and min_seeds is {self.min_seeds}; write interval: t")
         if self.mode == "lcb" and self.grouping == "condition" and self.min_seeds < 2 and self.interval != "normal":
             raise ValueError("min_seeds must be at least 2 in lcb mode: one seed has no bound")
 

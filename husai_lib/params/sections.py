@@ -38,8 +38,9 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
+        known = [field.alias or name for name, field in cls.model_fields.items()]
         for key in data if isinstance(data, dict) else ():
-            one_of(key, [field.alias or name for name, field in cls.model_fields.items()], "key")
+            one_of(key, known, "key")
         return data
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from husai_lib.decisions.candidates import settings_of
-from husai_lib.decisions.criteria import External, Standing, compare, criterion_outcome
+from husai_lib.decisions.criteria import Standing, compare, criterion_outcome
 from husai_lib.decisions.of_run import earlier_standing
 from husai_lib.errors import DataError
 from husai_lib.evidence.rows.decided import CriterionRow
@@ -47,8 +47,8 @@ def measured(**changed):
     return settings_of(sections) | {"baseline": canonical_json(given["baseline"]).strip()}
 
 
-def external(saebench=(0.1, 0.1), cebench=(0.5, 0.5), note=""):
-    return External(saebench and mean_interval(saebench), cebench and mean_interval(cebench), note=note)
+def external(saebench=(0.1, 0.1), cebench=(0.5, 0.5)):
+    return saebench and mean_interval(saebench), cebench and mean_interval(cebench)
 
 
 def gates_of(verdicts, thresholds=None):
@@ -88,7 +88,8 @@ def standing(
     name=RUN, saebench=(0.1, 0.2, 0.3), cebench=(1.0, 2.0, 3.0), *, gates=(), thresholds=None, note="", **changed
 ):
     rows = gates_of(dict.fromkeys(GATES, "pass") | dict(gates), thresholds)
-    return Standing(name, external(saebench, cebench, note), **{"measured_on": measured(), "gates": rows} | changed)
+    about = {"measured_on": measured(), "gates": rows, "note": note} | changed
+    return Standing(name, *external(saebench, cebench), **about)
 
 
 def standing_of_import(name, groups, members, gates, caveats=()):
@@ -101,7 +102,7 @@ def standing_of_import(name, groups, members, gates, caveats=()):
 
 
 def standing_with(saebench):
-    return replace(standing(), external=External(saebench, mean_interval((1.0, 2.0, 3.0))))
+    return replace(standing(), saebench=saebench, cebench=mean_interval((1.0, 2.0, 3.0)))
 
 
 def row(rows, metric):
@@ -192,7 +193,7 @@ def test_what_was_not_measured_here_is_not_met_and_there_not_comparable():
 )  # fmt: skip
 def test_deltas_measured_on_different_things_are_shown_but_not_subtracted(changed, note, concerned):
     here, there = (
-        Standing(name, external((0.1, 0.2), (0.1, 0.2)), measured(**more), {})
+        Standing(name, *external((0.1, 0.2), (0.1, 0.2)), measured(**more), {})
         for name, more in ((RUN, {}), ("quickstart/run_20250101T000000Z", changed))
     )
     rows = compare(here, there)
@@ -221,7 +222,7 @@ def test_what_cannot_change_a_delta_does_not_keep_runs_apart(changed):
 
 def test_the_seed_of_a_drawn_model_keeps_runs_apart():
     drawn = [measured(model=MEASURED["model"] | {"name": "random:x", "seed": seed}) for seed in (0, 1)]
-    here, there = (Standing(RUN, external(), m, {}) for m in drawn)
+    here, there = (Standing(RUN, *external(), m, {}) for m in drawn)
     assert (
         row(compare(here, there), "cebench_delta").note == "model name: random:x, seed 0 here, random:x, seed 1 there"
     )
@@ -232,8 +233,8 @@ def test_the_standing_of_an_import_is_its_first_group_as_stated():
     gates = [earlier_gate("ood"), earlier_gate("transcoder", "fail"), earlier_gate("external", ""),
              earlier_gate("external_saebench", "fail", required=False), earlier_gate("pass_all", "fail")]  # fmt: skip
     found = standing_of_import(IMPORTED, groups, [earlier_member(0), earlier_member(1, "relu", model="other")], gates)
-    assert found.external.saebench == Interval(-0.04, -0.045, -0.035, 5, 0.005)
-    assert found.external.cebench == Interval(-40.0, -40.3, -39.7, 5, 0.3)
+    assert found.saebench == Interval(-0.04, -0.045, -0.035, 5, 0.005)
+    assert found.cebench == Interval(-40.0, -40.3, -39.7, 5, 0.3)
     assert found.gates == {"ood": ("pass", None), "transcoder": ("fail", None), "external": ("missing", None)}
     assert found.measured_on == {
         "model name": '"org/model"', "hook": '"blocks.0.hook_resid_pre"',
@@ -245,7 +246,7 @@ def test_the_standing_of_an_import_is_its_first_group_as_stated():
 
 def test_an_import_is_compared_by_what_it_names_and_the_rest_is_said_to_be_unknown():
     there = standing_of_import(IMPORTED, [earlier_group()], [earlier_member(seed) for seed in range(5)], [])
-    here = Standing(RUN, external(), measured(), {})
+    here = Standing(RUN, *external(), measured(), {})
     saebench, cebench = compare(here, there)
     assert saebench.outcome == cebench.outcome == "not comparable"
     assert saebench.note == (
@@ -285,17 +286,15 @@ def test_a_thing_that_only_the_earlier_run_names_is_unknown_here():
 
 def test_an_import_without_selection_or_with_several_says_so():
     found = standing_of_import(IMPORTED, [], [earlier_member(0)], [earlier_gate("ood")])
-    assert (found.external, found.gates) == (
-        External(None, None, note="no selection was imported"),
-        {"ood": ("pass", None)},
-    )
+    assert (found.saebench, found.cebench, found.note) == (None, None, "no selection was imported")
+    assert found.gates == {"ood": ("pass", None)}
     assert compare(standing(), found)[0].outcome == "not comparable"
     with pytest.raises(DataError, match="imported/cycle3 holds 2 selections; import each decision under its own name"):
         standing_of_import(IMPORTED, [earlier_group(), earlier_group()], [], [])
     with pytest.raises(DataError, match="holds several verdicts on one gate"):
         standing_of_import(IMPORTED, [], [], [earlier_gate("ood"), earlier_gate("ood", "fail")])
     unmeasured = standing_of_import(IMPORTED, [earlier_group(cebench_delta=None)], [], [])
-    assert (unmeasured.external.cebench, unmeasured.external.saebench.n) == (None, 5)
+    assert (unmeasured.cebench, unmeasured.saebench.n) == (None, 5)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +427,7 @@ def test_the_sentences_say_what_decided():
 
 def test_what_cannot_be_compared_is_so_in_the_sentences_and_its_rows_say_why():
     assert outcome_sentence([]).endswith("this comparison was **not made**.")
-    there = Standing("imported/a_*b*", external(None, None, "no selection was imported"), measured(), {})
+    there = Standing("imported/a_*b*", None, None, measured(), {}, note="no selection was imported")
     rows = compare(standing(), there)
     summary, _, first, second = outcome_sentence(rows).splitlines()
     assert summary == "**Progress is not shown**:"

@@ -119,10 +119,8 @@ class ControlRow(MeasuredRow):
         seeds, units = [member.seed for member in members], [member.unit for member in members]
         if len(set(units)) < 2:
             return {"note": "all seeds have one reference, so none of them are unrelated"}
-        own, other = (
-            between_units(pairs_of(name, seeds, rows), units)
-            for name, rows in ((members[0].condition, run.candidate.pairs), (self.control, pairs))
-        )
+        own = between_units(pairs_of(members[0].condition, seeds, run.candidate.pairs), units)
+        other = between_units(pairs_of(self.control, seeds, pairs), units)
         off = [f"{sae.l0:.1f} at seed {sae.seed}" for sae in saes if not sae.l0_matched]
         notes = {
             f"the control's L0 is more than 10 % off k = {members[0].k}: {', '.join(off)}": bool(off),

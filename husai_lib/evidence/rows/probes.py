@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from statistics import fmean
 from typing import Any, Literal
 
@@ -46,14 +47,11 @@ class ProbeRow(MeasuredRow):
 
     def _derived(self, step: str, run: RunTables) -> dict[str, Any]:
         # raw AUC and number of test rows are those of every SAE of the layer in the same form and split
-        columns = ("data_set", "at", "duplicates", "split")
+        form = attrgetter("data_set", "at", "duplicates", "split")
         others = run.tables.get((step if step == "scaling" else "baselines", "probes"), ())
-        same = (
-            probe
-            for probe in others
-            if all(getattr(probe, column) == getattr(self, column) for column in columns)
-            and (step != "scaling" or point_of(probe.condition)[0] == point_of(self.condition)[0])
-        )
+        same = (probe for probe in others if form(probe) == form(self))
+        if step == "scaling":
+            same = (probe for probe in same if point_of(probe.condition)[0] == point_of(self.condition)[0])
         first = next(same, self)  # the first is enough, and there can be a hundred thousand
         return {"delta": self.test_auc - self.llm_auc, "llm_auc": first.llm_auc, "test_rows": first.test_rows}
 
