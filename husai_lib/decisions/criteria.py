@@ -2,8 +2,6 @@
 
 1. Both external deltas improve jointly: the lower 95 % bound of each difference of group means lies above 0.
 2. Of the gates required there, more pass here than there, and no stress control that passed there is lost.
-
-Deltas that were measured on different things are not subtracted. Pure: no files, no torch.
 """
 
 import json

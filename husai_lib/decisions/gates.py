@@ -1,7 +1,6 @@
-"""May the candidate be released? Numbers and thresholds in, verdicts out. Pure: no files, no torch.
+"""May the candidate be released? Numbers and thresholds in, verdicts out.
 
 A gate reads the conservative end of a two-sided interval (`basis: bound`) or the estimate (`basis: value`).
-What is missing, has no bound or cannot be reached does not pass.
 """
 
 import math

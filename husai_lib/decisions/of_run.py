@@ -1,7 +1,4 @@
-"""The decisions of a run from its records: selection, gates, and whether it improves on earlier runs.
-
-Notebooks make them; `husai gate` and the audit reproduce them. Pure but for `read`, which gives a record by its name.
-"""
+"""The decisions of a run from its records: selection, gates, and whether it improves on earlier runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal

@@ -1,8 +1,7 @@
 """Which group goes before the gate: measured members in, one candidate and the reasons out.
 
 Members -> groups (one condition of one source) -> eligible groups -> lower bound of each metric over seeds -> Pareto
-front on (SAEBench, CE-Bench) -> weighted sum of the scaled metrics -> the best group of the front.
-Pure: no files, no torch; the order of the input never matters.
+front on (SAEBench, CE-Bench) -> weighted sum of the scaled metrics -> the best group of the front, in whatever order.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,4 @@
-"""Records of earlier cycles as evidence: the files as given, what was read of them, and what is wrong with it.
-
-`evidence/imported/<name>/` holds `originals/`, `records/` (one a file, and a last one, `caveats`), the journal and the
-manifest.
-"""
+"""Records of earlier cycles as evidence: `originals/`, `records/` (one a file, and `caveats`), journal and manifest."""
 
 import re
 import tempfile

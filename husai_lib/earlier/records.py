@@ -1,7 +1,6 @@
-"""The formats of February 2026: each kind of file to typed rows; nothing in them is recomputed. Pure.
+"""The formats of February 2026: each kind of file to typed rows; nothing in them is recomputed.
 
-MEMBER, SWEEP and GROUP name the places in the JSON that may hold a column, of which the first value counts. A column
-that they do not name stands under its own name.
+MEMBER, SWEEP and GROUP name the places in the JSON that may hold a column that does not stand under its own name.
 """
 
 import hashlib

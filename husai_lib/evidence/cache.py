@@ -1,8 +1,7 @@
 """The cache: results keyed by the content of everything that determines them.
 
 A key is the hash of the inputs (hashes of weights and texts, every argument), of the code that computes the result,
-and of the versions of the numerical libraries. So nothing is computed twice and a stale result is never read.
-An entry is a folder that appears as a whole, with the hash of each of its files.
+and of the versions of the numerical libraries. An entry is a folder that appears as a whole, with its files' hashes.
 """
 
 import ast
