@@ -33,6 +33,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_of(data: Any) -> bytes:
+    """The content of a file that is given as bytes, as text, or as data for canonical JSON."""
+    return data if isinstance(data, bytes) else (data if isinstance(data, str) else canonical_json(data)).encode()
+
+
 def write_text(path: Path, text: str) -> str:
     """Write `text` as UTF-8, whole or not at all; returns its SHA-256."""
     return write_bytes(path, text.encode())

@@ -8,12 +8,11 @@ from pathlib import PurePosixPath
 from statistics import median
 from typing import Any
 
-from scipy import stats
-
 from husai_lib.earlier.records import RUN_ID
 from husai_lib.evidence.rows import earlier
 from husai_lib.evidence.rows.base import ceiling, is_matched
 from husai_lib.evidence.runs import Record
+from husai_lib.intervals import t_quantile
 
 Found = Iterator[tuple[str, str, int, str]]
 """A caveat: what it is called, the record, how many rows of the record it concerns, and one sentence."""
@@ -82,7 +81,7 @@ def _of_members(name: str, rows: Sequence[earlier.EarlierMemberRow]) -> Found:
 
 def _of_groups(name: str, rows: Sequence[earlier.EarlierGroupRow], seeds_of: Sequence[Any]) -> Found:
     if few := sorted(row.n_seeds for row in rows if _is_normal(row)):
-        t = f"{stats.t.ppf(0.975, few[0] - 1):.4g} at {few[0]} seeds"
+        t = f"{t_quantile(few[0] - 1):.4g} at {few[0]} seeds"
         yield "normal_interval", name, len(few), f"Bounds over {_range(few)} seeds use z = 1.96, where t is {t}."
     merged, lucky = [], []
     for row, members in zip(rows, seeds_of, strict=False):

@@ -15,7 +15,7 @@ from husai_lib.evidence.cache import cache_folder, versions
 from husai_lib.evidence.code import git_commit, library_hash
 from husai_lib.evidence.rows.base import Candidate, Row, shared_level
 from husai_lib.evidence.runs import Record, Run, utc_now
-from husai_lib.files import canonical_json, sha256_text, write_bytes, write_json, write_text
+from husai_lib.files import canonical_json, content_of, sha256_text, write_bytes, write_json
 from husai_lib.params.conditions import Condition
 from husai_lib.params.consistency import ConsistencyParams
 from husai_lib.params.cycle import STEPS, check_sections
@@ -73,18 +73,14 @@ class Step:
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         state = {"step": self.name, "done": done, "total": total, "what": what}
         state |= {"seconds": self.seconds, "peak_bytes": peak}
-        write_text(self.run.path / "progress.json", canonical_json(state))
+        write_json(self.run.path / "progress.json", state)
 
     def publish(self, name: str, data: Any) -> None:
         """Write a file of the run, such as `release_policy.json`: text, bytes, or data as JSON.
 
         Once the record was written, it is noted in the journal only.
         """
-        path = self.run.path / name
-        if isinstance(data, bytes):
-            sha256 = write_bytes(path, data)
-        else:
-            sha256 = write_text(path, data) if isinstance(data, str) else write_json(path, data)
+        sha256 = write_bytes(self.run.path / name, content_of(data))
         if not self.is_written:
             self.published[name] = sha256
             return

@@ -78,17 +78,16 @@ def data_set_names() -> tuple[str, ...]:
     return tuple(name for name in text_set_names() if name in binary)
 
 
-@cache
 def text_set_names() -> tuple[str, ...]:
     """All data sets of sae-probes as sources of text, those with many classes or a continuous target included."""
     return _names_in("cleaned_data", ".csv.zst")
 
 
-@cache
 def shifted_data_set_names() -> tuple[str, ...]:
     """The data sets of sae-probes that also have a shifted set."""
     return _names_in("OOD data", "_OOD.csv.zst")
 
 
+@cache
 def _names_in(folder: str, ending: str) -> tuple[str, ...]:
     return tuple(sorted(p.name.removesuffix(ending) for p in (probe_data_folder() / folder).glob(f"*{ending}")))

@@ -60,8 +60,7 @@ class ScalingParams(Section):
 
     def conditions(self) -> list[Condition]:
         """The condition at every point, layers outermost."""
-        given = self.condition.model_dump()
-        found = []
+        given, found = self.condition.model_dump(), []
         for point in product(*self.levels.values()):
             _, tokens, d_sae = point
             own = {"name": name_of(point), "d_sae": d_sae, "training_samples": tokens * self.epochs}

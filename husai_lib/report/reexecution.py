@@ -24,7 +24,7 @@ from husai_lib.errors import HusaiError
 from husai_lib.evidence.rows.base import Row
 from husai_lib.evidence.runs import Record, Run
 from husai_lib.evidence.steps import OPENER, Step
-from husai_lib.files import canonical_json
+from husai_lib.files import canonical_json, content_of
 
 COMPUTE = "compute"
 """The tag of cells that compute: they need a model, SAEs or activations, show nothing, and are not executed again."""
@@ -44,10 +44,7 @@ class Reexecuted(Step):
 
     def publish(self, name: str, data: Any) -> None:
         """Keep a file's content."""
-        if isinstance(data, bytes):
-            self.files[name] = data
-        else:
-            self.files[name] = (data if isinstance(data, str) else canonical_json(data)).encode()
+        self.files[name] = content_of(data)
 
     def write(self, tables: dict[str, list[Row]] | None = None, device: str = "cpu", **summary: Any) -> Record:
         """Keep the record; what follows is shown from it."""
