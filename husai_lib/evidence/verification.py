@@ -11,7 +11,6 @@ from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.runs import RUN_NAME, Run, find_imports, find_runs
 from husai_lib.files import REPOSITORY, sha256_file
 
-RUNS = REPOSITORY / "evidence"
 PASSING = {".lock", "progress.json"}
 """Files that come and go beside and in a run; git ignores them."""
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, StopIteration, SyntaxError, TypeError, ValueError)
@@ -68,7 +67,7 @@ def _files(run: Run, manifest: dict[str, Any]) -> Iterator[str]:
 
 def _chain(run: Run, manifest: dict[str, Any]) -> Iterator[str]:
     """What manifest, journal and records state of each other's hashes."""
-    journal = run.journal
+    journal, roots = run.journal, (run.path.parent.parent, REPOSITORY / "evidence")
     if sorted(journal) != sorted(manifest["steps"]):
         yield f"{run.name}: the journal has the steps {sorted(journal)}, the manifest {sorted(manifest['steps'])}"
     written: dict[str, str] = {}
@@ -81,7 +80,7 @@ def _chain(run: Run, manifest: dict[str, Any]) -> Iterator[str]:
                 yield f"{run.name}: step {step} states another SHA-256 of {name} than the manifest"
         for name, sha256 in data["earlier"].items():
             folder, _, its_step = name.rpartition("/")
-            places = [root / folder / "records" / f"{its_step}.json" for root in (run.path.parent.parent, RUNS)]
+            places = [root / folder / "records" / f"{its_step}.json" for root in roots]
             if any(sha256_file(path) != sha256 for path in [path for path in places if path.is_file()][:1]):
                 yield f"{run.name}: step {step} read another record {name} than the one that is there now"
     others = manifest["files"].keys() - written - {"journal.json", "parameters.json"}
