@@ -230,15 +230,12 @@ def run_cycle(
     Progress goes to `console` (stderr by default). Raises ParameterError or EvidenceError before anything is written,
     and StepError (or the error of this library a notebook raised) when a step fails.
     """
-    evidence = evidence.absolute()
+    evidence, console = evidence.absolute(), console or plain_console()
     check_ready(evidence, notebooks, cache_bytes(params, evidence))
     check_earlier(params, evidence)
     with only_run_of(params.cycle, evidence):
         run = resumable_run(params, evidence) if resume else None
         planned = plan(params, run, notebooks)
-        from husai_lib.cycle.execution import watched  # noqa: PLC0415 - takes seconds to import; mistakes are told without it
-
-        console = console or plain_console()
         began = "resuming" if run else "nothing to resume: new run" if resume else "new run"
         run = run or new_run(evidence, params.cycle)
         if run.is_complete:
@@ -247,25 +244,33 @@ def run_cycle(
         write_json(run.path / "parameters.json", params.model_dump(mode="json"))
         run.note_attempt({name: value for name, value in environment("").items() if name != "device"})
         console.print(f"{began} {run.name}")
-        time_left = TimeLeft(params, run, evidence)
-        for number, step in enumerate(planned, 1):
-            state = f"starts, {step.reason}" if step.reason else "kept"
-            called = f"step {number}/{len(planned)} {step.step.name}"
-            console.print(f"{called}: {state}")
-            if step.reason:
-                time_left.begin(step)
-                with watched(console, step.step.name, run.path) as last:
-                    printed = _run_step(step, run, notebooks)
-                for line in printed:
-                    console.print(f"step {step.step.name} printed: {line}")
-                seconds = time_left.end(step, last)
-                left = time_left.sentence([later for later in planned[number:] if later.reason])
-                console.print(f"{called}: done in {seconds:.0f} s{left}")
+        _run_steps(planned, run, notebooks, TimeLeft(params, run, evidence), console)
         gate = run.record("gate").summary
         about = {"cycle": params.cycle, "summary": params.summary, "steps": [step.step.name for step in planned]}
         origin = {"parameters_file": parameters_file, "overrides": list(overrides)}
         run.write_manifest(**about, **origin, verdict=gate["verdict"], pass_all=gate["pass_all"])
         return run
+
+
+def _run_steps(
+    planned: Sequence[PlannedStep], run: Run, notebooks: Path, time_left: TimeLeft, console: Console
+) -> None:
+    """Run the steps that have a reason to, and say how far the cycle is."""
+    from husai_lib.cycle.execution import watched  # noqa: PLC0415 - takes seconds to import; mistakes are told without it
+
+    for number, step in enumerate(planned, 1):
+        called = f"step {number}/{len(planned)} {step.step.name}"
+        console.print(f"{called}: {f'starts, {step.reason}' if step.reason else 'kept'}")
+        if not step.reason:
+            continue
+        time_left.begin(step)
+        with watched(console, step.step.name, run.path) as last:
+            printed = _run_step(step, run, notebooks)
+        for line in printed:
+            console.print(f"step {step.step.name} printed: {line}")
+        seconds = time_left.end(step, last)
+        left = time_left.sentence([later for later in planned[number:] if later.reason])
+        console.print(f"{called}: done in {seconds:.0f} s{left}")
 
 
 def _run_step(planned: PlannedStep, run: Run, notebooks: Path) -> list[str]:
