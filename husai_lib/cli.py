@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from husai_lib.cycle.queue import Queued, check_queue, read_queue, run_queue
-from husai_lib.cycle.run import NOTEBOOKS, check_ready, plain_console, resumable_run, run_cycle
+from husai_lib.cycle.run import NOTEBOOKS, check_ready, is_running, plain_console, resumable_run, run_cycle
 from husai_lib.errors import EvidenceError, GateError, HusaiError, IntegrityError, ModelError, ParameterError
 from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
@@ -453,6 +453,8 @@ def _count(problems: Sized) -> str:
 def _state(run: Run) -> str:
     """A run's state and verdict, as far as they can be read."""
     try:
-        return f"complete: {run.manifest()['verdict']}" if run.is_complete else f"unfinished: {len(run.journal)} steps"
+        if run.is_complete:
+            return f"complete: {run.manifest()['verdict']}"
+        return f"{'running' if is_running(run) else 'interrupted'}: {len(run.journal)} steps are done"
     except HusaiError as error:
         return f"damaged: {error}"

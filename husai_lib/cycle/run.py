@@ -28,6 +28,7 @@ from husai_lib.params.cycle import CycleParams, given_to
 NOTEBOOKS = REPOSITORY / "notebooks"
 EVIDENCE_BYTES = 100 * 10**6
 """Room for the evidence of a run, whose records and figures are a few megabytes."""
+LOCK = ".lock"
 OTHER_FOLDER = "name another folder with --evidence or in HUSAI_CACHE"
 
 
@@ -197,7 +198,7 @@ def notebook_code(path: Path) -> str:
 @contextmanager
 def only_run_of(cycle: str, evidence: Path) -> Iterator[None]:
     """Hold the cycle's lock, which the system takes back when the process ends, however it ends."""
-    path = evidence / cycle / ".lock"
+    path = evidence / cycle / LOCK
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
@@ -207,6 +208,19 @@ def only_run_of(cycle: str, evidence: Path) -> Iterator[None]:
         except BlockingIOError:
             raise EvidenceError(f"cycle {cycle!r} is being run by another process; wait until it ends") from None
         yield
+
+
+def is_running(run: Run) -> bool:
+    """Whether a process holds the lock of the run's cycle, and this is the run that it is at: the newest."""
+    lock = run.path.parent / LOCK
+    if not lock.exists() or run.path != max(run.path.parent.glob("run_*")):
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def plain_console() -> Console:
