@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from husai_lib.cycle.queue import Queued, check_queue, read_queue, run_queue
-from husai_lib.cycle.run import NOTEBOOKS, check_ready, plain_console, resumable_run, run_cycle
+from husai_lib.cycle.run import NOTEBOOKS, check_ready, is_running, plain_console, resumable_run, run_cycle
 from husai_lib.errors import EvidenceError, GateError, HusaiError, IntegrityError, ModelError, ParameterError
 from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
@@ -197,13 +197,13 @@ def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
     """Show a run: its verdict, gates, candidates and groups, verified before they are shown."""
     from husai_lib.report import tables  # noqa: PLC0415 - takes a second to import
 
-    chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
+    chosen = find_run(evidence, run)
     typer.echo(f"{chosen.name}: {_state(chosen)}\nevidence: {chosen.path}")
     records = [chosen.record(step) for step in chosen.journal]
     for table, record in ((table, record) for table in SHOWN for record in records):
         if table in record.data["tables"]:
             rows, step = record.table(table), record.step
-            out.print(Markdown(f"**{table} of step {step}**\n\n{tables.table_of(rows)}"))
+            _print(f"**{table} of step {step}**\n\n{tables.table_of(rows)}")
 
 
 @app.command()
@@ -212,16 +212,13 @@ def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Ev
     from husai_lib.decisions import of_run  # noqa: PLC0415 - takes a second to import
     from husai_lib.report import sentences, tables  # noqa: PLC0415 - takes a second to import
 
-    chosen, out = find_run(evidence, run), Console(width=None if sys.stdout.isatty() else 240)
-    chosen.manifest()  # raises for an unfinished run
-    if problems := problems_of(chosen):
-        raise IntegrityError(f"{chosen.name} does not verify: {problems[0]}")
+    chosen = _verified(find_run(evidence, run))
     policy = of_run.policy_of(chosen.find_record)
-    out.print(Markdown(tables.table_of(policy.gates)))
+    _print(tables.table_of(policy.gates))
     record = chosen.record("gate")
     if "criteria" in record.data["tables"]:
         criteria = record.table("criteria")
-        out.print(Markdown(f"{sentences.outcome_sentence(criteria)}\n\n{tables.table_of(criteria)}"))
+        _print(f"{sentences.outcome_sentence(criteria)}\n\n{tables.table_of(criteria)}")
     typer.echo(f"{chosen.name}: {policy.verdict}")
     if policy.gates != tuple(record.table("gates")):
         raise IntegrityError(
@@ -243,7 +240,7 @@ def compare(runs: Compared, *, as_json: AsJson = False, evidence: Evidence = EVI
     if as_json:
         typer.echo(json.dumps({"runs": names, "differing": [asdict(one) for one in found]}, indent=1))
         return
-    Console(width=None if sys.stdout.isatty() else 240).print(Markdown(tables.comparison_table(found, names)))
+    _print(tables.comparison_table(found, names))
     typer.echo(f"{len(found)} values differ")
 
 
@@ -260,16 +257,13 @@ def plan_(
     from husai_lib.decisions import of_run, planning  # noqa: PLC0415 - takes a second to import
     from husai_lib.report.tables import plan_table  # noqa: PLC0415 - as above
 
-    values, chosen = planning.true_values(deltas or []), find_run(evidence, run)
-    chosen.manifest()  # raises for an unfinished run
-    if problems := problems_of(chosen):
-        raise IntegrityError(f"{chosen.name} does not verify: {problems[0]}")
+    values, chosen = planning.true_values(deltas or []), _verified(find_run(evidence, run))
     judged = of_run.judged_group(chosen.record("selection").summary["selected"], chosen.find_record)
     needs = [asdict(need) for need in planning.needs(judged, of_run.policy_of(chosen.find_record).gates, values, power)]
     if as_json:
         typer.echo(json.dumps(needs, indent=1))
         return
-    Console(width=None if sys.stdout.isatty() else 240).print(Markdown(plan_table(needs)))
+    _print(plan_table(needs))
     typer.echo(f"{chosen.name}: to pass with a probability of {power:.0%}, each gate by itself")
 
 
@@ -383,16 +377,14 @@ def reproduce(
     from husai_lib.cycle.reproduce import reproduce as again  # noqa: PLC0415 - as above
     from husai_lib.report.tables import reproduction_table  # noqa: PLC0415 - takes a second to import
 
-    chosen = find_run(evidence, run)
-    if problems := problems_of(chosen):
-        raise IntegrityError(f"{chosen.name} does not verify: {problems[0]}")
+    chosen = _verified(find_run(evidence, run))
     _compute_on(device, jobs)
     compared = again(chosen, tolerance=tolerance, with_cache=with_cache)
     if as_json:
         typer.echo(json.dumps(compared.as_json(), indent=1))
     else:
         if differing := compared.as_json()["differing"][:20]:
-            Console(width=None if sys.stdout.isatty() else 240).print(Markdown(reproduction_table(differing)))
+            _print(reproduction_table(differing))
         typer.echo(f"{chosen.name}: {', '.join(f'{n:,} {outcome}' for outcome, n in compared.counts.items())}")
     if not compared.is_reproduced:
         raise IntegrityError(f"{chosen.name} is not reproduced: {compared.counts['different']} values are different")
@@ -446,6 +438,19 @@ def saebench(
         raise ModelError(f"did not run: {', '.join(failed)}; the reasons stand above")
 
 
+def _print(markdown: str) -> None:
+    """Show Markdown, as wide as the terminal; elsewhere so wide that no table is cut."""
+    Console(width=None if sys.stdout.isatty() else 240).print(Markdown(markdown))
+
+
+def _verified(run: Run) -> Run:
+    """The run, if it is complete and as it was written; raises EvidenceError or IntegrityError."""
+    run.manifest()
+    if problems := problems_of(run):
+        raise IntegrityError(f"{run.name} does not verify: {problems[0]}")
+    return run
+
+
 def _count(problems: Sized) -> str:
     return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
 
@@ -453,6 +458,8 @@ def _count(problems: Sized) -> str:
 def _state(run: Run) -> str:
     """A run's state and verdict, as far as they can be read."""
     try:
-        return f"complete: {run.manifest()['verdict']}" if run.is_complete else f"unfinished: {len(run.journal)} steps"
+        if run.is_complete:
+            return f"complete: {run.manifest()['verdict']}"
+        return f"{'running' if is_running(run) else 'interrupted'}: {len(run.journal)} steps are done"
     except HusaiError as error:
         return f"damaged: {error}"

@@ -244,7 +244,17 @@ def test_ls_lists_runs_with_state_and_verdict(evidence: Path, made: Run) -> None
     assert (said.code, said.err) == (0, "")
     line = next(line for line in said.out.splitlines() if made.name in line)
     assert "complete" in line
-    assert "Not releasable: 1 of 9 required gates fails (transcoder)." in line
+    assert "Not releasable: 1 of 8 required gates fails (transcoder)." in line
+
+
+def test_ls_says_whether_a_run_without_a_manifest_is_running_or_was_interrupted(smoke: Run) -> None:
+    evidence = smoke.path.parent.parent
+    (smoke.path / "manifest.json").unlink()
+    done = f"{len(smoke.journal)} steps are done"
+    assert f"{smoke.name}  interrupted: {done}" in husai("ls", "--evidence", evidence).out.splitlines()
+    with cycle.only_run_of("smoke", evidence):
+        assert f"{smoke.name}  running: {done}" in husai("ls", "--evidence", evidence).out.splitlines()
+    assert f"{smoke.name}  interrupted: {done}" in husai("ls", "--evidence", evidence).out.splitlines()
 
 
 def test_ls_of_nothing_is_no_error(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
 
 @contextmanager
 def watched(console: Console, step: str, run: Path) -> Iterator[dict[str, Any]]:
-    """Show how far a step is while the block runs it: bars on a terminal, elsewhere a line every 15 seconds.
+    """Show how far a step is while the block runs it: bars on a terminal, elsewhere what changed, every 15 seconds.
 
     Once the block has ended, what it was given holds the last state that the step reported.
     """
@@ -105,7 +105,7 @@ def watched(console: Console, step: str, run: Path) -> Iterator[dict[str, Any]]:
 def _follow(console: Console, step: str, file: Path, ended: threading.Event) -> None:
     """Follow the `progress.json` that a step writes: what it does, with one bar each, and how much of it is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    printed, bars = time.monotonic(), dict[str, TaskID]()
+    printed, said, bars = time.monotonic(), "", dict[str, TaskID]()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         while not ended.wait(POLL_SECONDS):
             try:
@@ -116,9 +116,10 @@ def _follow(console: Console, step: str, file: Path, ended: threading.Event) -> 
             if what not in bars:
                 bars[what] = progress.add_task(f"step {step}: {what}")
             progress.update(bars[what], completed=done, total=total)
-            if not console.is_terminal and time.monotonic() - printed > LINE_SECONDS:
-                printed = time.monotonic()
-                console.print(f"step {step}: {done}/{total} {what}")
+            line = f"step {step}: {done}/{total} {what}"
+            if not console.is_terminal and line != said and time.monotonic() - printed > LINE_SECONDS:
+                printed, said = time.monotonic(), line
+                console.print(line)
 
 
 def strip_notebook(path: Path) -> list[str]:

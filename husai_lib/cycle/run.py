@@ -28,6 +28,7 @@ from husai_lib.params.cycle import CycleParams, given_to
 NOTEBOOKS = REPOSITORY / "notebooks"
 EVIDENCE_BYTES = 100 * 10**6
 """Room for the evidence of a run, whose records and figures are a few megabytes."""
+LOCK = ".lock"
 OTHER_FOLDER = "name another folder with --evidence or in HUSAI_CACHE"
 
 
@@ -197,7 +198,7 @@ def notebook_code(path: Path) -> str:
 @contextmanager
 def only_run_of(cycle: str, evidence: Path) -> Iterator[None]:
     """Hold the cycle's lock, which the system takes back when the process ends, however it ends."""
-    path = evidence / cycle / ".lock"
+    path = evidence / cycle / LOCK
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
@@ -207,6 +208,19 @@ def only_run_of(cycle: str, evidence: Path) -> Iterator[None]:
         except BlockingIOError:
             raise EvidenceError(f"cycle {cycle!r} is being run by another process; wait until it ends") from None
         yield
+
+
+def is_running(run: Run) -> bool:
+    """Whether a process holds the lock of the run's cycle, and this is the run that it is at: the newest."""
+    lock = run.path.parent / LOCK
+    if not lock.exists() or run.path != max(run.path.parent.glob("run_*")):
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def plain_console() -> Console:
@@ -230,15 +244,12 @@ def run_cycle(
     Progress goes to `console` (stderr by default). Raises ParameterError or EvidenceError before anything is written,
     and StepError (or the error of this library a notebook raised) when a step fails.
     """
-    evidence = evidence.absolute()
+    evidence, console = evidence.absolute(), console or plain_console()
     check_ready(evidence, notebooks, cache_bytes(params, evidence))
     check_earlier(params, evidence)
     with only_run_of(params.cycle, evidence):
         run = resumable_run(params, evidence) if resume else None
         planned = plan(params, run, notebooks)
-        from husai_lib.cycle.execution import watched  # noqa: PLC0415 - takes seconds to import; mistakes are told without it
-
-        console = console or plain_console()
         began = "resuming" if run else "nothing to resume: new run" if resume else "new run"
         run = run or new_run(evidence, params.cycle)
         if run.is_complete:
@@ -247,25 +258,33 @@ def run_cycle(
         write_json(run.path / "parameters.json", params.model_dump(mode="json"))
         run.note_attempt({name: value for name, value in environment("").items() if name != "device"})
         console.print(f"{began} {run.name}")
-        time_left = TimeLeft(params, run, evidence)
-        for number, step in enumerate(planned, 1):
-            state = f"starts, {step.reason}" if step.reason else "kept"
-            called = f"step {number}/{len(planned)} {step.step.name}"
-            console.print(f"{called}: {state}")
-            if step.reason:
-                time_left.begin(step)
-                with watched(console, step.step.name, run.path) as last:
-                    printed = _run_step(step, run, notebooks)
-                for line in printed:
-                    console.print(f"step {step.step.name} printed: {line}")
-                seconds = time_left.end(step, last)
-                left = time_left.sentence([later for later in planned[number:] if later.reason])
-                console.print(f"{called}: done in {seconds:.0f} s{left}")
+        _run_steps(planned, run, notebooks, TimeLeft(params, run, evidence), console)
         gate = run.record("gate").summary
         about = {"cycle": params.cycle, "summary": params.summary, "steps": [step.step.name for step in planned]}
         origin = {"parameters_file": parameters_file, "overrides": list(overrides)}
         run.write_manifest(**about, **origin, verdict=gate["verdict"], pass_all=gate["pass_all"])
         return run
+
+
+def _run_steps(
+    planned: Sequence[PlannedStep], run: Run, notebooks: Path, time_left: TimeLeft, console: Console
+) -> None:
+    """Run the steps that have a reason to, and say how far the cycle is."""
+    from husai_lib.cycle.execution import watched  # noqa: PLC0415 - takes seconds to import; mistakes are told without it
+
+    for number, step in enumerate(planned, 1):
+        called = f"step {number}/{len(planned)} {step.step.name}"
+        console.print(f"{called}: {f'starts, {step.reason}' if step.reason else 'kept'}")
+        if not step.reason:
+            continue
+        time_left.begin(step)
+        with watched(console, step.step.name, run.path) as last:
+            printed = _run_step(step, run, notebooks)
+        for line in printed:
+            console.print(f"step {step.step.name} printed: {line}")
+        seconds = time_left.end(step, last)
+        left = time_left.sentence([later for later in planned[number:] if later.reason])
+        console.print(f"{called}: done in {seconds:.0f} s{left}")
 
 
 def _run_step(planned: PlannedStep, run: Run, notebooks: Path) -> list[str]:

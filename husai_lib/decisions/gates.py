@@ -202,7 +202,7 @@ def _why_none(judged: Judged) -> str:
 
 def verdict_sentence(gates: Sequence[GateRow]) -> str:
     """The verdict in one sentence, with the required gates that speak against release."""
-    required = [gate for gate in gates if gate.required]
+    required = [gate for gate in without_repeats(gates) if gate.required]
     if not required:
         return "Not releasable: no gate is required, so nothing was shown."
     failed = [gate for gate in required if gate.verdict != "pass"]
@@ -211,6 +211,12 @@ def verdict_sentence(gates: Sequence[GateRow]) -> str:
     names = [describe(gate.gate) + (f": {gate.verdict}" if gate.verdict != "fail" else "") for gate in failed]
     verb = "fails" if len(failed) == 1 else "fail"
     return f"Not releasable: {len(failed)} of {len(required)} required gates {verb} ({', '.join(names)})."
+
+
+def without_repeats(gates: Sequence[GateRow]) -> list[GateRow]:
+    """The gates without the joint one, where release requires each of its parts, which it then only repeats."""
+    parts = [gate.required for gate in gates if gate.gate in EXTERNAL]
+    return [gate for gate in gates if gate.gate != "external" or not parts or not all(parts)]
 
 
 def describe(name: str) -> str:

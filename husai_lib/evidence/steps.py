@@ -57,6 +57,10 @@ class Step:
         (self.earlier if "/" in step else self.inputs)[step] = record.sha256
         return record
 
+    def read_all(self) -> dict[str, Record]:
+        """Every record of the other steps of this run, by step, as `read` gives one."""
+        return {name: self.read(name) for name in self.run.journal if name != self.name}
+
     def read_run(self, run: str) -> dict[str, Record]:
         """Every record of the earlier run `<cycle>/<run>` or `imported/<name>`, by step, as `read` gives one."""
         return {step: self.read(f"{run}/{step}") for step in self.run.read_run(run)}

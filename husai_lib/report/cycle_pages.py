@@ -139,9 +139,7 @@ def _facts(run: Run, name: str, *, imported: bool) -> dict[str, Any]:
                 verdict=row.stated, source=IMPORTED)
         for row in tabled.get("earlier_gates", []) if row.gate in gates.RULES
     ]  # fmt: skip
-    of_parts = [row.required for row in gate_rows if row.gate in gates.EXTERNAL]
-    repeats = bool(of_parts) and all(of_parts)  # where each part is required, the joint gate only repeats them
-    judged = [row for row in gate_rows if row.gate != "external" or not repeats]
+    judged = gates.without_repeats(gate_rows)
     verdict = gates.verdict_sentence(judged) if judged else "No verdict: no gate was judged."
     state = verdict.partition(":")[0].lower()
     candidates = [row.condition for row in tabled.get("candidates", []) if row.selected]

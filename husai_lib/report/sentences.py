@@ -251,10 +251,26 @@ def _gates_compared(rows: Sequence[CriterionRow]) -> str:
 
 
 def gate_sentences(rows: Sequence[GateRow]) -> str:
-    """Each required gate as a question, with the number that answers it; a list in Markdown."""
+    """Each required gate as a question, with its answer and what would pass, and the furthest of them; Markdown."""
     required = [row for row in rows if row.required]
     lines = [f"- {gates.RULES[row.gate].question} {_answer(row)}" for row in required]
+    missed = [row for row in required if row.gate != "external" and half_widths_missed(row)]
+    if missed:
+        furthest = max(missed, key=lambda row: half_widths_missed(row) or 0.0)
+        by = half_widths_missed(furthest) or 0.0
+        so = "The value itself passes, so more seeds may be enough" if by < 1 else "No number of seeds changes that"
+        lines.append(
+            f"\nFurthest from passing is **{escape(gates.describe(furthest.gate))}**, whose bound misses its threshold "
+            f"by {by:.1f} times the half width of its interval. {so}."
+        )
     return "\n".join(lines) or "No gate is required."
+
+
+def half_widths_missed(row: GateRow) -> float | None:
+    """By how many half widths of its interval the bound of a gate that fails misses the threshold; None of others."""
+    if row.verdict != "fail" or row.value is None or row.bound is None or row.value == row.bound:
+        return None
+    return abs(row.threshold - row.bound) / abs(row.value - row.bound)
 
 
 def _answer(row: GateRow) -> str:
@@ -265,4 +281,7 @@ def _answer(row: GateRow) -> str:
         return f"{word}: {row.value:+.3f}; {escape(row.note)}."
     must = escape(gates.requirement(row.gate, row.threshold))
     note = f" ({escape(row.note)})" if row.note else ""
-    return f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the worse end of its interval; it must be {must}{note}."
+    least = "at most" if row.direction == "below" else "at least"
+    needed = f" With an interval of this width, {least} {row.threshold + row.value - row.bound:+.3f} would pass."
+    said = f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the worse end of its interval; it must be {must}{note}."
+    return said + needed * (row.verdict == "fail" and row.gate != "external")

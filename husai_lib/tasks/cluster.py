@@ -160,7 +160,7 @@ def run(
         if found:
             results[i] = found[0]
         else:
-            futures[_submitted(client, home, (function, task), f"{what} {i}", sources)] = i
+            futures[_submitted(client, home, (function, task), what, sources)] = i
     failed: dict[int, BaseException] = {}
     for future in as_completed(futures, loop=client.loop):
         i = futures[future]
@@ -211,7 +211,11 @@ def _home(client: Client) -> Home:
 
 
 def _submitted(client: Client, home: Home, job: Any, name: str, sources: dict[str, Future]) -> Future:
-    """The future result of a job: a function and its task. Its name and content are its key, so it is done once."""
+    """The future result of a job: a function and its task. Its name and content are its key, so it is done once.
+
+    Jobs of one name are of one kind to dask, which then keeps most of them back until a worker is free. So few tasks
+    are lost, and counted as suspects, with a worker that dies.
+    """
     with noted_entries() as entries:
         packed = _packed(job)
     needed = [] if home.shared else entries

@@ -116,7 +116,7 @@ def test_all_gates_pass_and_each_names_its_record():
     policy = decided(judged(), controls())
     assert verdicts(policy) == expected()
     assert policy.pass_all
-    assert policy.verdict == "Releasable: all 9 required gates pass."
+    assert policy.verdict == "Releasable: all 8 required gates pass."
     assert [row.source for row in policy.gates] == ["stress"] * 5 + ["selection"] * 4
     assert gate(policy, "external").note == ""
 
@@ -180,7 +180,7 @@ def test_a_missing_control_fails_the_gate_if_required(name, row):
     assert verdicts(policy) == expected(**{name: "missing"})
     assert not policy.pass_all
     assert gate(policy, name).note == ("the control was not run" if row == "absent" else "no shifted set")
-    assert policy.verdict == f"Not releasable: 1 of 9 required gates fails ({describe(name)}: missing)."
+    assert policy.verdict == f"Not releasable: 1 of 8 required gates fails ({describe(name)}: missing)."
     flag = "require_random_model" if name.startswith("random") else f"require_{name}"
     flag = "require_ood" if name == "in_domain" else flag
     lenient = decided(judged(), controls(**{name: given_row}), GateParams(**{flag: False}))

@@ -97,7 +97,7 @@ def change_parameters(run: Run, **sections: Any) -> None:
 
 
 def pass_gates(data: dict[str, Any]) -> None:
-    data["summary"] |= {"pass_all": True, "verdict": "Releasable: all 9 required gates pass."}
+    data["summary"] |= {"pass_all": True, "verdict": "Releasable: all 8 required gates pass."}
     for row in data["tables"]["gates"]:
         row["verdict"] = "pass"
 
@@ -125,7 +125,7 @@ def test_saelens_loads_what_was_exported_and_it_encodes_as_the_original(run: Run
 
 
 def test_a_failed_candidate_is_refused_and_nothing_is_left(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"failed the release gate: \d of 9 .*transcoder.*--even-if-failed") as refused:
+    with pytest.raises(GateError, match=r"failed the release gate: \d of 8 .*transcoder.*--even-if-failed") as refused:
         export.export(run, tmp_path / "new" / "sae")
     assert refused.value.exit_code == 3
     assert not (tmp_path / "new").exists()
@@ -149,7 +149,7 @@ def test_a_candidate_that_passed_needs_no_option_and_its_card_no_warning(run: Ru
     change(run, "gate", pass_gates)
     metadata, text = parts((export.export(run, tmp_path / "sae") / "README.md").read_text())
     assert text.strip().startswith("# SAE for ")
-    assert "**Releasable**: all 9 required gates pass." in text
+    assert "**Releasable**: all 8 required gates pass." in text
     assert "failed-release-gate" not in metadata["tags"]
 
 
