@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
+from husai_lib import options
 from husai_lib.cycle.queue import Queued, check_queue, read_queue, run_queue
 from husai_lib.cycle.run import NOTEBOOKS, check_ready, is_running, plain_console, resumable_run, run_cycle
 from husai_lib.errors import EvidenceError, GateError, HusaiError, IntegrityError, ModelError, ParameterError
@@ -22,43 +23,6 @@ from husai_lib.evidence.cache import cache_folder
 from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
 from husai_lib.evidence.verification import problems_beside, problems_of
 from husai_lib.files import REPOSITORY
-from husai_lib.options import (
-    Accepting,
-    AsJson,
-    Assign,
-    Bos,
-    Compared,
-    Copies,
-    Deltas,
-    Device,
-    Download,
-    DryRun,
-    Evals,
-    Evidence,
-    Executor,
-    Failed,
-    Given,
-    ImportName,
-    Into,
-    Jobs,
-    Judged,
-    OfModel,
-    Out,
-    Params,
-    PlanJson,
-    Power,
-    Push,
-    Records,
-    Resources,
-    Resume,
-    RunName,
-    Scheduler,
-    Setting,
-    SiteFolder,
-    Strict,
-    Tolerance,
-    WithCache,
-)  # fmt: skip
 from husai_lib.params.strict_yaml import override
 
 INTERRUPTED = 130
@@ -103,19 +67,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 @app.command()
 def run(
-    params: Params,
-    assignments: Assign = None,
+    params: options.Params,
+    assignments: options.Assign = None,
     *,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    device: Device = "auto",
-    jobs: Jobs = None,
-    executor: Executor = None,
-    scheduler: Scheduler = None,
-    resources: Resources = None,
-    fail_on_gate_fail: Strict = False,
-    fail_on_acceptance_fail: Accepting = False,
-    evidence: Evidence = EVIDENCE,
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    device: options.Device = "auto",
+    jobs: options.Jobs = None,
+    executor: options.Executor = None,
+    scheduler: options.Scheduler = None,
+    resources: options.Resources = None,
+    fail_on_gate_fail: options.Strict = False,
+    fail_on_acceptance_fail: options.Accepting = False,
+    evidence: options.Evidence = EVIDENCE,
 ) -> None:
     """Run cycles: every notebook in order, from text to verdict, into evidence/<cycle>/run_<time>/.
 
@@ -186,14 +150,14 @@ def _use_executor(executor: str | None, scheduler: str | None, resources: str | 
 
 
 @app.command()
-def ls(evidence: Evidence = EVIDENCE) -> None:
+def ls(evidence: options.Evidence = EVIDENCE) -> None:
     """List all runs, oldest first, with their state and verdict, and before them the imports of earlier cycles."""
     for found in [*find_imports(evidence), *find_runs(evidence)]:
         typer.echo(f"{found.name}  {_state(found)}")
 
 
 @app.command()
-def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
+def show(run: options.RunName = None, evidence: options.Evidence = EVIDENCE) -> None:
     """Show a run: its verdict, gates, candidates and groups, verified before they are shown."""
     from husai_lib.report import tables  # noqa: PLC0415 - takes a second to import
 
@@ -207,7 +171,9 @@ def show(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
 
 
 @app.command()
-def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Evidence = EVIDENCE) -> None:
+def gate(
+    run: options.RunName = None, *, fail_on_gate_fail: options.Strict = False, evidence: options.Evidence = EVIDENCE
+) -> None:
     """Evaluate a run's gates from its records, and give the verdict. For CI, with --fail-on-gate-fail."""
     from husai_lib.decisions import of_run  # noqa: PLC0415 - takes a second to import
     from husai_lib.report import sentences, tables  # noqa: PLC0415 - takes a second to import
@@ -229,7 +195,7 @@ def gate(run: RunName = None, *, fail_on_gate_fail: Strict = False, evidence: Ev
 
 
 @app.command()
-def compare(runs: Compared, *, as_json: AsJson = False, evidence: Evidence = EVIDENCE) -> None:
+def compare(runs: options.Compared, *, as_json: options.AsJson = False, evidence: options.Evidence = EVIDENCE) -> None:
     """Show what differs between runs: parameters, data, code and environment, metrics, verdicts."""
     from husai_lib.report import comparison, tables  # noqa: PLC0415 - takes a second to import
 
@@ -246,12 +212,12 @@ def compare(runs: Compared, *, as_json: AsJson = False, evidence: Evidence = EVI
 
 @app.command(name="plan")
 def plan_(
-    run: Judged,
+    run: options.Judged,
     *,
-    deltas: Deltas = None,
-    power: Power = 0.8,
-    as_json: PlanJson = False,
-    evidence: Evidence = EVIDENCE,
+    deltas: options.Deltas = None,
+    power: options.Power = 0.8,
+    as_json: options.PlanJson = False,
+    evidence: options.Evidence = EVIDENCE,
 ) -> None:
     """Say how many fresh seeds or data sets each gate of a run would need to pass, by the run's own spread."""
     from husai_lib.decisions import of_run, planning  # noqa: PLC0415 - takes a second to import
@@ -269,12 +235,12 @@ def plan_(
 
 @app.command()
 def export(
-    run: Judged,
-    folder: Into,
+    run: options.Judged,
+    folder: options.Into,
     *,
-    even_if_failed: Failed = False,
-    push: Push = None,
-    evidence: Evidence = EVIDENCE,
+    even_if_failed: options.Failed = False,
+    push: options.Push = None,
+    evidence: options.Evidence = EVIDENCE,
 ) -> None:
     """Write a run's candidate as a folder that SAELens loads, with a model card. Exit code 3 if it failed its gate."""
     from husai_lib.report import export as release  # noqa: PLC0415 - takes a second to import
@@ -288,9 +254,9 @@ def export(
 
 @app.command(name="import")
 def import_(
-    paths: Records,
-    name: ImportName,
-    evidence: Evidence = EVIDENCE,
+    paths: options.Records,
+    name: options.ImportName,
+    evidence: options.Evidence = EVIDENCE,
 ) -> None:
     """Read records of cycles of 2026-02 into evidence/imported/NAME/, with what is known to be wrong with them."""
     from husai_lib.earlier import imports, replay  # noqa: PLC0415 - takes a second to import
@@ -307,7 +273,7 @@ def import_(
 
 
 @app.command()
-def verify(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
+def verify(run: options.RunName = None, evidence: options.Evidence = EVIDENCE) -> None:
     """Check that evidence is complete and is what was written: hashes, nothing else. Exit code 4 on a problem.
 
     Without RUN every run, every import and what lies beside them is checked.
@@ -327,7 +293,9 @@ def verify(run: RunName = None, evidence: Evidence = EVIDENCE) -> None:
 
 
 @app.command()
-def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = EVIDENCE) -> None:
+def audit(
+    run: options.RunName = None, *, site: options.SiteFolder = None, evidence: options.Evidence = EVIDENCE
+) -> None:
     """Check that what runs, imports and pages show follows from their records. Exit code 4 where anything differs.
 
     The showing cells of the notebooks are executed again from the records, decisions are retaken and derived columns
@@ -361,14 +329,14 @@ def audit(run: RunName = None, *, site: SiteFolder = None, evidence: Evidence = 
 
 @app.command()
 def reproduce(
-    run: Judged,
+    run: options.Judged,
     *,
-    with_cache: WithCache = False,
-    tolerance: Tolerance = 0.0,
-    device: Device = "auto",
-    jobs: Jobs = None,
-    as_json: AsJson = False,
-    evidence: Evidence = EVIDENCE,
+    with_cache: options.WithCache = False,
+    tolerance: options.Tolerance = 0.0,
+    device: options.Device = "auto",
+    jobs: options.Jobs = None,
+    as_json: options.AsJson = False,
+    evidence: options.Evidence = EVIDENCE,
 ) -> None:
     """Execute a run again from its parameters and compare its results number by number. Exit code 4 where they differ.
 
@@ -391,7 +359,9 @@ def reproduce(
 
 
 @app.command()
-def render(run: RunName = None, out: Out = Path("_site"), evidence: Evidence = EVIDENCE) -> None:
+def render(
+    run: options.RunName = None, out: options.Out = Path("_site"), evidence: options.Evidence = EVIDENCE
+) -> None:
     """Make the report of a run, or of all runs, as pages that open without a server."""
     name = find_run(evidence, run).name if run else None
     from husai_lib.report import site  # noqa: PLC0415 - takes seconds to import
@@ -402,16 +372,16 @@ def render(run: RunName = None, out: Out = Path("_site"), evidence: Evidence = E
 
 @evaluations.command()
 def saebench(
-    given: Given,
+    given: options.Given,
     *,
-    evals: Evals = "",
-    model: OfModel = None,
-    prepend_bos: Bos = None,
-    settings: Setting = None,
-    out: Copies = None,
-    download: Download = False,
-    device: Device = "auto",
-    evidence: Evidence = EVIDENCE,
+    evals: options.Evals = "",
+    model: options.OfModel = None,
+    prepend_bos: options.Bos = None,
+    settings: options.Setting = None,
+    out: options.Copies = None,
+    download: options.Download = False,
+    device: options.Device = "auto",
+    evidence: options.Evidence = EVIDENCE,
 ) -> None:
     """Hand an SAE to the package sae-bench: absorption, SCR, TPP and others, as far as their data are here.
 
