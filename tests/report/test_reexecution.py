@@ -7,11 +7,11 @@ from typing import Any
 
 import nbformat
 import pytest
-from forging import smoke_copy
+from forging import COMMITTED, NOTEBOOKS, smoke_copy
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from husai_lib.errors import HusaiError
-from husai_lib.evidence.runs import Run
+from husai_lib.evidence.runs import Run, find_run
 from husai_lib.evidence.steps import OPENER, open_step
 from husai_lib.report.audit import audit_run
 from husai_lib.report.reexecution import expected_notebook, reexecute, stored_outputs
@@ -90,6 +90,15 @@ def test_a_step_is_opened_on_the_records_of_the_run_and_writes_nothing(run: Run)
     assert made.made is not None
     assert made.made["summary"] == {"pass_all": True}
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_the_page_of_a_cycle_without_a_frontier_shows_each_sweep_that_it_has() -> None:
+    cycle7 = find_run(COMMITTED, "cycle7_small")
+    source = (NOTEBOOKS / "09_report.ipynb").read_text(encoding="utf-8")
+    execution = reexecute(expected_notebook(source, {"run": ""}), cycle7, "report", {"run": ""})
+    shown = "".join(str(output["data"]) for outputs in execution.outputs.values() for output in outputs)
+    assert (shown.count("### routed"), shown.count("### consistency"), shown.count("### frontier")) == (2, 2, 0)
+    assert [*execution.step.inputs] == sorted(cycle7.journal.keys() - {"report"})
 
 
 def test_a_failing_cell_is_an_error_that_names_it_and_leaves_no_trace(run: Run) -> None:
