@@ -28,12 +28,13 @@ from husai_lib.earlier.imports import import_earlier
 from husai_lib.errors import EvidenceError
 from husai_lib.evidence.runs import Run, find_imports, find_runs
 from husai_lib.files import REPOSITORY, read_json, sha256_file, write_json
-from husai_lib.report import notebook_audit, recomputed, site, site_audit
-from husai_lib.report.audit import Audited, audit_run
-from husai_lib.report.checks import Audit
+from husai_lib.report import cycle_pages, notebook_audit, recomputed, site
+from husai_lib.report.audit import audit_run
+from husai_lib.report.checks import Audit, Audited
+from husai_lib.report.cycle_pages import banner_of
 from husai_lib.report.notebook_audit import OTHER_NOTEBOOKS
 from husai_lib.report.recomputed import check_cached
-from husai_lib.report.site_audit import banner_of, check_front_page, check_site
+from husai_lib.report.site import check_front_page, check_site
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,7 @@ and of three trained controls."""
 
 def cached(run: Run) -> Audit:
     audit = Audit()
-    audit.take(lambda: check_cached(Audited(run).tables), "a cache entry")
+    audit.take(check_cached(Audited(run)), "a cache entry")
     return audit
 
 
@@ -291,16 +292,13 @@ def rendered(made: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "README.md").write_text(f"# HUSAI\n\n{picture}", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         as_checkout(root, patch)
-        site.render(root / "evidence", root / "site", banner=banner_of)
+        site.render(root / "evidence", root / "site")
     return root
 
 
 def as_checkout(root: Path, patch: pytest.MonkeyPatch) -> None:
     """Let a folder pass for this checkout, on a machine without Quarto."""
-    for module in (site, site_audit):
-        patch.setattr(module, "REPOSITORY", root)
-    patch.setattr(site_audit, "FRONT", root / "index.md")
-    patch.setattr(site_audit, "README", root / "README.md")
+    patch.setattr(site, "REPOSITORY", root)
     patch.setattr(shutil, "which", lambda name: None)
 
 
@@ -415,11 +413,11 @@ def test_a_site_and_a_front_page_as_they_were_rendered_have_no_problem(checkout:
 
 
 def test_pages_of_other_notebooks_than_the_checkouts_say_so_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert banner_of.__wrapped__(run) == ""
-    monkeypatch.setattr(site_audit, "is_of_checkout", lambda run, step, notebooks: step != "gate")
-    banner = banner_of.__wrapped__(run)
+    assert banner_of(run) == ""
+    monkeypatch.setattr(cycle_pages, "is_of_checkout", lambda run, step: step != "gate")
+    banner = banner_of(run)
     assert "the notebooks of the steps gate have changed since" in banner
-    shown = site.shown_runs(run.path.parent.parent, lambda _: banner)
+    shown = site.shown_runs(run.path.parent.parent)
     text = site.front_page(shown, site.chosen_run(shown, run.path.parent.parent, run.name))
     assert text.index("Not releasable") < text.index(banner) < text.index("## All cycles")
     assert re.sub("<[^>]+>", "", shown[0].pages[0].body).strip().startswith(banner.replace("`", ""))
