@@ -39,17 +39,13 @@ class Candidate:
     record: Record
     """The record of the step that measured it."""
     member: MemberRow
+    parameters: dict[str, Any]
+    """The parameters of the run that trained it."""
 
     @property
     def name(self) -> str:
         """Its name in messages."""
         return f"the candidate of {self.run.name} ({self.member.condition}, seed {self.member.seed})"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of the run that trained it."""
-        parameters: dict[str, Any] = read_json(self.origin.path / "parameters.json")
-        return parameters
 
 
 def export(run: Run, folder: Path, *, even_if_failed: bool = False) -> Path:
@@ -60,7 +56,10 @@ def export(run: Run, folder: Path, *, even_if_failed: bool = False) -> Path:
     are not in the cache; IntegrityError where a file differs from its record; DataError where there is no candidate;
     ParameterError where the folder is not free.
     """
-    _check_free(folder, run)
+    if folder.resolve().is_relative_to(run.path.resolve()):
+        raise ParameterError(f"{folder} lies in the run, whose files are sealed; name a folder elsewhere")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ParameterError(f"{folder} is not empty; name a new or an empty folder")
     candidate = candidate_of(run)
     failure = why_failed(run)
     if failure and not even_if_failed:
@@ -124,13 +123,6 @@ def _asking_the_hub(failure: str) -> Iterator[None]:
         raise HusaiError(f"{failure}: {reason}; {remedy}") from error
 
 
-def _check_free(folder: Path, run: Run) -> None:
-    if folder.resolve().is_relative_to(run.path.resolve()):
-        raise ParameterError(f"{folder} lies in the run, whose files are sealed; name a folder elsewhere")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ParameterError(f"{folder} is not empty; name a new or an empty folder")
-
-
 def candidate_of(run: Run) -> Candidate:
     """The selected SAE of a complete run; see `export` for what it raises."""
     _verify(run)
@@ -150,7 +142,7 @@ def candidate_of(run: Run) -> Candidate:
     found = [m for m in record.table("members") if [m.condition, m.seed, m.weights_sha256] == wanted]
     if not found:
         raise IntegrityError(f"the record {source} has no member that is the candidate of {run.name}; verify the run")
-    return Candidate(run, origin, record, found[0])
+    return Candidate(run, origin, record, found[0], read_json(origin.path / "parameters.json"))
 
 
 def why_failed(run: Run) -> str:

@@ -65,16 +65,15 @@ def matched_sentence(rows: Sequence[MemberRow]) -> str:
 
 def small_sets_sentence(probes: Sequence[ProbeRow]) -> str:
     """Which probing data sets have few test rows without duplicates, and what they weigh in the mean delta."""
-    of_set: dict[str, list[ProbeRow]] = {}
-    for probe in probes:
-        if probe.duplicates == "drop":
-            of_set.setdefault(probe.data_set, []).append(probe)
-    small = {name: set_weight(rows) for name, rows in of_set.items() if set_weight(rows) < 1}
+    dropped = [probe for probe in probes if probe.duplicates == "drop"]
+    names = dict.fromkeys(probe.data_set for probe in dropped)
+    weights = {name: set_weight([probe for probe in dropped if probe.data_set == name]) for name in names}
+    small = {name: weight for name, weight in weights.items() if weight < 1}
     if not small:
         return f"Every data set has at least {ENOUGH_TEST_ROWS} test rows without duplicates, so all weigh the same."
     named = "; ".join(f"{escape(name)} {weight:.2f}" for name, weight in small.items())
     return (
-        f"{len(small)} of {len(of_set)} data sets have fewer than {ENOUGH_TEST_ROWS} test rows without duplicates and "
+        f"{len(small)} of {len(names)} data sets have fewer than {ENOUGH_TEST_ROWS} test rows without duplicates and "
         f"weigh less than 1 in the mean: {named}."
     )
 

@@ -109,14 +109,16 @@ def frontier_table(rows: Sequence[MemberRow]) -> str:
     return markdown_table(_over_seeds(map(dict, rows), "condition"), columns)
 
 
+CEBENCH_DELTAS = ("cebench_delta", "cebench_calibrated_delta")
+
+
 def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> str:
     """One line per condition: its external deltas with their intervals, SAEBench in both forms and CE-Bench in both."""
-    over_seeds = {line["condition"][0]: line for line in _over_seeds(map(dict, members), "condition")}
-    deltas = ("cebench_delta", "cebench_calibrated_delta")
-    lines = [
-        dict(group) | {column: _with_interval(over_seeds[group.condition][column]) for column in deltas}
-        for group in groups
-    ]
+    lines = []
+    for group in groups:
+        own = [row for row in members if row.condition == group.condition]
+        deltas = {name: _with_interval([getattr(row, name) for row in own]) for name in CEBENCH_DELTAS}
+        lines.append(dict(group) | deltas)
     columns: Columns = {
         "Condition": "{condition}",
         "SAEBench delta [95 % over seeds and data sets]": (
@@ -138,14 +140,12 @@ def _with_interval(values: Sequence[float | None]) -> str | None:
 
 def probes_table(rows: Sequence[ProbeRow]) -> str:
     """One line per SAE and data set: means over the splits without duplicates with their range, and the other form."""
-    of_splits, lines = ("test_rows", "best_k", "test_auc", "llm_auc", "delta"), []
+    lines = []
     for row in rows:
-        form = {name: getattr(row, name) if row.duplicates == "drop" else None for name in of_splits}
-        line = {
-            "line": (row.condition, row.seed, row.data_set),
-            "kept": row.delta if row.duplicates == "keep" else None,
-        }
-        lines.append(dict(row) | line | form)
+        line = dict(row) | {"line": (row.condition, row.seed, row.data_set), "kept": None}
+        if row.duplicates == "keep":
+            line |= dict.fromkeys(("test_rows", "best_k", "test_auc", "llm_auc", "delta")) | {"kept": row.delta}
+        lines.append(line)
     columns: Columns = {
         "Condition": "{condition}",
         "Seed": "{seed:d}",
@@ -209,13 +209,11 @@ CONFIRMED = {
 
 def confirmation_table(selected: Sequence[MemberRow], fresh: Sequence[MemberRow]) -> str:
     """One line per metric: its mean at the seeds of the selection and at fresh ones, each with its 95 % interval."""
-
-    def mean(rows: Sequence[MemberRow], column: str) -> str | None:
-        return _with_interval([value for row in rows if (value := getattr(row, column)) is not None])
-
-    lines = [
-        {"metric": name, "selected": mean(selected, of), "fresh": mean(fresh, of)} for name, of in CONFIRMED.items()
-    ]
+    lines = []
+    for name, column in CONFIRMED.items():
+        known = ([value for row in rows if (value := getattr(row, column)) is not None] for rows in (selected, fresh))
+        shown, fresh_shown = (_with_interval(values) for values in known)
+        lines.append({"metric": name, "selected": shown, "fresh": fresh_shown})
     columns: Columns = {
         "Metric": "{metric}",
         "Selected [95 % over seeds]": "{selected}",
@@ -234,9 +232,10 @@ def sensitivity_table(winners: Mapping[str, str | None]) -> str:
 
 def ood_table(rows: Sequence[OodRow]) -> str:
     """One line per task: AUCs in and out of domain, as means over the seeds with their range, and what is retained."""
-    by_task = {row.task: [other for other in rows if other.task == row.task] for row in rows}
-    shares = [{"own": retained(own), "raw": retained(own, "llm_auc")} for own in by_task.values()]
-    lines = [seeds | share for seeds, share in zip(_over_seeds(map(dict, rows), "task"), shares, strict=True)]
+    lines = _over_seeds(map(dict, rows), "task")
+    for line in lines:
+        own = [row for row in rows if row.task == line["task"][0]]
+        line |= {"own": retained(own), "raw": retained(own, "llm_auc")}
     columns: Columns = {
         "Task": "{task}",
         "SAE AUC in domain": "{in_domain_auc:.3f}",
@@ -257,14 +256,10 @@ def reproduction_table(values: Iterable[Mapping[str, Any]]) -> str:
 
 def comparison_table(found: Sequence[Difference], runs: Sequence[str]) -> str:
     """One line for each thing that is not the same in all runs, with its value in each."""
-
-    def shown(value: Any) -> str:
-        return "n/a" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = [
-        {"kind": one.kind, "what": one.what} | {f"run_{i}": shown(value) for i, value in enumerate(one.values)}
-        for one in found
-    ]
+    lines = []
+    for one in found:
+        values = ("n/a" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in one.values)
+        lines.append({"kind": one.kind, "what": one.what} | {f"run_{i}": value for i, value in enumerate(values)})
     of_runs: Columns = {escape(name): f"{{run_{i}}}" for i, name in enumerate(runs)}
     return markdown_table(lines, {"Of": "{kind}", "What": "{what}", **of_runs})
 

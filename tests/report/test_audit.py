@@ -353,7 +353,7 @@ def test_a_falsified_front_page_is_found(checkout: Path, change: Callable[[Path]
 
 
 def test_an_older_run_on_the_front_page_is_no_problem_where_the_page_says_so(checkout: Path) -> None:
-    site.render(checkout / "evidence", checkout / "site", "run_20200101T000000Z", banner_of)
+    site.render(checkout / "evidence", checkout / "site", "run_20200101T000000Z")
     assert "**This is not the newest complete run**" in (checkout / "index.md").read_text(encoding="utf-8")
     assert front(checkout) == []
 
