@@ -9,9 +9,8 @@ from husai_lib.decisions.acceptance import best_of
 from husai_lib.evidence.rows.consistency import GATES, SweepRow, TruthRow
 from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.params.consistency import plain_name
-from husai_lib.report.cells import escape
+from husai_lib.report.cells import GATE_WORDS, escape
 from husai_lib.report.figures import GREY, STYLES, ReportFigure, delta_panels, dot_plot, framed, legend, line
-from husai_lib.report.layouts import GATE_WORDS
 
 
 def answer_sentence(rows: Sequence[SweepRow]) -> str:

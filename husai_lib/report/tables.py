@@ -17,9 +17,8 @@ from husai_lib.evidence.rows.controls import OodRow, retained
 from husai_lib.evidence.rows.measured import GroupRow, MemberRow
 from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.intervals import mean_interval, means_by
-from husai_lib.report.cells import Cell, Columns, cell, escape
+from husai_lib.report.cells import LAYOUTS, Cell, Columns, cell, described, escape
 from husai_lib.report.comparison import Difference
-from husai_lib.report.layouts import LAYOUTS, described
 
 
 def csv_table(rows: Sequence[Row]) -> str:
