@@ -30,6 +30,7 @@ def completeness(one: Audited) -> Iterator[Check]:
     groups = {name: [(c, seeds) for c in conditions] for name, (conditions, seeds) in cycle.trained.items()}
     saes = {name: [_sae(c, seed) for c, seeds in of for seed in seeds] for name, of in groups.items()}
     saes["baselines"] = _baselines(one, "baselines", [*cycle.trained.values()])
+    saes["scaling"] = []
     if cycle.scaling:
         grid, seeds = cycle.scaling.conditions(), cycle.scaling.seeds or cycle.seeds
         groups["scaling"] = [(c, seeds) for c in grid]

@@ -38,8 +38,13 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
     best, strongest = (max(known, key=lambda row: getattr(row, of) or 0.0) for of in ("pwmcc", "pwmcc_within"))
     within, unrelated = strongest.pwmcc_within, strongest.pwmcc or 0.0
     if (best.pwmcc or 0.0) > plain.pwmcc:
+        gain = "more alike, but not by the bounds,"
+        if best.pwmcc_low is None or plain.pwmcc_high is None:
+            gain = "more alike, without a bound,"
+        elif best.pwmcc_low > plain.pwmcc_high:
+            gain = "more stable"
         first = (
-            f"**{name}: {_gain(plain, best)} at lambda = {best.weight:g}.** There, unrelated seeds agree with PW-MCC "
+            f"**{name}: {gain} at lambda = {best.weight:g}.** There, unrelated seeds agree with PW-MCC "
             f"{best.pwmcc:.3f}; without the objective it is {plain.pwmcc:.3f}. Explained variance changes by "
             f"{-best.ev_drop:+.3f}."
         )
@@ -55,12 +60,6 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
         f"{first} At lambda = {strongest.weight:g}, seeds of one reference agree with {within:.3f} and unrelated ones "
         f"with {unrelated:.3f}{copied}."
     )
-
-
-def _gain(plain: SweepRow, best: SweepRow) -> str:
-    if best.pwmcc_low is None or plain.pwmcc_high is None:
-        return "more alike, without a bound,"
-    return "more stable" if best.pwmcc_low > plain.pwmcc_high else "more alike, but not by the bounds,"
 
 
 def acceptance_sentence(rows: Sequence[SweepRow]) -> str:

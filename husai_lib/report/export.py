@@ -66,7 +66,11 @@ def export(run: Run, folder: Path, *, even_if_failed: bool = False) -> Path:
         remedy = "add --even-if-failed to export it anyway; its card then starts with the failure"
         raise GateError(f"{candidate.name} failed the release gate: {failure.rstrip('.')}; {remedy}")
     entry = _weights_of(candidate)
-    config = _config(candidate, entry)
+    config = json.loads((entry.path / CONFIG).read_text(encoding="utf-8"))
+    model = candidate.parameters["model"]
+    config["metadata"]["prepend_bos"] = model["prepend_bos"]
+    if not (_is_local(model["name"]) or model["name"].startswith("random:")):
+        config["metadata"]["model_name"] = model["name"]
     card = model_card(candidate, config)
     target = folder.resolve()
     with explained(folder):
@@ -192,13 +196,3 @@ def _weights_of(candidate: Candidate) -> Entry:
     if CONFIG not in entry.files or entry.files.get(WEIGHTS) != candidate.member.weights_sha256:
         raise IntegrityError(f"{entry.path} does not hold {candidate.name}; delete that folder and {remedy}")
     return entry
-
-
-def _config(candidate: Candidate, entry: Entry) -> dict[str, Any]:
-    """`cfg.json` of the cache, with the model and BOS of its activations; a local or random model is not named."""
-    config: dict[str, Any] = json.loads((entry.path / CONFIG).read_text(encoding="utf-8"))
-    model = candidate.parameters["model"]
-    known = {"prepend_bos": model["prepend_bos"]}
-    if not (_is_local(model["name"]) or model["name"].startswith("random:")):
-        known["model_name"] = model["name"]
-    return config | {"metadata": config["metadata"] | known}

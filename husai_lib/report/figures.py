@@ -246,9 +246,10 @@ def _bounds_over_width(axes: Axes, d_saes: Sequence[int]) -> None:
     """The ceiling of each width and the baseline of earlier cycles, with their names at the lines."""
     axes.plot(d_saes, [ceiling(d_sae) for d_sae in d_saes], color="black", linewidth=2)
     axes.axhline(EARLIER_BASELINE, color=GREY, linestyle=":")
-    look: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 9, "textcoords": "offset points"}
-    axes.annotate("ceiling (N - 1) / √N", (d_saes[-1], ceiling(d_saes[-1])), (-14, 0), **look)
-    axes.annotate(f"earlier baseline: {EARLIER_BASELINE}", (d_saes[-1], EARLIER_BASELINE), (0, -8), **look)
+    for d_sae in d_saes[-1:]:
+        look: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 9, "textcoords": "offset points"}
+        axes.annotate("ceiling (N - 1) / √N", (d_sae, ceiling(d_sae)), (-14, 0), **look)
+        axes.annotate(f"earlier baseline: {EARLIER_BASELINE}", (d_sae, EARLIER_BASELINE), (0, -8), **look)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
 

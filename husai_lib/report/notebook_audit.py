@@ -104,14 +104,11 @@ def _source(run: Run, step: str, notebooks: Path) -> tuple[Path, dict[str, Any]]
     path = _executed(run, step)
     source = next(iter(sorted(notebooks.glob(f"{path.name.partition('_')[0]}_*.ipynb"))), notebooks / path.name)
     further = {"sweep": step} if path.name != source.name else {}
-    return source, {"run": _stated_run(path, run)} | further | run.record(step).data["parameters"]
-
-
-def _stated_run(path: Path, run: Run) -> str:
-    """The folder of the run as the injected cell has it, which may be another than today's; else its name."""
     injected = [cell.source for cell in read_notebook(path).cells if INJECTED in cell.metadata.get("tags", [])]
     found = re.search(r'^run = "(.*)"$', injected[0], re.MULTILINE) if injected else None
-    return found[1] if found and Path(found[1]).parts[-2:] == tuple(run.name.split("/")) else run.name
+    as_stated = found and Path(found[1]).parts[-2:] == tuple(run.name.split("/"))  # in another folder than today's
+    given = {"run": found[1] if found and as_stated else run.name}
+    return source, given | further | run.record(step).data["parameters"]
 
 
 def _differences(name: str, executed: Any, expected: Any) -> Iterator[Check]:

@@ -17,7 +17,7 @@ from husai_lib.evidence.rows.controls import OodRow, retained
 from husai_lib.evidence.rows.measured import GroupRow, MemberRow
 from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.intervals import mean_interval, means_by
-from husai_lib.report.cells import LAYOUTS, Cell, Columns, cell, described, escape
+from husai_lib.report.cells import LAYOUTS, Cell, Columns, Template, cell, described, escape
 from husai_lib.report.comparison import Difference
 
 
@@ -68,29 +68,28 @@ def _width(rows: Sequence[MemberRow]) -> Columns:
     return {"Latents": "{d_sae:,d}"} if len({row.d_sae for row in rows}) > 1 else {}
 
 
-_QUALITY: Columns = {
-    "Seed": lambda row: "every" if row["condition"] == GIVEN else str(row["seed"]),
-    "Explained variance": "{explained_variance:.3f}",
-    "L0 (target k)": lambda row: cell(row, "{l0:.1f} ({k})" + ("" if row["l0_matched"] else ", not matched")),
-    "Dead latents": "{dead_fraction:.1%}",
-    "SAEBench delta": "{saebench_delta:+.3f}",
-    "CE-Bench interpretability (SD)": "{cebench_interpretability:.2f}",
-    "CE-Bench calibrated (SD of null)": "{cebench_calibrated:.2f}",
-}
-
-
 def members_table(rows: Sequence[MemberRow]) -> str:
     """One line per SAE: what its condition does not say, its quality, and its delta or, of a baseline, its ceiling.
 
     A given SAE serves every seed. A baseline has no delta to itself.
     """
-    first: Columns = {"Condition": "{condition}", **_width(rows)}
+    columns: dict[str, Template] = {"Condition": "{condition}", **_width(rows)}
     if any(row.architecture != row.condition for row in rows):
-        first = {**first, "Architecture": "{architecture}"}
-    delta: Columns = {"CE-Bench delta (SD)": "{cebench_delta:+.3f}"}
+        columns["Architecture"] = "{architecture}"
+    columns |= {
+        "Seed": lambda row: "every" if row["condition"] == GIVEN else str(row["seed"]),
+        "Explained variance": "{explained_variance:.3f}",
+        "L0 (target k)": lambda row: cell(row, "{l0:.1f} ({k})" + ("" if row["l0_matched"] else ", not matched")),
+        "Dead latents": "{dead_fraction:.1%}",
+        "SAEBench delta": "{saebench_delta:+.3f}",
+        "CE-Bench interpretability (SD)": "{cebench_interpretability:.2f}",
+        "CE-Bench calibrated (SD of null)": "{cebench_calibrated:.2f}",
+    }
     if all(row.cebench_delta is None for row in rows):
-        delta = {"CE-Bench ceiling (SD)": "{cebench_ceiling:.1f}"}
-    return markdown_table(rows, {**first, **_QUALITY, **delta, "Note": "{note}"})
+        columns["CE-Bench ceiling (SD)"] = "{cebench_ceiling:.1f}"
+    else:
+        columns["CE-Bench delta (SD)"] = "{cebench_delta:+.3f}"
+    return markdown_table(rows, columns | {"Note": "{note}"})
 
 
 def frontier_table(rows: Sequence[MemberRow]) -> str:
