@@ -13,7 +13,6 @@ from statistics import fmean
 from typing import Any
 
 from husai_lib.decisions import gates
-from husai_lib.evidence.rows.consistency import GATES
 
 Template = str | Callable[[dict[str, Any]], str]
 """A `str.format` template over a row's fields, or a function of them that returns Markdown."""
@@ -71,10 +70,13 @@ def _accepted(row: dict[str, Any]) -> str:
     """Whether a weight of the objective is accepted, or at which gates it fails."""
     if row["accepted"]:
         return "accepted"
-    failing = [
-        f"{GATE_WORDS[gate]} ({row[f'gate_{gate}']})" for gate in GATES if row[f"gate_{gate}"] in {"fail", "missing"}
-    ]
-    return f"**not accepted**: {escape(', '.join(failing))}"
+    return f"**not accepted**: {escape(', '.join(f'{gate} ({verdict})' for gate, verdict in failing(row).items()))}"
+
+
+def failing(acceptance: Mapping[str, Any]) -> dict[str, str]:
+    """The gates of acceptance that a weight of the objective does not pass, in words, with their verdicts."""
+    verdicts = {words: acceptance[f"gate_{gate}"] for gate, words in GATE_WORDS.items()}
+    return {words: verdict for words, verdict in verdicts.items() if verdict not in {"pass", ""}}
 
 
 def _scored(field: str, spec: str) -> Template:

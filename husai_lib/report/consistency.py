@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from husai_lib.decisions.acceptance import best_of
-from husai_lib.evidence.rows.consistency import GATES, SweepRow, TruthRow
+from husai_lib.evidence.rows.consistency import SweepRow, TruthRow
 from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.params.consistency import plain_name
-from husai_lib.report.cells import GATE_WORDS, escape
+from husai_lib.report.cells import escape, failing
 from husai_lib.report.figures import GREY, STYLES, ReportFigure, delta_panels, dot_plot, framed, legend, line
 
 
@@ -65,14 +65,14 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
 def acceptance_sentence(rows: Sequence[SweepRow]) -> str:
     """Which weight is the best, whether it is accepted, and which gates it fails."""
     best = best_of(rows)
-    failing = [GATE_WORDS[gate] for gate in GATES if getattr(best, f"gate_{gate}") not in {"pass", ""}]
     number = sum(row.accepted for row in rows)
     first = f"{number} of {len(rows)} weights {'is' if number == 1 else 'are'} accepted."
     if best.accepted:
         return f"{first} The largest conservative delta among them has **{escape(best.condition)}**."
+    missed = ", ".join(failing(dict(best)))
     return (
-        f"**{first}** The best by its conservative delta, {escape(best.condition)}, fails at: {', '.join(failing)}. "
-        "Groups at lambda = 0 have no objective and serve for comparison."
+        f"**{first}** The best by its conservative delta, {escape(best.condition)}, fails at: {missed}. Groups at "
+        "lambda = 0 have no objective and serve for comparison."
     )
 
 
@@ -80,10 +80,9 @@ def why_not_accepted(acceptance: Mapping[str, Any]) -> str:
     """What a record's acceptance says against its best weight, as the end of a sentence; empty where it passes."""
     if acceptance["pass_all"]:
         return ""
-    verdicts = {GATE_WORDS[gate]: acceptance[f"gate_{gate}"] for gate in GATES}
-    failing = [f"{words} ({verdict})" for words, verdict in verdicts.items() if verdict not in {"pass", ""}]
+    missed = ", ".join(f"{gate} ({verdict})" for gate, verdict in failing(acceptance).items())
     best = f"lambda = {acceptance['best_lambda']:g} ({acceptance['best_condition']})"
-    return f"accepts no weight of the consistency objective: the best, {best}, does not pass {', '.join(failing)}"
+    return f"accepts no weight of the consistency objective: the best, {best}, does not pass {missed}"
 
 
 def truth_sentence(rows: Sequence[TruthRow]) -> str:

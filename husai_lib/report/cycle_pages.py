@@ -27,6 +27,8 @@ from husai_lib.report.webpages import TEMPLATES, Page, markdown_to_html, noteboo
 
 SHOWN = {"gates", "candidates", "earlier_gates", "earlier_groups", "earlier_members", "caveats"}
 """Tables that say what a cycle is about."""
+DAY = r"run_(....)(..)(..).*", r"\1-\2-\3"
+"""The day in the name of a run, as 2026-02-15."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def shown_run(run: Run) -> ShownRun:
     why = f'<div class="callout-important">\n\n**Damaged**: {escape(damage)}.\n\n</div>\n\n'
     body = markdown_to_html(f"{why}Nothing of it is shown. `husai verify` lists what was changed.")
     page = Page(f"cycles/{run.name}.html", f"{name}: damaged", body, run.name)
-    facts = {"run": run, "name": name, "date": date_of(run.path.name), "state": "damaged", "damage": damage}
+    facts = {"run": run, "name": name, "date": re.sub(*DAY, run.path.name), "state": "damaged", "damage": damage}
     return ShownRun(run, facts | {"imported": imported}, [page], damage=damage)
 
 
@@ -105,11 +107,6 @@ def manifests_of(runs: Sequence[Run]) -> dict[str, str]:
     return {run.name: sha256_file(run.path / "manifest.json") if run.is_complete else "unfinished" for run in runs}
 
 
-def date_of(name: str) -> str:
-    """The day in the name of a run, as 2026-02-15; the name itself where it has none."""
-    return re.sub(r"run_(....)(..)(..).*", r"\1-\2-\3", name)
-
-
 def _facts(run: Run, name: str, *, imported: bool) -> dict[str, Any]:
     """What the front page and the page of a cycle say about a run or an import, from its verified records."""
     records = {step: run.record(step) for step in run.journal}
@@ -139,6 +136,6 @@ def _facts(run: Run, name: str, *, imported: bool) -> dict[str, Any]:
         "joint": next((row for row in gate_rows if row not in judged), None),
         "candidate": candidates[0] if candidates else "none",
         "model": re.sub(r".*/|\.gguf$", "", models[0]) if models else "unknown",
-        "date": date_of(time),
+        "date": re.sub(*DAY, time),
         "caveats": len({row.caveat for row in tabled.get("caveats", [])}) if imported else 0,
     }  # fmt: skip

@@ -130,11 +130,6 @@ def _differences(name: str, executed: Any, expected: Any) -> Iterator[Check]:
         yield f"metadata of {name}", unknown, []
 
 
-# ---------------------------------------------------------------------------------------------
-# Executing the showing cells again
-# ---------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Reexecuted(Step):
     """A step of a finished run: it reads the run's records, keeps what it is given to write, and writes nothing."""
@@ -214,11 +209,6 @@ def _run_cell(shell: InteractiveShell, source: str, where: str) -> list[dict[str
         raise HusaiError(f"{where} fails on the records ({type(error).__name__}: {error})") from error
     printed = [{"stream": name, "text": stream.getvalue()} for name, stream in streams.items() if stream.getvalue()]
     return [*printed, *({"data": output["data"]} for output in shell.display_pub.outputs)]
-
-
-# ---------------------------------------------------------------------------------------------
-# What it shows, and what it writes
-# ---------------------------------------------------------------------------------------------
 
 
 def stored_outputs(cell: Any) -> list[dict[str, Any]]:

@@ -189,11 +189,6 @@ def _render_with_quarto(project: Path) -> Path:
     return project / "_site"
 
 
-# ---------------------------------------------------------------------------------------------
-# Whether the front page and a site follow from the records of runs
-# ---------------------------------------------------------------------------------------------
-
-
 def check_site(site: Path, evidence: Path) -> Audit:
     """Check every file of a rendered site against the runs of `evidence`.
 
