@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from husai_lib.earlier.imports import audit_import
@@ -30,7 +29,7 @@ from husai_lib.params.sections import check
 from husai_lib.params.strict_yaml import override, parse_yaml
 from husai_lib.report.checks import UNCHECKED, Audit, Audited, Check, follow
 from husai_lib.report.completeness import completeness
-from husai_lib.report.notebook_audit import NOTEBOOKS, check_notebook
+from husai_lib.report.notebook_audit import check_notebook
 from husai_lib.report.recomputed import check_cached, check_seeded
 
 COMMAND = "from husai_lib.cli import main; main()"
@@ -77,8 +76,8 @@ def _read(output: str, name: str) -> Audit:
     return Audit(found.get("values checked", 0), Counter(unchecked), problems)
 
 
-def audit_run(run: Run, notebooks: Path = NOTEBOOKS) -> Audit:
-    """Check a complete run, or an import, against its records and the notebooks of the folder `notebooks`.
+def audit_run(run: Run) -> Audit:
+    """Check a complete run, or an import, against its records and the notebooks of the checkout.
 
     Raises EvidenceError for an unfinished run that nothing shows.
     """
@@ -101,7 +100,7 @@ def audit_run(run: Run, notebooks: Path = NOTEBOOKS) -> Audit:
         "a cache entry": check_cached(one),
     }
     for path in sorted(run.path.glob("records/*.json")):
-        parts[f"the notebook of step {path.stem}"] = check_notebook(run, path.stem, notebooks)
+        parts[f"the notebook of step {path.stem}"] = check_notebook(run, path.stem)
     for what, part in parts.items():
         audit.take(part, f"{what} of {run.name}")
     return audit

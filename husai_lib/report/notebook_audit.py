@@ -47,14 +47,14 @@ NOT_DERIVED = {"environment", "finished_utc", "wall_seconds", "published"}
 OTHER_NOTEBOOKS = "notebooks of an earlier commit, held to hashes only"
 
 
-def check_notebook(run: Run, step: str, notebooks: Path) -> Iterator[Check]:
+def check_notebook(run: Run, step: str) -> Iterator[Check]:
     """All checks of one step's executed notebook, of what it published, and of its record where it decides.
 
     A notebook that is not the checkout's is held to the one of the record's own commit and is not executed.
     """
     record, path = run.record(step), _executed(run, step)
     executed = read_notebook(path)
-    source, given = _source(run, step, notebooks)
+    source, given = _source(run, step)
     expected = expected_notebook(source.read_text(encoding="utf-8"), given) if source.is_file() else None
     if differing := [*_differences(path.name, executed, expected)]:
         commit = record.data["environment"]["code"]["git_commit"]
@@ -85,7 +85,7 @@ def check_notebook(run: Run, step: str, notebooks: Path) -> Iterator[Check]:
 def is_of_checkout(run: Run, step: str) -> bool:
     """Whether a step was made by the notebook that the checkout has now."""
     path = _executed(run, step)
-    source, given = _source(run, step, NOTEBOOKS)
+    source, given = _source(run, step)
     expected = expected_notebook(source.read_text(encoding="utf-8"), given) if source.is_file() else None
     return not [*_differences(path.name, read_notebook(path), expected)]
 
@@ -96,13 +96,13 @@ def _executed(run: Run, step: str) -> Path:
     return run.path / names[0]
 
 
-def _source(run: Run, step: str, notebooks: Path) -> tuple[Path, dict[str, Any]]:
-    """The notebook of `notebooks` that was executed, and what it was given.
+def _source(run: Run, step: str) -> tuple[Path, dict[str, Any]]:
+    """The notebook of the checkout that was executed, and what it was given.
 
     It has the same number; a further sweep has a name of its own, which it was given.
     """
     path = _executed(run, step)
-    source = next(iter(sorted(notebooks.glob(f"{path.name.partition('_')[0]}_*.ipynb"))), notebooks / path.name)
+    source = next(iter(sorted(NOTEBOOKS.glob(f"{path.name.partition('_')[0]}_*.ipynb"))), NOTEBOOKS / path.name)
     further = {"sweep": step} if path.name != source.name else {}
     injected = [cell.source for cell in read_notebook(path).cells if INJECTED in cell.metadata.get("tags", [])]
     found = re.search(r'^run = "(.*)"$', injected[0], re.MULTILINE) if injected else None

@@ -139,13 +139,15 @@ def shown_in_run(run: Run, text: str) -> None:
     forge_hashes(run)
 
 
-def test_a_cell_that_a_user_adds_is_audited_without_an_entry_anywhere(run: Run, tmp_path: Path) -> None:
-    folder = notebooks_with(tmp_path / "notebooks", shown_by_user)
+def test_a_cell_that_a_user_adds_is_audited_without_an_entry_anywhere(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notebook_audit, "NOTEBOOKS", notebooks_with(tmp_path / "notebooks", shown_by_user))
     shown_in_run(run, "9")
-    assert audit_run(run, folder).problems == []
+    assert audit_run(run).problems == []
     edit(run.path / "notebooks" / "08_gate.ipynb", '"9"', '"8"')
     forge_hashes(run)
-    [problem] = audit_run(run, folder).problems
+    [problem] = audit_run(run).problems
     assert problem.endswith("is '8' but must be '9'")
 
 
@@ -153,7 +155,7 @@ def test_notebooks_of_the_records_commit_are_held_to_hashes_and_not_executed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkout has gone on: its notebook of the gate has another cell, which that commit's had not."""
-    folder = notebooks_with(tmp_path / "notebooks", shown_by_user)
+    monkeypatch.setattr(notebook_audit, "NOTEBOOKS", notebooks_with(tmp_path / "notebooks", shown_by_user))
     source = (NOTEBOOKS / "08_gate.ipynb").read_text(encoding="utf-8")
     asked: list[tuple[str, str]] = []
 
@@ -163,12 +165,12 @@ def test_notebooks_of_the_records_commit_are_held_to_hashes_and_not_executed(
 
     monkeypatch.setattr(notebook_audit, "file_at", file_at)
     change_record(run, "gate", lambda record: record["environment"]["code"].update(git_commit="1234+changes"))
-    audit = audit_run(run, folder)
+    audit = audit_run(run)
     assert audit.unchecked[OTHER_NOTEBOOKS] == 1
     assert asked == [("1234", "notebooks/08_gate.ipynb")]
     assert [problem for problem in audit.problems if "notebook" in problem] == []
     monkeypatch.setattr(notebook_audit, "file_at", lambda commit, path: None)
-    assert any("number of cells of 08_gate.ipynb" in problem for problem in audit_run(run, folder).problems)
+    assert any("number of cells of 08_gate.ipynb" in problem for problem in audit_run(run).problems)
 
 
 def test_a_notebook_that_neither_the_checkout_nor_the_commit_has_is_a_problem(
@@ -177,7 +179,8 @@ def test_a_notebook_that_neither_the_checkout_nor_the_commit_has_is_a_problem(
     monkeypatch.setattr(notebook_audit, "file_at", lambda commit, path: None)
     shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
     (tmp_path / "notebooks" / "09_report.ipynb").unlink()
-    [problem] = [p for p in audit_run(run, tmp_path / "notebooks").problems if "09_report" in p]
+    monkeypatch.setattr(notebook_audit, "NOTEBOOKS", tmp_path / "notebooks")
+    [problem] = [p for p in audit_run(run).problems if "09_report" in p]
     assert problem == "09_report.ipynb is 'in the run' but must be 'a notebook of the checkout'"
 
 
