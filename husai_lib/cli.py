@@ -302,9 +302,9 @@ def audit(
     recomputed. A run that another version of this code made is audited by that version. Without RUN every complete
     run, every import, the front page and the site are checked.
     """
-    from husai_lib.report.checks import Audit  # noqa: PLC0415 - takes a second to import
-    from husai_lib.report.older import audit_as_made  # noqa: PLC0415 - as above
-    from husai_lib.report.site_audit import check_front_page, check_site  # noqa: PLC0415 - takes seconds to import
+    from husai_lib.report.audit import audit_as_made  # noqa: PLC0415 - takes a second to import
+    from husai_lib.report.checks import Audit  # noqa: PLC0415 - as above
+    from husai_lib.report.site import check_front_page, check_site  # noqa: PLC0415 - takes seconds to import
 
     found = [find_run(evidence, run)] if run else [*find_runs(evidence), *find_imports(evidence)]
     if not found:
@@ -365,9 +365,8 @@ def render(
     """Make the report of a run, or of all runs, as pages that open without a server."""
     name = find_run(evidence, run).name if run else None
     from husai_lib.report import site  # noqa: PLC0415 - takes seconds to import
-    from husai_lib.report.site_audit import banner_of  # noqa: PLC0415 - as above
 
-    typer.echo(f"report: {site.render(evidence, out, name, banner_of)}")
+    typer.echo(f"report: {site.render(evidence, out, name)}")
 
 
 @evaluations.command()

@@ -29,9 +29,9 @@ from husai_lib.files import REPOSITORY, canonical_json, read_json, sha256_file, 
 from husai_lib.params.cycle import CycleParams, load_cycle
 from husai_lib.params.sections import check
 from husai_lib.report import consistency, figures, notebook_audit, scaling
-from husai_lib.report.audit import NOTEBOOKS, Audited
+from husai_lib.report.checks import Audited
 from husai_lib.report.figures import ReportFigure
-from husai_lib.report.reexecution import Execution, Reexecuted, expected_notebook, reexecute
+from husai_lib.report.notebook_audit import NOTEBOOKS, Reexecuted, expected_notebook, reexecute
 
 COMMITTED = REPOSITORY / "evidence"
 SMOKE = REPOSITORY / "params" / "smoke.yaml"
@@ -43,7 +43,7 @@ WHOLES = ("effects",)
 """Tables that are derived from derived columns of other tables of the same step."""
 UNDERIVED = ("activations", "selection", "gate", "report")
 """Steps that measure nothing on SAEs."""
-EXECUTED: dict[str, Execution] = {}
+EXECUTED: dict[str, Reexecuted] = {}
 """Executions with hashes for figures, by all that they follow from."""
 
 
@@ -68,7 +68,7 @@ def fast_audits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "fsync", lambda _: None)
 
 
-def executed_once(notebook: Any, run: Run, step: str, parameters: dict[str, Any]) -> Execution:
+def executed_once(notebook: Any, run: Run, step: str, parameters: dict[str, Any]) -> Reexecuted:
     """What `reexecute` gives, remembered by the notebook, all records up to that of the step, and all imported ones."""
     names = [one.name for one in steps_in(run)]
     records = [run.path / "records" / f"{name}.json" for name in names[: names.index(step) + 1]]
@@ -176,12 +176,12 @@ def show_again(run: Run, forged: Collection[str] = ()) -> None:
                 execution = reexecute(notebook, run, step.name, names)
         else:
             execution = notebook_audit.reexecute(notebook, run, step.name, names)
-        files = execution.step.files
+        files = execution.files
         for name, content in files.items():
             write_bytes(run.path / name, content)
-        if execution.step.made and step.name not in forged:
+        if execution.made and step.name not in forged:
             kept = {name: record[name] for name in ("environment", "finished_utc", "wall_seconds")}
-            record = execution.step.made | kept
+            record = execution.made | kept
         before = [name for name in files if not name.startswith("figures/")]
         record["published"] = {name: sha256_file(run.path / name) for name in before}
         for number, shown in execution.outputs.items():

@@ -135,10 +135,9 @@ def test_committed_evidence_carries_no_weights():
 
 def test_front_page_is_that_of_the_committed_evidence():
     from husai_lib.report.site import front_page, shown_runs
-    from husai_lib.report.site_audit import banner_of
 
-    shown = shown_runs(REPOSITORY / "evidence", banner_of)
-    newest = next(one for one in shown if one.run.is_complete and not one.imported)
+    shown = shown_runs(REPOSITORY / "evidence")
+    newest = next(one for one in shown if one.run.is_complete and not one.facts["imported"])
     assert front_page(shown, newest) == (REPOSITORY / "index.md").read_text(encoding="utf-8")
 
 

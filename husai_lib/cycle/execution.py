@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from husai_lib import errors
 from husai_lib.files import REPOSITORY, read_json, write_text
-from husai_lib.report.reexecution import COMPUTE
+from husai_lib.report.notebook_audit import COMPUTE
 from husai_lib.report.webpages import read_notebook
 
 POLL_SECONDS = 0.5

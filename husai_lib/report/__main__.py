@@ -2,9 +2,8 @@
 
 from husai_lib.files import REPOSITORY
 from husai_lib.report.site import chosen_run, shown_runs, write_sources
-from husai_lib.report.site_audit import banner_of
 
 if __name__ == "__main__":
     evidence = REPOSITORY / "evidence"
-    shown = shown_runs(evidence, banner_of)
+    shown = shown_runs(evidence)
     write_sources(REPOSITORY, shown, chosen_run(shown, evidence))

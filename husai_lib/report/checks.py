@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from husai_lib.errors import HusaiError
@@ -41,11 +42,11 @@ class Audit:
         by = f"; by the code of commit {self.by[:12]}, which made it" if self.by else ""
         return ", ".join([*counts, f"{len(self.problems)} problems" if self.problems else "no problem"]) + by
 
-    def take(self, checks: Callable[[], Iterable[Check]], what: str) -> None:
-        """Count the checks that `checks` yields; a value that must be another one, or a failure, is a problem."""
+    def take(self, checks: Iterable[Check], what: str) -> None:
+        """Count the checks of a generator; a value that must be another one, or a failure of it, is a problem."""
         found = list(self.problems)
         try:
-            for name, stated, must in checks():
+            for name, stated, must in checks:
                 if stated is UNCHECKED:
                     self.unchecked[name] += 1
                     continue
@@ -86,12 +87,8 @@ def follow_values(what: str, stated: Any, must: Any) -> Iterator[Check]:
 
 def first_difference(text: str, must: str) -> tuple[str, str]:
     """The first lines in which two texts differ, `(nothing)` where one has no such line; twice the same if equal."""
-    ours, theirs = text.split("\n"), must.split("\n")
-    for n in range(max(len(ours), len(theirs))):
-        stated, line = (lines[n] if n < len(lines) else "(nothing)" for lines in (ours, theirs))
-        if stated != line:
-            return stated, line
-    return "", ""
+    lines = zip_longest(text.split("\n"), must.split("\n"), fillvalue="(nothing)")
+    return next(((stated, line) for stated, line in lines if stated != line), ("", ""))
 
 
 def _short(value: Any) -> str:
@@ -106,19 +103,9 @@ class Audited:
     run: Run
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """The manifest."""
-        return self.run.manifest()
-
-    @cached_property
-    def journal(self) -> dict[str, dict[str, Any]]:
-        """The journal's steps."""
-        return self.run.journal
-
-    @cached_property
     def records(self) -> dict[str, Record]:
         """Every record, by step."""
-        return {step: self.run.record(step) for step in self.journal}
+        return {step: self.run.record(step) for step in self.run.journal}
 
     @cached_property
     def parameters(self) -> dict[str, Any]:

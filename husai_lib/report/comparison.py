@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -32,27 +32,54 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
 
     Raises EvidenceError for an unfinished run, DataError for an import.
     """
+    of_runs = []
     for run in runs:
         run.manifest()
         if run.path.parent.name == IMPORTED:
             raise DataError(f"{run.name} is an import, which states too little to be compared; name runs")
+        of_runs.append({(kind, what): value for kind, what, value in _values(run)})
     found = []
-    for kind, read in KINDS.items():
-        of_runs = [dict(read(run)) for run in runs]
-        for what in dict.fromkeys(what for each in of_runs for what in each):
-            values = tuple(each.get(what) for each in of_runs)
-            of_absent = what.startswith("conditions.") and not all(what in each for each in of_runs)
-            if not of_absent and any(value != values[0] for value in values):
-                found.append(Difference(kind, what, values))
+    for key in sorted(dict.fromkeys(key for each in of_runs for key in each), key=lambda key: KINDS.index(key[0])):
+        values = tuple(each.get(key) for each in of_runs)
+        of_absent = key[1].startswith("conditions.") and not all(key in each for each in of_runs)
+        if not of_absent and any(value != values[0] for value in values):
+            found.append(Difference(*key, values))
     return found
 
 
-def _parameters(run: Run) -> Iterator[tuple[str, Any]]:
-    """Every parameter; conditions by their names, lists as one value."""
-    yield from _named(read_json(run.path / "parameters.json"))
+KINDS = ("parameters", "data", "environment", "metrics", "verdicts")
+
+
+def _values(run: Run) -> Iterator[tuple[str, str, Any]]:
+    """Kind, name and value of everything that is compared; metrics are means over the seeds of each condition."""
+    for what, value in _named(read_json(run.path / "parameters.json")):
+        yield "parameters", what, value
+    for bank in run.record("activations").table("banks"):
+        yield "data", f"{bank.bank} rows", bank.rows
+        yield "data", f"{bank.bank} SHA-256", bank.sha256[:12]
+    for what, value in _named(run.attempts[-1]) if run.attempts else ():
+        yield "environment", what, value
+    yield "environment", "devices", sorted({run.record(step).data["environment"]["device"] for step in run.journal})
+    for step in run.journal:
+        record = run.record(step)
+        members, groups = (record.table(t) if t in record.data["tables"] else [] for t in ("members", "groups"))
+        for name in dict.fromkeys(member.condition for member in members):
+            for column in OF_MEMBERS:
+                of_seeds = [getattr(member, column) for member in members if member.condition == name]
+                yield "metrics", f"{step}: {name} {column}", None if None in of_seeds else fmean(of_seeds)
+        for group in groups:
+            for column in OF_GROUPS:
+                yield "metrics", f"{step}: {group.condition} {column}", getattr(group, column)
+    chosen = run.record("selection").summary["selected"]
+    yield "verdicts", "selected", chosen and chosen["condition"]
+    for gate in run.record("gate").table("gates"):
+        for column in ("verdict", "value", "bound"):
+            yield "verdicts", f"{gate.gate} {column}", getattr(gate, column)
+    yield "verdicts", "verdict", run.manifest()["verdict"]
 
 
 def _named(data: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every parameter with its place; conditions by their names, lists as one value."""
     if isinstance(data, list) and data and all(isinstance(one, dict) and "name" in one for one in data):
         yield place, ", ".join(one["name"] for one in data)
         data = {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in data}
@@ -61,44 +88,3 @@ def _named(data: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, value in data.items():
         yield from _named(value, f"{place}.{name}".removeprefix("."))
-
-
-def _data(run: Run) -> Iterator[tuple[str, Any]]:
-    for bank in run.record("activations").table("banks"):
-        yield f"{bank.bank} rows", bank.rows
-        yield f"{bank.bank} SHA-256", bank.sha256[:12]
-
-
-def _environment(run: Run) -> Iterator[tuple[str, Any]]:
-    for attempt in run.attempts[-1:]:
-        yield from _named(attempt)
-    yield "devices", sorted({run.record(step).data["environment"]["device"] for step in run.journal})
-
-
-def _metrics(run: Run) -> Iterator[tuple[str, Any]]:
-    """Means over the seeds of each condition, of every step that trained SAEs."""
-    for step in run.journal:
-        tables = run.record(step).data["tables"]
-        members = run.record(step).table("members") if "members" in tables else []
-        for name in dict.fromkeys(member.condition for member in members):
-            for column in OF_MEMBERS:
-                of_seeds = [getattr(member, column) for member in members if member.condition == name]
-                yield f"{step}: {name} {column}", None if None in of_seeds else fmean(of_seeds)
-        for group in run.record(step).table("groups") if "groups" in tables else []:
-            yield from ((f"{step}: {group.condition} {column}", getattr(group, column)) for column in OF_GROUPS)
-
-
-def _verdicts(run: Run) -> Iterator[tuple[str, Any]]:
-    chosen = run.record("selection").summary["selected"]
-    yield "selected", chosen and chosen["condition"]
-    for gate in run.record("gate").table("gates"):
-        yield f"{gate.gate} verdict", gate.verdict
-        yield f"{gate.gate} value", gate.value
-        yield f"{gate.gate} bound", gate.bound
-    yield "verdict", run.manifest()["verdict"]
-
-
-KINDS: dict[str, Callable[[Run], Iterator[tuple[str, Any]]]] = {
-    "parameters": _parameters, "data": _data, "environment": _environment, "metrics": _metrics, "verdicts": _verdicts,
-}  # fmt: skip
-"""What is compared, and how it is read from a run."""

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from husai_lib.decisions.acceptance import best_of
-from husai_lib.evidence.rows.consistency import GATES, SweepRow, TruthRow
+from husai_lib.evidence.rows.consistency import SweepRow, TruthRow
 from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.params.consistency import plain_name
-from husai_lib.report.cells import escape
-from husai_lib.report.figures import GREY, STYLES, ReportFigure, dot_plot, framed, legend, seed_means
-from husai_lib.report.layouts import GATE_WORDS
+from husai_lib.report.cells import escape, failing
+from husai_lib.report.figures import GREY, STYLES, ReportFigure, delta_panels, dot_plot, framed, legend, line
 
 
 def answer_sentence(rows: Sequence[SweepRow]) -> str:
@@ -39,8 +38,13 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
     best, strongest = (max(known, key=lambda row: getattr(row, of) or 0.0) for of in ("pwmcc", "pwmcc_within"))
     within, unrelated = strongest.pwmcc_within, strongest.pwmcc or 0.0
     if (best.pwmcc or 0.0) > plain.pwmcc:
+        gain = "more alike, but not by the bounds,"
+        if best.pwmcc_low is None or plain.pwmcc_high is None:
+            gain = "more alike, without a bound,"
+        elif best.pwmcc_low > plain.pwmcc_high:
+            gain = "more stable"
         first = (
-            f"**{name}: {_gain(plain, best)} at lambda = {best.weight:g}.** There, unrelated seeds agree with PW-MCC "
+            f"**{name}: {gain} at lambda = {best.weight:g}.** There, unrelated seeds agree with PW-MCC "
             f"{best.pwmcc:.3f}; without the objective it is {plain.pwmcc:.3f}. Explained variance changes by "
             f"{-best.ev_drop:+.3f}."
         )
@@ -58,23 +62,17 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
     )
 
 
-def _gain(plain: SweepRow, best: SweepRow) -> str:
-    if best.pwmcc_low is None or plain.pwmcc_high is None:
-        return "more alike, without a bound,"
-    return "more stable" if best.pwmcc_low > plain.pwmcc_high else "more alike, but not by the bounds,"
-
-
 def acceptance_sentence(rows: Sequence[SweepRow]) -> str:
     """Which weight is the best, whether it is accepted, and which gates it fails."""
     best = best_of(rows)
-    failing = [GATE_WORDS[gate] for gate in GATES if getattr(best, f"gate_{gate}") not in {"pass", ""}]
     number = sum(row.accepted for row in rows)
     first = f"{number} of {len(rows)} weights {'is' if number == 1 else 'are'} accepted."
     if best.accepted:
         return f"{first} The largest conservative delta among them has **{escape(best.condition)}**."
+    missed = ", ".join(failing(dict(best)))
     return (
-        f"**{first}** The best by its conservative delta, {escape(best.condition)}, fails at: {', '.join(failing)}. "
-        "Groups at lambda = 0 have no objective and serve for comparison."
+        f"**{first}** The best by its conservative delta, {escape(best.condition)}, fails at: {missed}. Groups at "
+        "lambda = 0 have no objective and serve for comparison."
     )
 
 
@@ -82,10 +80,9 @@ def why_not_accepted(acceptance: Mapping[str, Any]) -> str:
     """What a record's acceptance says against its best weight, as the end of a sentence; empty where it passes."""
     if acceptance["pass_all"]:
         return ""
-    verdicts = {GATE_WORDS[gate]: acceptance[f"gate_{gate}"] for gate in GATES}
-    failing = [f"{words} ({verdict})" for words, verdict in verdicts.items() if verdict not in {"pass", ""}]
+    missed = ", ".join(f"{gate} ({verdict})" for gate, verdict in failing(acceptance).items())
     best = f"lambda = {acceptance['best_lambda']:g} ({acceptance['best_condition']})"
-    return f"accepts no weight of the consistency objective: the best, {best}, does not pass {', '.join(failing)}"
+    return f"accepts no weight of the consistency objective: the best, {best}, does not pass {missed}"
 
 
 def truth_sentence(rows: Sequence[TruthRow]) -> str:
@@ -115,20 +112,15 @@ def tradeoff(rows: Sequence[SweepRow]) -> ReportFigure:
     """PW-MCC of related and of unrelated seeds against explained variance, a line over lambda for each condition."""
     figure, (axes,) = framed(8.0, 4.2)
     for base, (color, marker) in zip(dict.fromkeys(row.base for row in rows), STYLES, strict=False):
-        own, name = [row for row in rows if row.base == base], plain_name(base)
-        for column, label, style in (
-            ("pwmcc", "unrelated seeds", {"linestyle": "-"}),
-            ("pwmcc_within", "seeds of one reference", {"linestyle": "--", "markerfacecolor": "white"}),
-        ):
-            look: dict[str, Any] = dict(style)
-            known = [(row.explained_variance, getattr(row, column)) for row in own if getattr(row, column) is not None]
-            x, y = [ev for ev, _ in known], [value for _, value in known]
-            axes.plot(x, y, color=color, marker=marker, label=f"{name}, {label}", **look)
+        own, look = [row for row in rows if row.base == base], {"color": color, "marker": marker}
+        unrelated, within = (f"{plain_name(base)}, {of}" for of in ("unrelated seeds", "seeds of one reference"))
+        line(axes, [(row.explained_variance, row.pwmcc) for row in own], label=unrelated, **look)
+        look |= {"linestyle": "--", "markerfacecolor": "white"}
+        line(axes, [(row.explained_variance, row.pwmcc_within) for row in own], label=within, **look)
         for row in own:
             if (value := row.pwmcc if row.pwmcc is not None else row.pwmcc_within) is not None:
                 place: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 9, "color": GREY}
                 axes.annotate(f"λ = {row.weight:g}", (row.explained_variance, value), **place)
-        for row in own:
             if row.pwmcc is not None and row.pwmcc_low is not None and row.pwmcc_high is not None:
                 arms = [[row.pwmcc - row.pwmcc_low], [row.pwmcc_high - row.pwmcc]]
                 axes.errorbar(row.explained_variance, row.pwmcc, yerr=arms, color=color, capsize=3, linestyle="none")
@@ -142,14 +134,7 @@ def tradeoff(rows: Sequence[SweepRow]) -> ReportFigure:
 def cost(rows: Sequence[SweepRow], members: Sequence[MemberRow]) -> ReportFigure:
     """Both external deltas at every weight: the mean with its 95 % interval over seeds, and every seed."""
     names = {row.condition: f"{plain_name(row.base)}, λ = {row.weight:g}" for row in rows}
-    label = "mean, 95 % over seeds; small: one seed"
-    panels = {"SAEBench delta (AUC)": "saebench_delta", "CE-Bench delta (SD)": "cebench_delta"}
-    return dot_plot(
-        {
-            axis: {label: seed_means((names[row.condition], getattr(row, column)) for row in members)}
-            for axis, column in panels.items()
-        }
-    )
+    return dot_plot(delta_panels([(names[row.condition], row) for row in members]))
 
 
 def truth(rows: Sequence[TruthRow]) -> ReportFigure:
@@ -164,11 +149,9 @@ def truth(rows: Sequence[TruthRow]) -> ReportFigure:
     }
     ordered = sorted(rows, key=lambda row: row.weight)
     for (label, column), (color, marker) in zip(lines.items(), STYLES, strict=False):
-        known = [(at, value) for at, row in enumerate(ordered) if (value := getattr(row, column)) is not None]
-        look: dict[str, Any] = {"linestyle": "--" if column == "pwmcc_within" else "-"}
-        axes.plot(
-            [at for at, _ in known], [value for _, value in known], color=color, marker=marker, label=label, **look
-        )
+        points = ((at, getattr(row, column)) for at, row in enumerate(ordered))
+        style = "--" if column == "pwmcc_within" else "-"
+        line(axes, points, color=color, marker=marker, label=label, linestyle=style)
     axes.set_xticks(range(len(ordered)), labels=[f"{row.weight:g}" for row in ordered])
     axes.set_xlabel("Weight of the objective, λ")
     axes.set_ylabel("Agreement, or share")

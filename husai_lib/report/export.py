@@ -39,17 +39,13 @@ class Candidate:
     record: Record
     """The record of the step that measured it."""
     member: MemberRow
+    parameters: dict[str, Any]
+    """The parameters of the run that trained it."""
 
     @property
     def name(self) -> str:
         """Its name in messages."""
         return f"the candidate of {self.run.name} ({self.member.condition}, seed {self.member.seed})"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of the run that trained it."""
-        parameters: dict[str, Any] = read_json(self.origin.path / "parameters.json")
-        return parameters
 
 
 def export(run: Run, folder: Path, *, even_if_failed: bool = False) -> Path:
@@ -60,14 +56,21 @@ def export(run: Run, folder: Path, *, even_if_failed: bool = False) -> Path:
     are not in the cache; IntegrityError where a file differs from its record; DataError where there is no candidate;
     ParameterError where the folder is not free.
     """
-    _check_free(folder, run)
+    if folder.resolve().is_relative_to(run.path.resolve()):
+        raise ParameterError(f"{folder} lies in the run, whose files are sealed; name a folder elsewhere")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ParameterError(f"{folder} is not empty; name a new or an empty folder")
     candidate = candidate_of(run)
     failure = why_failed(run)
     if failure and not even_if_failed:
         remedy = "add --even-if-failed to export it anyway; its card then starts with the failure"
         raise GateError(f"{candidate.name} failed the release gate: {failure.rstrip('.')}; {remedy}")
     entry = _weights_of(candidate)
-    config = _config(candidate, entry)
+    config = json.loads((entry.path / CONFIG).read_text(encoding="utf-8"))
+    model = candidate.parameters["model"]
+    config["metadata"]["prepend_bos"] = model["prepend_bos"]
+    if not (_is_local(model["name"]) or model["name"].startswith("random:")):
+        config["metadata"]["model_name"] = model["name"]
     card = model_card(candidate, config)
     target = folder.resolve()
     with explained(folder):
@@ -124,13 +127,6 @@ def _asking_the_hub(failure: str) -> Iterator[None]:
         raise HusaiError(f"{failure}: {reason}; {remedy}") from error
 
 
-def _check_free(folder: Path, run: Run) -> None:
-    if folder.resolve().is_relative_to(run.path.resolve()):
-        raise ParameterError(f"{folder} lies in the run, whose files are sealed; name a folder elsewhere")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ParameterError(f"{folder} is not empty; name a new or an empty folder")
-
-
 def candidate_of(run: Run) -> Candidate:
     """The selected SAE of a complete run; see `export` for what it raises."""
     _verify(run)
@@ -150,7 +146,7 @@ def candidate_of(run: Run) -> Candidate:
     found = [m for m in record.table("members") if [m.condition, m.seed, m.weights_sha256] == wanted]
     if not found:
         raise IntegrityError(f"the record {source} has no member that is the candidate of {run.name}; verify the run")
-    return Candidate(run, origin, record, found[0])
+    return Candidate(run, origin, record, found[0], read_json(origin.path / "parameters.json"))
 
 
 def why_failed(run: Run) -> str:
@@ -200,13 +196,3 @@ def _weights_of(candidate: Candidate) -> Entry:
     if CONFIG not in entry.files or entry.files.get(WEIGHTS) != candidate.member.weights_sha256:
         raise IntegrityError(f"{entry.path} does not hold {candidate.name}; delete that folder and {remedy}")
     return entry
-
-
-def _config(candidate: Candidate, entry: Entry) -> dict[str, Any]:
-    """`cfg.json` of the cache, with the model and BOS of its activations; a local or random model is not named."""
-    config: dict[str, Any] = json.loads((entry.path / CONFIG).read_text(encoding="utf-8"))
-    model = candidate.parameters["model"]
-    known = {"prepend_bos": model["prepend_bos"]}
-    if not (_is_local(model["name"]) or model["name"].startswith("random:")):
-        known["model_name"] = model["name"]
-    return config | {"metadata": config["metadata"] | known}

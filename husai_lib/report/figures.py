@@ -30,23 +30,23 @@ STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")
           ("#009E73", "p"), ("#CC79A7", ">"), ("#E69F00", "d"), ("#56B4E9", "H"))  # fmt: skip
 """Colour and marker; the markers of a colour differ."""
 GREY = "#595959"
-DPI = 130
+SEEDS = "mean, 95 % over seeds; small: one seed"
 
 
 class ReportFigure(Figure):
     """A figure that a notebook shows without pyplot; it is drawn once, when its image is first needed."""
 
-    def png(self) -> bytes:
-        """The image, without the version of matplotlib in its metadata."""
-        return self._image
-
-    _repr_png_ = png
-
     @cached_property
     def _image(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        self.savefig(buffer, format="png", dpi=130, metadata={"Software": None})  # without the version of matplotlib
         return buffer.getvalue()
+
+    def png(self) -> bytes:
+        """The image."""
+        return self._image
+
+    _repr_png_ = png
 
 
 class Dot(NamedTuple):
@@ -68,13 +68,13 @@ def frontier(members: Sequence[MemberRow]) -> ReportFigure:
     """
     figure, (axes,) = framed(8.0, 4.4)
     styles = _styles(row.condition for row in members)
-    means = {name: fmean(row.explained_variance for row in members if row.condition == name) for name in styles}
+    means = means_by((row.condition, row.explained_variance) for row in members)
     for condition, matched in itertools.product(sorted(means, key=means.__getitem__, reverse=True), (False, True)):
         color, marker = styles[condition]
         rows = [row for row in members if (row.condition, row.l0_matched) == (condition, matched)]
-        x, y = [row.l0 for row in rows], [row.explained_variance for row in rows]
         look: dict[str, Any] = {"edgecolors": color, "facecolors": color if matched else "none", "alpha": 0.85}
         if rows:
+            x, y = [row.l0 for row in rows], [row.explained_variance for row in rows]
             axes.scatter(x, y, label=condition, marker=marker, s=56, zorder=3, **look)
     for k in sorted({row.k for row in members}):
         low, high = k * (1 - MATCHED_WITHIN), k * (1 + MATCHED_WITHIN)
@@ -135,12 +135,10 @@ def external(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> Report
 
     The SAEBench delta has a second interval, over seeds and data sets.
     """
-    saebench = seed_means((row.condition, row.saebench_delta) for row in members)
-    cebench = seed_means((row.condition, row.cebench_delta) for row in members)
+    panels = delta_panels([(row.condition, row) for row in members])
     sets = {row.condition: Dot(row.saebench_delta, row.saebench_low, row.saebench_high) for row in groups}
-    label = "mean, 95 % over seeds; small: one seed"
-    both = {label: saebench, "95 % over seeds and data sets": sets}
-    return dot_plot({"SAEBench delta (AUC)": both, "CE-Bench delta (SD)": {label: cebench}})
+    panels["SAEBench delta (AUC)"]["95 % over seeds and data sets"] = sets
+    return dot_plot(panels)
 
 
 def duplicates(probes: Sequence[ProbeRow]) -> ReportFigure:
@@ -159,19 +157,9 @@ def duplicates(probes: Sequence[ProbeRow]) -> ReportFigure:
 
 def confirmation(selected: Sequence[MemberRow], fresh: Sequence[MemberRow]) -> ReportFigure:
     """The external deltas of one condition at the seeds it was selected by and at fresh ones, a panel for each."""
-    panels = {
-        "SAEBench delta (AUC)": "saebench_delta",
-        "CE-Bench delta (SD)": "cebench_delta",
-        "calibrated delta (SD of null)": "cebench_calibrated_delta",
-    }
     named = [*(("seeds of the selection", row) for row in selected), *(("fresh seeds", row) for row in fresh)]
-    label = "mean, 95 % over seeds; small: one seed"
-    return dot_plot(
-        {
-            axis: {label: seed_means((name, getattr(row, column)) for name, row in named)}
-            for axis, column in panels.items()
-        }
-    )
+    calibrated = seed_means((name, row.cebench_calibrated_delta) for name, row in named)
+    return dot_plot({**delta_panels(named), "calibrated delta (SD of null)": {SEEDS: calibrated}})
 
 
 def widths(rows: Sequence[ContrastiveRow]) -> ReportFigure:
@@ -206,18 +194,12 @@ def ood(rows: Sequence[OodRow]) -> ReportFigure:
 
     Every seed of the SAE is a point, and its mean has a 95 % interval.
     """
-    panels = {"AUC above chance, in domain": "in_domain", "AUC above chance, shifted": "shifted"}
-    figure = dot_plot(
-        {
-            axis: {
-                "SAE: mean, 95 % over seeds; small: one seed": seed_means(
-                    (row.task, getattr(row, f"{at}_auc") - CHANCE) for row in rows
-                ),
-                "raw activation": {row.task: Dot(getattr(row, f"{at}_llm_auc") - CHANCE) for row in rows},
-            }
-            for axis, at in panels.items()
-        }
-    )
+    panels = {}
+    for axis, at in {"AUC above chance, in domain": "in_domain", "AUC above chance, shifted": "shifted"}.items():
+        own = seed_means((row.task, getattr(row, f"{at}_auc") - CHANCE) for row in rows)
+        raw = {row.task: Dot(getattr(row, f"{at}_llm_auc") - CHANCE) for row in rows}
+        panels[axis] = {f"SAE: {SEEDS}": own, "raw activation": raw}
+    figure = dot_plot(panels)
     figure.axes[1].sharex(figure.axes[0])
     figure.axes[0].autoscale(axis="x")
     return figure
@@ -250,11 +232,9 @@ def dot_plot(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> ReportFig
 def _lines_over_width(axes: Axes, rows: Sequence[ContrastiveRow], column: str) -> None:
     ks = sorted({row.k for row in rows})
     for (k, (color, marker)), origin in itertools.product(zip(ks, STYLES, strict=False), ("random", "trained")):
-        of = sorted((row.d_sae, row) for row in rows if (row.k, row.origin) == (k, origin))
-        known = [(d_sae, value) for d_sae, row in of if (value := getattr(row, column)) is not None]
+        of = sorted((row.d_sae, getattr(row, column)) for row in rows if (row.k, row.origin) == (k, origin))
         look: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"} if origin == "random" else {}
-        x, y = [d_sae for d_sae, _ in known], [value for _, value in known]
-        axes.plot(x, y, color=color, marker=marker, label=f"{origin}, k = {k}", **look)
+        line(axes, of, color=color, marker=marker, label=f"{origin}, k = {k}", **look)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted({row.d_sae for row in rows})))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -284,14 +264,28 @@ def _draw(axes: Axes, y: float, dot: Dot, label: str, style: tuple[str, str]) ->
     axes.scatter(dot.seeds, [y + 0.13] * len(dot.seeds), s=12, alpha=0.75, color=color, marker=marker)
 
 
+def delta_panels(named: Sequence[tuple[str, MemberRow]]) -> dict[str, dict[str, dict[str, Dot]]]:
+    """The external deltas of named SAEs, for `dot_plot`: a panel each."""
+    columns = {"SAEBench delta (AUC)": "saebench_delta", "CE-Bench delta (SD)": "cebench_delta"}
+    return {
+        axis: {SEEDS: seed_means((name, getattr(row, column)) for name, row in named)}
+        for axis, column in columns.items()
+    }
+
+
+def line(axes: Axes, points: Iterable[tuple[float, float | None]], **look: Any) -> None:
+    """A line through the points that have a value."""
+    known = [(x, y) for x, y in points if y is not None]
+    axes.plot([x for x, _ in known], [y for _, y in known], **look)
+
+
 def seed_means(values: Iterable[tuple[str, float | None]]) -> dict[str, Dot]:
     """The mean of each name's known values, one per seed, with its t interval."""
     known: dict[str, list[float]] = {}
     for name, value in values:
         known.setdefault(name, []).extend(() if value is None else (value,))
     means = {name: mean_interval(seeds) for name, seeds in known.items() if seeds}
-    dots = {name: Dot(mean.mean, mean.low, mean.high, known[name]) for name, mean in means.items()}
-    return dict.fromkeys(known, Dot(None)) | dots
+    return {name: Dot(m.mean, m.low, m.high, known[name]) if (m := means.get(name)) else Dot(None) for name in known}
 
 
 def framed(width: float, height: float, columns: int = 1) -> tuple[ReportFigure, list[Axes]]:

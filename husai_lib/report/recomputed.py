@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,23 +12,24 @@ from safetensors.numpy import load_file
 from scipy.optimize import linear_sum_assignment
 
 from husai_lib.evidence.cache import CACHED, cache_folder, open_entry
-from husai_lib.evidence.rows.base import RunTables
 from husai_lib.evidence.rows.consistency import random_of
 from husai_lib.intervals import mean_over_pairs, pair_table
 from husai_lib.randomness import numpy_generator
-from husai_lib.report.checks import UNCHECKED, Check, same
+from husai_lib.report.checks import UNCHECKED, Audited, Check, same
 
 WEIGHTS = "sae_weights.safetensors"
 WIDEST = 4096
 """Latents up to which pairs are matched again: an assignment takes a time that grows with their cube."""
 CLOSE = 1e-4
 """Relative difference up to which a matched cosine is the same: processors add in other orders."""
+NOT_HERE = "cached files not here"
 TOO_WIDE = f"pairs of SAEs of more than {WIDEST:,} latents, not matched again"
 Decoder = NDArray[np.float32]
 
 
-def check_seeded(run: RunTables) -> Iterator[Check]:
+def check_seeded(one: Audited) -> Iterator[Check]:
     """PW-MCC of random decoders, as nulls of the conditions and as a control: the same seeds give the same numbers."""
+    run = one.tables
     d_in = {bank.bank: bank.d_in for bank in run.rows("activations", "banks")}["training"]
     if "+" in run.parameters["activations"]["hook_name"]:
         yield "random decoders of SAEs that read joined layers", UNCHECKED, None
@@ -38,15 +38,14 @@ def check_seeded(run: RunTables) -> Iterator[Check]:
         members = run.rows(step, "members", condition=group.condition)
         if len(members) == 1:
             yield f"null_random of {group.condition}, a single seed,", group.null_random, None
-            continue
-        if members[0].d_sae > WIDEST:
+        elif members[0].d_sae > WIDEST:
             yield TOO_WIDE, UNCHECKED, None
-            continue
-        pairs = random_pairs((members[0].d_sae, d_in), tuple(member.seed for member in members))
-        null = mean_over_pairs(pair_table(len(members), pairs))
-        yield from _close(f"null_random of {group.condition}", group.null_random, null)
+        else:
+            pairs = random_pairs((members[0].d_sae, d_in), tuple(member.seed for member in members))
+            null = mean_over_pairs(pair_table(len(members), pairs))
+            yield from _close(f"null_random of {group.condition}", group.null_random, null)
     own, swept = run.candidate.members, run.rows("consistency", "members")
-    beside: dict[tuple[str, str, int], Sequence[Any]] = {("stress", "random_decoder", one.d_sae): own for one in own}
+    beside = {("stress", "random_decoder", one.d_sae): own for one in own}
     beside |= {("consistency", random_of(one.d_sae), one.d_sae): swept for one in swept}
     for (step, name, d_sae), saes in beside.items():
         seeds = list(dict.fromkeys(sae.seed for sae in saes))
@@ -58,36 +57,31 @@ def check_seeded(run: RunTables) -> Iterator[Check]:
             yield from _close(f"PW-MCC of the random decoders of seeds {row.seed_a} and {row.seed_b}", row.pwmcc, must)
 
 
-def check_cached(run: RunTables) -> Iterator[Check]:
+def check_cached(one: Audited) -> Iterator[Check]:
     """Banks and weights that this machine's cache holds have the stated hashes; pairs of seeds follow from weights."""
+    run = one.tables
     for (step, table), rows in run.tables.items():
         for row in rows if table in CACHED else ():
-            stated = row.sha256 if table == "banks" else row.weights_sha256
             if not (cache_folder() / CACHED[table] / row.key).exists():
-                yield "cached files not here", UNCHECKED, None
+                yield NOT_HERE, UNCHECKED, None
                 continue
-            found = open_entry(CACHED[table], row.key).files.values()
-            yield (
-                f"SHA-256 of {step}/{table} {row.key[:12]} in the cache",
-                stated,
-                stated if stated in found else [*found],
-            )
+            stated, found = row.sha256 if table == "banks" else row.weights_sha256, open_entry(CACHED[table], row.key)
+            must = stated if stated in found.files.values() else [*found.files.values()]
+            yield f"SHA-256 of {step}/{table} {row.key[:12]} in the cache", stated, must
     for step in [step for step, table in run.tables if table == "pairs"]:
         table, column = ("control_saes", "control") if step == "stress" else ("members", "condition")
         for row in run.rows(step, "pairs"):
-            saes = run.rows(step, table, **{column: row.of})
-            if saes:  # random decoders have none
-                yield from _pair(row, [sae for sae in saes if sae.seed in (row.seed_a, row.seed_b)])
-
-
-def _pair(row: Any, saes: list[Any]) -> Iterator[Check]:
-    if saes[0].d_sae > WIDEST:
-        yield TOO_WIDE, UNCHECKED, None
-    elif not all((cache_folder() / "saes" / sae.key).exists() for sae in saes):
-        yield "cached files not here", UNCHECKED, None
-    else:
-        must = matched_cosine(*(load_file(open_entry("saes", sae.key).path / WEIGHTS)["W_dec"] for sae in saes))
-        yield from _close(f"PW-MCC of {row.of}, seeds {row.seed_a} and {row.seed_b}", row.pwmcc, must)
+            saes = [sae for sae in run.rows(step, table, **{column: row.of}) if sae.seed in (row.seed_a, row.seed_b)]
+            if not saes:
+                continue  # random decoders have none
+            if saes[0].d_sae > WIDEST:
+                yield TOO_WIDE, UNCHECKED, None
+            elif not all((cache_folder() / "saes" / sae.key).exists() for sae in saes):
+                yield NOT_HERE, UNCHECKED, None
+            else:
+                a, b = (load_file(open_entry("saes", sae.key).path / WEIGHTS)["W_dec"] for sae in saes)
+                what = f"PW-MCC of {row.of}, seeds {row.seed_a} and {row.seed_b}"
+                yield from _close(what, row.pwmcc, matched_cosine(a, b))
 
 
 def _close(what: str, stated: float, must: float) -> Iterator[Check]:
@@ -103,10 +97,6 @@ def random_pairs(shape: tuple[int, int], seeds: tuple[int, ...]) -> dict[tuple[i
 
 def matched_cosine(a: Decoder, b: Decoder) -> float:
     """Mean |cosine| of the rows of two decoders `[d_sae, d_in]` under the best one-to-one assignment."""
-    cosines = np.abs(_unit(a) @ _unit(b).T)
+    a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(np.finfo(np.float32).tiny) for rows in (a, b))
+    cosines = np.abs(a @ b.T)
     return float(cosines[linear_sum_assignment(cosines, maximize=True)].mean(dtype=np.float64))
-
-
-def _unit(rows: Decoder) -> Decoder:
-    unit: Decoder = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(np.finfo(np.float32).tiny)
-    return unit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -15,8 +15,6 @@ from husai_lib.report.figures import STYLES, ReportFigure, framed, legend
 
 WORDS = {"layer": "layer", "tokens": "tokens", "d_sae": "latents"}
 """What the levels of an axis count."""
-INSIDE = ("explained_variance", "pwmcc")
-OUTSIDE = ("saebench_delta", "cebench_delta")
 
 
 def trade_sentence(effects: Sequence[EffectRow]) -> str:
@@ -31,17 +29,16 @@ def _trade(axis: str, effects: Sequence[EffectRow]) -> str:
     levels = f"**{WORDS[axis].capitalize()} {escape(own[0].change)}**" if own else f"**{axis}**"
     said = " and ".join(f"{word} in {_listed(rows)}" for word, rows in (("gains", up), ("losses", down)) if rows)
     rest = f"{'; ' if said else ''}not told from zero: {_listed(unsure)}" if unsure else ""
-    outside, inside = ({row in up for row in up + down if row.metric in of} for of in (OUTSIDE, INSIDE))
-    opposed = True in outside | inside and False in outside | inside
-    return f"{levels}: {said}{rest}.{' **A trade-off: it gains in one and loses in another.**' if opposed else ''}"
-
-
-def _is_sure(row: EffectRow) -> bool:
-    return row.low is not None and row.high is not None and (row.low > 0 or row.high < 0)
+    opposed = " **A trade-off: it gains in one and loses in another.**" if up and down else ""
+    return f"{levels}: {said}{rest}.{opposed}"
 
 
 def _listed(rows: Sequence[EffectRow]) -> str:
     return ", ".join(f"{describe(row.metric)} ({row.effect:+.3f})" for row in rows)
+
+
+def _is_sure(row: EffectRow) -> bool:
+    return row.low is not None and row.high is not None and (row.low > 0 or row.high < 0)
 
 
 def interaction_sentence(effects: Sequence[EffectRow]) -> str:
@@ -75,13 +72,13 @@ def tradeoff(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> Report
     points = {row.condition: point_of(row.condition) for row in groups}
     layers, budgets, widths = (sorted({point[axis] for point in points.values()}) for axis in range(3))
     panels = {
-        "Explained variance": _means(members, "explained_variance"),
+        "Explained variance": _means(members, points, "explained_variance"),
         "PW-MCC across seeds": {row.condition: row.pwmcc for row in groups},
-        "CE-Bench delta (SD)": _means(members, "cebench_delta"),
+        "CE-Bench delta (SD)": _means(members, points, "cebench_delta"),
     }
     shown = {label: values for label, values in panels.items() if any(value is not None for value in values.values())}
     figure, axes_of = framed(max(9.0, 3.2 * len(shown)), 4.0, len(shown))
-    deltas = _means(members, "saebench_delta")
+    deltas = _means(members, points, "saebench_delta")
     for axes, (label, values) in zip(axes_of, shown.items(), strict=True):
         for name, (layer, tokens, d_sae) in points.items():
             color, marker = STYLES[layers.index(layer)][0], STYLES[widths.index(d_sae)][1]
@@ -97,12 +94,7 @@ def tradeoff(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> Report
     return figure
 
 
-def _means(members: Sequence[MemberRow], column: str) -> dict[str, float | None]:
+def _means(members: Sequence[MemberRow], conditions: Iterable[str], column: str) -> dict[str, float | None]:
     """The mean over seeds of each point; None where a value is missing."""
-    found: dict[str, list[float | None]] = {}
-    for row in members:
-        found.setdefault(row.condition, []).append(getattr(row, column))
-    return {
-        name: None if None in values else fmean(value for value in values if value is not None)
-        for name, values in found.items()
-    }
+    groups = {name: [getattr(row, column) for row in members if row.condition == name] for name in conditions}
+    return {name: None if None in values else fmean(values) for name, values in groups.items()}

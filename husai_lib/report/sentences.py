@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from husai_lib.decisions import gates
@@ -15,6 +14,7 @@ from husai_lib.evidence.rows.decided import CandidateRow, CriterionRow, GateRow
 from husai_lib.evidence.rows.earlier import ReplayRow
 from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow
 from husai_lib.evidence.rows.probes import ENOUGH_TEST_ROWS, ProbeRow, set_weight
+from husai_lib.intervals import means_by
 from husai_lib.report.cells import cell, escape
 
 
@@ -34,9 +34,8 @@ def selection_sentence(rows: Sequence[CandidateRow]) -> str:
         "Selected: **{condition}** (a single seed, so there are no bounds), with a SAEBench delta of "
         "{saebench_delta:+.3f} and a CE-Bench delta of {cebench_delta:+.3f} SD."
     )
-    chosen = next((row for row in rows if row.selected), None)
-    text = template if chosen and chosen.n_seeds > 1 else alone
-    selected = cell(dict(chosen), text) if chosen else "**Nothing was selected.**"
+    texts = [cell(dict(row), template if row.n_seeds > 1 else alone) for row in rows if row.selected]
+    selected = texts[0] if texts else "**Nothing was selected.**"
     dropped = sum(row.joint_score is None for row in rows)
     return f"{selected} Groups considered: {len(rows)}; dropped before ranking: {dropped}."
 
@@ -65,16 +64,15 @@ def matched_sentence(rows: Sequence[MemberRow]) -> str:
 
 def small_sets_sentence(probes: Sequence[ProbeRow]) -> str:
     """Which probing data sets have few test rows without duplicates, and what they weigh in the mean delta."""
-    of_set: dict[str, list[ProbeRow]] = {}
-    for probe in probes:
-        if probe.duplicates == "drop":
-            of_set.setdefault(probe.data_set, []).append(probe)
-    small = {name: set_weight(rows) for name, rows in of_set.items() if set_weight(rows) < 1}
+    dropped = [probe for probe in probes if probe.duplicates == "drop"]
+    names = dict.fromkeys(probe.data_set for probe in dropped)
+    weights = {name: set_weight([probe for probe in dropped if probe.data_set == name]) for name in names}
+    small = {name: weight for name, weight in weights.items() if weight < 1}
     if not small:
         return f"Every data set has at least {ENOUGH_TEST_ROWS} test rows without duplicates, so all weigh the same."
     named = "; ".join(f"{escape(name)} {weight:.2f}" for name, weight in small.items())
     return (
-        f"{len(small)} of {len(of_set)} data sets have fewer than {ENOUGH_TEST_ROWS} test rows without duplicates and "
+        f"{len(small)} of {len(names)} data sets have fewer than {ENOUGH_TEST_ROWS} test rows without duplicates and "
         f"weigh less than 1 in the mean: {named}."
     )
 
@@ -96,10 +94,9 @@ def ood_sentence(rows: Sequence[OodRow]) -> str:
     """How much of its AUC above chance the raw activation and the SAE retain, and the task where the SAE loses most."""
     if not rows:
         return "No task was probed under a shift of domain."
-    by_task = {row.task: [other for other in rows if other.task == row.task] for row in rows}
-    shares = {"raw": retained(rows, "llm_auc"), "own": retained(rows), "tasks": len(by_task)}
+    losses = means_by((row.task, row.in_domain_auc - row.shifted_auc) for row in rows)
+    shares = {"raw": retained(rows, "llm_auc"), "own": retained(rows), "tasks": len(losses)}
     average = "Over {tasks} tasks, the raw activation retains {raw:.0%} of its AUC above chance and the SAE {own:.0%}."
-    losses = {name: fmean(one.in_domain_auc - one.shifted_auc for one in own) for name, own in by_task.items()}
     worst = max(sorted(losses), key=losses.__getitem__)
     return f"{cell(shares, average)} The SAE loses most in {escape(worst)} ({losses[worst]:.3f} of its AUC)."
 
@@ -196,21 +193,18 @@ def winner_sentence(rows: Sequence[CandidateRow], weights: Mapping[str, float]) 
 
 
 def _terms(row: CandidateRow, weights: Mapping[str, float]) -> str:
-    parts = (
-        ("saebench", row.saebench_score, "SAEBench"),
-        ("cebench", row.cebench_score, "CE-Bench"),
-        ("train_ev", row.explained_variance_score, "explained variance"),
+    return (
+        f"{row.joint_score or 0.0:.3f} = {weights['saebench']:g} × {row.saebench_score or 0.0:.2f} (SAEBench) + "
+        f"{weights['cebench']:g} × {row.cebench_score or 0.0:.2f} (CE-Bench) + "
+        f"{weights['train_ev']:g} × {row.explained_variance_score or 0.0:.2f} (explained variance)"
     )
-    terms = " + ".join(f"{weights[name]:g} × {score or 0.0:.2f} ({what})" for name, score, what in parts)
-    return f"{row.joint_score or 0.0:.3f} = {terms}"
 
 
 def scaling_sentence(by_scaling: Mapping[str, str]) -> str:
     """Whether the choice depends on groups that cannot win, because they stretch the scale of the others."""
     if not by_scaling:
         return "No dominated group affects the choice: without any one of them the same group wins."
-    named = sorted(by_scaling.items())
-    cases = "; ".join(f"without {escape(name)}, {escape(winner)} would win" for name, winner in named)
+    cases = "; ".join(f"without {escape(name)}, {escape(by_scaling[name])} would win" for name in sorted(by_scaling))
     return f"**The scaling decides here.** Groups that cannot win stretch the 0 to 1 scale of the others: {cases}."
 
 
@@ -235,19 +229,16 @@ def outcome_sentence(rows: Sequence[CriterionRow]) -> str:
     lines, outcomes = [], set()
     for earlier, criterion in sorted({(row.earlier, row.criterion) for row in rows}):
         own = [row for row in rows if (row.earlier, row.criterion) == (earlier, criterion)]
-        outcome, gates_compared = criterion_outcome(own), _gates_compared(own) if criterion == 2 else ""
-        outcomes.add(outcome)
-        lines.append(f"- Criterion {criterion} against {escape(earlier)}: **{outcome}**{gates_compared}.")
+        outcomes.add(outcome := criterion_outcome(own))
+        comparison = ""
+        if criterion == 2 and (compared := counted(own)):
+            lost = ", ".join(escape(gates.describe(name)) for name in lost_controls(compared)) or "none"
+            both = f"{passes(compared, 'verdict_here')} pass here and {passes(compared, 'verdict_there')} there"
+            comparison = f" (of {len(compared)} gates required there, {both}; stress controls lost: {lost})"
+        elif criterion == 2:
+            comparison = " (no gate there can be compared)"
+        lines.append(f"- Criterion {criterion} against {escape(earlier)}: **{outcome}**{comparison}.")
     return "\n".join([f"**Progress is {'shown' if outcomes == {'met'} else 'not shown'}**:", "", *lines])
-
-
-def _gates_compared(rows: Sequence[CriterionRow]) -> str:
-    compared = counted(rows)
-    if not compared:
-        return " (no gate there can be compared)"
-    lost = ", ".join(escape(gates.describe(name)) for name in lost_controls(compared)) or "none"
-    both = f"{passes(compared, 'verdict_here')} pass here and {passes(compared, 'verdict_there')} there"
-    return f" (of {len(compared)} gates required there, {both}; stress controls lost: {lost})"
 
 
 def gate_sentences(rows: Sequence[GateRow]) -> str:
@@ -282,6 +273,8 @@ def _answer(row: GateRow) -> str:
     must = escape(gates.requirement(row.gate, row.threshold))
     note = f" ({escape(row.note)})" if row.note else ""
     least = "at most" if row.direction == "below" else "at least"
-    needed = f" With an interval of this width, {least} {row.threshold + row.value - row.bound:+.3f} would pass."
+    needed = (
+        f" With an interval of this width, a value of {least} {row.threshold + row.value - row.bound:+.3f} would pass."
+    )
     said = f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the worse end of its interval; it must be {must}{note}."
     return said + needed * (row.verdict == "fail" and row.gate != "external")

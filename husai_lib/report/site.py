@@ -21,18 +21,12 @@ import yaml
 from nbconvert.filters import strip_ansi
 
 from husai_lib.errors import EvidenceError, HusaiError, IntegrityError
-from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
-from husai_lib.files import REPOSITORY, explained, sha256_file, write_json, write_text
-from husai_lib.report.cycle_pages import Banner, ShownRun, manifests_of, no_banner
-from husai_lib.report.webpages import (
-    DATA,
-    TEMPLATES,
-    Page,
-    document_page,
-    markdown_to_html,
-    notice,
-    quarto_source,
-)
+from husai_lib.evidence.runs import find_imports, find_run, find_runs
+from husai_lib.files import REPOSITORY, explained, read_json, sha256_file, write_json, write_text
+from husai_lib.report.cells import escape
+from husai_lib.report.checks import UNCHECKED, Audit, Check, first_difference, follow
+from husai_lib.report.cycle_pages import ShownRun, manifests_of, shown_run
+from husai_lib.report.webpages import DATA, TEMPLATES, Page, document_page, markdown_to_html, notice, quarto_source
 
 SETTINGS = REPOSITORY / "_quarto.yml"
 ABOUT = "site.json"
@@ -40,7 +34,7 @@ ABOUT = "site.json"
 TITLE = "HUSAI report: all cycles"
 
 
-def render(evidence: Path, out: Path, run: str | None = None, banner: Banner = no_banner) -> Path:
+def render(evidence: Path, out: Path, run: str | None = None) -> Path:
     """Render the report of `evidence` into the folder `out` and return its front page.
 
     The front page begins with `run`, a name that `find_run` accepts; by default the newest complete run, or the newest
@@ -52,7 +46,7 @@ def render(evidence: Path, out: Path, run: str | None = None, banner: Banner = n
     """
     if out.exists() and not (out.is_dir() and ((out / "index.html").exists() or not any(out.iterdir()))):
         raise EvidenceError(f"{out} holds other files than a report; name an empty or new folder with --out")
-    shown = shown_runs(evidence, banner)
+    shown = shown_runs(evidence)
     chosen = chosen_run(shown, evidence, run)
     renderer = "quarto" if shutil.which("quarto") else "nbconvert"
     with explained(out):
@@ -75,9 +69,9 @@ def render(evidence: Path, out: Path, run: str | None = None, banner: Banner = n
     return out / "index.html"
 
 
-def shown_runs(evidence: Path, banner: Banner = no_banner) -> list[ShownRun]:
+def shown_runs(evidence: Path) -> list[ShownRun]:
     """Every run, newest first, then every import, as the site shows them."""
-    return [ShownRun(run, banner) for run in all_runs(evidence)]
+    return [shown_run(run) for run in (*reversed(find_runs(evidence)), *find_imports(evidence))]
 
 
 def chosen_run(shown: Sequence[ShownRun], evidence: Path, name: str | None = None) -> ShownRun:
@@ -86,7 +80,7 @@ def chosen_run(shown: Sequence[ShownRun], evidence: Path, name: str | None = Non
     A damaged one is passed over. Raises IntegrityError if it is the named one, or if no run is whole.
     """
     named = find_run(evidence, name)  # raises where there is none
-    whole = [one for one in shown if not one.imported and not one.damage]
+    whole = [one for one in shown if not one.facts["imported"] and not one.damage]
     complete = [one for one in whole if one.run.is_complete]
     if name is None and whole:
         return (complete or whole)[0]
@@ -135,10 +129,10 @@ def write_sources(project: Path, shown: Sequence[ShownRun], chosen: ShownRun) ->
 
 def front_page(shown: Sequence[ShownRun], chosen: ShownRun) -> str:
     """The front page, for any renderer of Markdown: the verdict of one run, then a line for every complete cycle."""
-    complete = [one.run.name for one in shown if one.run.is_complete and not one.imported]
+    complete = [one.run.name for one in shown if one.run.is_complete and not one.facts["imported"]]
     return TEMPLATES.get_template("index.md.jinja").render(
         title=TITLE,
-        banner=notice(chosen.banner(chosen.run)),
+        banner=notice(chosen.banner),
         newest=complete[0] if complete else chosen.run.name,
         chosen=chosen.facts,
         cycles=[one.facts for one in shown if one.run.is_complete or one.damage or one is chosen],
@@ -156,11 +150,6 @@ def hashes_of(site: Path) -> dict[str, str]:
     """SHA-256 of every file of a site except the one that holds these hashes."""
     files = (path for path in sorted(site.rglob("*")) if path.is_file() and path != site / ABOUT)
     return {path.relative_to(site).as_posix(): sha256_file(path) for path in files}
-
-
-def all_runs(evidence: Path) -> list[Run]:
-    """Every run, newest first, then every import."""
-    return [*reversed(find_runs(evidence)), *find_imports(evidence)]
 
 
 def _pages(shown: Sequence[ShownRun], chosen: ShownRun) -> Iterator[Page]:
@@ -198,3 +187,72 @@ def _render_with_quarto(project: Path) -> Path:
         why = error[0] if error else said.splitlines()[-1]
         raise HusaiError(f"quarto render failed: {why}; fix this, or take quarto off the PATH to use nbconvert")
     return project / "_site"
+
+
+def check_site(site: Path, evidence: Path) -> Audit:
+    """Check every file of a rendered site against the runs of `evidence`.
+
+    Its `site.json` must have the hash of every file and of every run's manifest, and rendering again must give the
+    same files. Of a site by Quarto, where Quarto is not installed, pages are held to their hashes only.
+    """
+    audit = Audit()
+    if not (site / ABOUT).exists():
+        why = f"{site} has no {ABOUT}, so what it was made from is unknown"
+        audit.problems.append(f"{why}; make one with 'husai render' (plain 'quarto render' writes none)")
+    else:
+        audit.take(_site(site, evidence), f"{site / ABOUT}")
+    return audit
+
+
+def check_front_page(evidence: Path) -> Audit:
+    """Check a checkout's `index.md` and the pictures of its README; of another evidence folder nothing."""
+    audit = Audit()
+    if evidence.resolve() == REPOSITORY / "evidence":
+        audit.take(_front(evidence), f"{REPOSITORY / 'index.md'}")
+    return audit
+
+
+def _front(evidence: Path) -> Iterator[Check]:
+    front, readme = REPOSITORY / "index.md", REPOSITORY / "README.md"
+    complete = [run for run in find_runs(evidence) if run.is_complete]
+    yield "complete runs for the front page", bool(complete), True
+    yield f"{front.name} is there", front.is_file(), True
+    if not (complete and front.is_file()):
+        return
+    text = front.read_bytes().decode()
+    named = [run for run in complete if f"Run {escape(run.name)}." in text] or complete
+    shown = shown_runs(evidence)
+    chosen = next(one for one in shown if one.run.path == named[-1].path)
+    yield f"damage of the run of {front.name}", chosen.damage, ""
+    if chosen.damage:
+        return
+    yield f"line of {front.name}", *first_difference(text, front_page(shown, chosen))
+    pictures = re.findall(r"!\[[^\]]*\]\((?:\./)?evidence/([^)]+)\)", readme.read_text(encoding="utf-8"))
+    figures = [f"{run.name}/{name}" for run in complete for name in run.manifest()["files"]]
+    for picture in pictures:
+        yield f"picture {picture} of {readme.name} is a figure of a complete run", picture in figures, True
+        newest = [run for run in complete if run.path.parent.name == picture.partition("/")[0]][-1:]
+        yield f"run of the picture in {readme.name}", picture.split("/")[1], *(run.path.name for run in newest)
+
+
+def _site(site: Path, evidence: Path) -> Iterator[Check]:
+    about, found, shown = read_json(site / ABOUT), hashes_of(site), shown_runs(evidence)
+    runs = [one.run for one in shown]
+    yield from follow("manifest that the site was made from, of", about["runs"], manifests_of(runs))
+    yield from follow(f"SHA-256 in {site} of", found, about["pages"])
+    front = (site / "index.html").read_text(encoding="utf-8")
+    renderer = "nbconvert" if "Rendered with nbconvert" in front else "quarto"
+    yield "renderer of the site", about["renderer"], renderer
+    chosen = [one for one in shown if one.run.name == about["front"] and not one.damage]
+    yield "whole runs for the front page", [one.run.name for one in chosen], [about["front"]]
+    if chosen and (renderer == "nbconvert" or shutil.which("quarto")):
+        with tempfile.TemporaryDirectory(prefix="husai-site-") as temporary:
+            again = hashes_of(made_site(Path(temporary) / "site", shown, chosen[0], renderer))
+        yield from follow(f"rendered again, SHA-256 in {site} of", found, again)
+        return
+    copied = {f"evidence/{run.name}/{name}": sha256 for run in runs for name, sha256 in run.files().items()}
+    for name, sha256 in found.items():
+        if name in copied:
+            yield f"SHA-256 in {site} of {name}", sha256, copied[name]
+        else:
+            yield "pages by Quarto, which is not here", UNCHECKED, None

@@ -17,9 +17,8 @@ from husai_lib.evidence.rows.measured import GroupRow, MemberRow
 from husai_lib.evidence.rows.probes import ProbeRow
 from husai_lib.evidence.rows.tables import TABLES
 from husai_lib.intervals import mean_interval, means_by
-from husai_lib.report.cells import Cell, Columns, cell, escape
+from husai_lib.report.cells import LAYOUTS, Cell, Columns, Template, cell, described, escape
 from husai_lib.report.comparison import Difference
-from husai_lib.report.layouts import LAYOUTS, described
 
 
 def csv_table(rows: Sequence[Row]) -> str:
@@ -69,29 +68,28 @@ def _width(rows: Sequence[MemberRow]) -> Columns:
     return {"Latents": "{d_sae:,d}"} if len({row.d_sae for row in rows}) > 1 else {}
 
 
-_QUALITY: Columns = {
-    "Seed": lambda row: "every" if row["condition"] == GIVEN else str(row["seed"]),
-    "Explained variance": "{explained_variance:.3f}",
-    "L0 (target k)": lambda row: cell(row, "{l0:.1f} ({k})" + ("" if row["l0_matched"] else ", not matched")),
-    "Dead latents": "{dead_fraction:.1%}",
-    "SAEBench delta": "{saebench_delta:+.3f}",
-    "CE-Bench interpretability (SD)": "{cebench_interpretability:.2f}",
-    "CE-Bench calibrated (SD of null)": "{cebench_calibrated:.2f}",
-}
-
-
 def members_table(rows: Sequence[MemberRow]) -> str:
     """One line per SAE: what its condition does not say, its quality, and its delta or, of a baseline, its ceiling.
 
     A given SAE serves every seed. A baseline has no delta to itself.
     """
-    first: Columns = {"Condition": "{condition}", **_width(rows)}
+    columns: dict[str, Template] = {"Condition": "{condition}", **_width(rows)}
     if any(row.architecture != row.condition for row in rows):
-        first = {**first, "Architecture": "{architecture}"}
-    delta: Columns = {"CE-Bench delta (SD)": "{cebench_delta:+.3f}"}
+        columns["Architecture"] = "{architecture}"
+    columns |= {
+        "Seed": lambda row: "every" if row["condition"] == GIVEN else str(row["seed"]),
+        "Explained variance": "{explained_variance:.3f}",
+        "L0 (target k)": lambda row: cell(row, "{l0:.1f} ({k})" + ("" if row["l0_matched"] else ", not matched")),
+        "Dead latents": "{dead_fraction:.1%}",
+        "SAEBench delta": "{saebench_delta:+.3f}",
+        "CE-Bench interpretability (SD)": "{cebench_interpretability:.2f}",
+        "CE-Bench calibrated (SD of null)": "{cebench_calibrated:.2f}",
+    }
     if all(row.cebench_delta is None for row in rows):
-        delta = {"CE-Bench ceiling (SD)": "{cebench_ceiling:.1f}"}
-    return markdown_table(rows, {**first, **_QUALITY, **delta, "Note": "{note}"})
+        columns["CE-Bench ceiling (SD)"] = "{cebench_ceiling:.1f}"
+    else:
+        columns["CE-Bench delta (SD)"] = "{cebench_delta:+.3f}"
+    return markdown_table(rows, columns | {"Note": "{note}"})
 
 
 def frontier_table(rows: Sequence[MemberRow]) -> str:
@@ -109,14 +107,16 @@ def frontier_table(rows: Sequence[MemberRow]) -> str:
     return markdown_table(_over_seeds(map(dict, rows), "condition"), columns)
 
 
+CEBENCH_DELTAS = ("cebench_delta", "cebench_calibrated_delta")
+
+
 def external_table(groups: Sequence[GroupRow], members: Sequence[MemberRow]) -> str:
     """One line per condition: its external deltas with their intervals, SAEBench in both forms and CE-Bench in both."""
-    over_seeds = {line["condition"][0]: line for line in _over_seeds(map(dict, members), "condition")}
-    deltas = ("cebench_delta", "cebench_calibrated_delta")
-    lines = [
-        dict(group) | {column: _with_interval(over_seeds[group.condition][column]) for column in deltas}
-        for group in groups
-    ]
+    lines = []
+    for group in groups:
+        own = [row for row in members if row.condition == group.condition]
+        deltas = {name: _with_interval([getattr(row, name) for row in own]) for name in CEBENCH_DELTAS}
+        lines.append(dict(group) | deltas)
     columns: Columns = {
         "Condition": "{condition}",
         "SAEBench delta [95 % over seeds and data sets]": (
@@ -138,14 +138,12 @@ def _with_interval(values: Sequence[float | None]) -> str | None:
 
 def probes_table(rows: Sequence[ProbeRow]) -> str:
     """One line per SAE and data set: means over the splits without duplicates with their range, and the other form."""
-    of_splits, lines = ("test_rows", "best_k", "test_auc", "llm_auc", "delta"), []
+    lines = []
     for row in rows:
-        form = {name: getattr(row, name) if row.duplicates == "drop" else None for name in of_splits}
-        line = {
-            "line": (row.condition, row.seed, row.data_set),
-            "kept": row.delta if row.duplicates == "keep" else None,
-        }
-        lines.append(dict(row) | line | form)
+        line = dict(row) | {"line": (row.condition, row.seed, row.data_set), "kept": None}
+        if row.duplicates == "keep":
+            line |= dict.fromkeys(("test_rows", "best_k", "test_auc", "llm_auc", "delta")) | {"kept": row.delta}
+        lines.append(line)
     columns: Columns = {
         "Condition": "{condition}",
         "Seed": "{seed:d}",
@@ -209,13 +207,11 @@ CONFIRMED = {
 
 def confirmation_table(selected: Sequence[MemberRow], fresh: Sequence[MemberRow]) -> str:
     """One line per metric: its mean at the seeds of the selection and at fresh ones, each with its 95 % interval."""
-
-    def mean(rows: Sequence[MemberRow], column: str) -> str | None:
-        return _with_interval([value for row in rows if (value := getattr(row, column)) is not None])
-
-    lines = [
-        {"metric": name, "selected": mean(selected, of), "fresh": mean(fresh, of)} for name, of in CONFIRMED.items()
-    ]
+    lines = []
+    for name, column in CONFIRMED.items():
+        known = ([value for row in rows if (value := getattr(row, column)) is not None] for rows in (selected, fresh))
+        shown, fresh_shown = (_with_interval(values) for values in known)
+        lines.append({"metric": name, "selected": shown, "fresh": fresh_shown})
     columns: Columns = {
         "Metric": "{metric}",
         "Selected [95 % over seeds]": "{selected}",
@@ -234,9 +230,10 @@ def sensitivity_table(winners: Mapping[str, str | None]) -> str:
 
 def ood_table(rows: Sequence[OodRow]) -> str:
     """One line per task: AUCs in and out of domain, as means over the seeds with their range, and what is retained."""
-    by_task = {row.task: [other for other in rows if other.task == row.task] for row in rows}
-    shares = [{"own": retained(own), "raw": retained(own, "llm_auc")} for own in by_task.values()]
-    lines = [seeds | share for seeds, share in zip(_over_seeds(map(dict, rows), "task"), shares, strict=True)]
+    lines = _over_seeds(map(dict, rows), "task")
+    for line in lines:
+        own = [row for row in rows if row.task == line["task"][0]]
+        line |= {"own": retained(own), "raw": retained(own, "llm_auc")}
     columns: Columns = {
         "Task": "{task}",
         "SAE AUC in domain": "{in_domain_auc:.3f}",
@@ -257,14 +254,10 @@ def reproduction_table(values: Iterable[Mapping[str, Any]]) -> str:
 
 def comparison_table(found: Sequence[Difference], runs: Sequence[str]) -> str:
     """One line for each thing that is not the same in all runs, with its value in each."""
-
-    def shown(value: Any) -> str:
-        return "n/a" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = [
-        {"kind": one.kind, "what": one.what} | {f"run_{i}": shown(value) for i, value in enumerate(one.values)}
-        for one in found
-    ]
+    lines = []
+    for one in found:
+        values = ("n/a" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in one.values)
+        lines.append({"kind": one.kind, "what": one.what} | {f"run_{i}": value for i, value in enumerate(values)})
     of_runs: Columns = {escape(name): f"{{run_{i}}}" for i, name in enumerate(runs)}
     return markdown_table(lines, {"Of": "{kind}", "What": "{what}", **of_runs})
 

@@ -255,6 +255,6 @@ TEMPLATES.filters |= {
     "split_options": _split_options,
     "strip_ansi": strip_ansi,
 }
-TEMPLATES.globals |= {"gates": gates, "sentences": sentences, "tables": tables, "consistency": consistency}
-TEMPLATES.globals |= {"scaling": scaling, "figure_name": figure_name}
+TEMPLATES.globals |= {"gates": gates, "sentences": sentences, "tables": tables, "consistency": consistency,
+                      "scaling": scaling, "figure_name": figure_name}  # fmt: skip
 """Page templates; HTML templates escape all text except what the functions above return, which is marked safe."""

@@ -15,7 +15,7 @@ from synthetic_rows import write_run
 
 from husai_lib.evidence.runs import Run
 from husai_lib.files import REPOSITORY
-from husai_lib.report import site
+from husai_lib.report import cycle_pages, site
 
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on the PATH"),
@@ -34,6 +34,7 @@ def render(evidence: Path, folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(site.shutil, "which", lambda name: None)
         patch.setattr(site, "REPOSITORY", folder / "elsewhere")
+        patch.setattr(cycle_pages, "banner_of", lambda run: "")
         return site.render(evidence, folder / "site").parent
 
 

@@ -17,8 +17,7 @@ from husai_lib.evidence.rows.earlier import CaveatRow, EarlierGateRow, EarlierGr
 from husai_lib.evidence.runs import Record
 from husai_lib.files import canonical_json
 from husai_lib.intervals import Interval, mean_interval
-from husai_lib.report.cells import cell
-from husai_lib.report.layouts import DIFFERENCE
+from husai_lib.report.cells import DIFFERENCE, cell
 from husai_lib.report.sentences import outcome_sentence
 
 RUN, IMPORTED = "quickstart/run_20260101T000000Z", "imported/cycle3"

@@ -15,7 +15,7 @@ from hostile import TEXTS, hostile_run
 from report.test_site import Parsed, raw_html
 
 from husai_lib.evidence.runs import Run
-from husai_lib.report import site
+from husai_lib.report import cycle_pages, site
 
 Opener = Callable[[str], Tally]
 LIVE = {
@@ -75,7 +75,8 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def without_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The documentation is not hostile, and takes most of the time."""
+    """The documentation is not hostile, and takes most of the time; no run has the notebooks of the checkout."""
+    monkeypatch.setattr(cycle_pages, "banner_of", lambda _: "")
     monkeypatch.setattr(site, "documents", list)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 

@@ -28,12 +28,13 @@ from husai_lib.earlier.imports import import_earlier
 from husai_lib.errors import EvidenceError
 from husai_lib.evidence.runs import Run, find_imports, find_runs
 from husai_lib.files import REPOSITORY, read_json, sha256_file, write_json
-from husai_lib.report import notebook_audit, recomputed, site, site_audit
-from husai_lib.report.audit import Audited, audit_run
-from husai_lib.report.checks import Audit
+from husai_lib.report import cycle_pages, notebook_audit, recomputed, site
+from husai_lib.report.audit import audit_run
+from husai_lib.report.checks import Audit, Audited
+from husai_lib.report.cycle_pages import banner_of
 from husai_lib.report.notebook_audit import OTHER_NOTEBOOKS
 from husai_lib.report.recomputed import check_cached
-from husai_lib.report.site_audit import banner_of, check_front_page, check_site
+from husai_lib.report.site import check_front_page, check_site
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +139,15 @@ def shown_in_run(run: Run, text: str) -> None:
     forge_hashes(run)
 
 
-def test_a_cell_that_a_user_adds_is_audited_without_an_entry_anywhere(run: Run, tmp_path: Path) -> None:
-    folder = notebooks_with(tmp_path / "notebooks", shown_by_user)
+def test_a_cell_that_a_user_adds_is_audited_without_an_entry_anywhere(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notebook_audit, "NOTEBOOKS", notebooks_with(tmp_path / "notebooks", shown_by_user))
     shown_in_run(run, "9")
-    assert audit_run(run, folder).problems == []
+    assert audit_run(run).problems == []
     edit(run.path / "notebooks" / "08_gate.ipynb", '"9"', '"8"')
     forge_hashes(run)
-    [problem] = audit_run(run, folder).problems
+    [problem] = audit_run(run).problems
     assert problem.endswith("is '8' but must be '9'")
 
 
@@ -152,7 +155,7 @@ def test_notebooks_of_the_records_commit_are_held_to_hashes_and_not_executed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkout has gone on: its notebook of the gate has another cell, which that commit's had not."""
-    folder = notebooks_with(tmp_path / "notebooks", shown_by_user)
+    monkeypatch.setattr(notebook_audit, "NOTEBOOKS", notebooks_with(tmp_path / "notebooks", shown_by_user))
     source = (NOTEBOOKS / "08_gate.ipynb").read_text(encoding="utf-8")
     asked: list[tuple[str, str]] = []
 
@@ -162,12 +165,12 @@ def test_notebooks_of_the_records_commit_are_held_to_hashes_and_not_executed(
 
     monkeypatch.setattr(notebook_audit, "file_at", file_at)
     change_record(run, "gate", lambda record: record["environment"]["code"].update(git_commit="1234+changes"))
-    audit = audit_run(run, folder)
+    audit = audit_run(run)
     assert audit.unchecked[OTHER_NOTEBOOKS] == 1
     assert asked == [("1234", "notebooks/08_gate.ipynb")]
     assert [problem for problem in audit.problems if "notebook" in problem] == []
     monkeypatch.setattr(notebook_audit, "file_at", lambda commit, path: None)
-    assert any("number of cells of 08_gate.ipynb" in problem for problem in audit_run(run, folder).problems)
+    assert any("number of cells of 08_gate.ipynb" in problem for problem in audit_run(run).problems)
 
 
 def test_a_notebook_that_neither_the_checkout_nor_the_commit_has_is_a_problem(
@@ -176,7 +179,8 @@ def test_a_notebook_that_neither_the_checkout_nor_the_commit_has_is_a_problem(
     monkeypatch.setattr(notebook_audit, "file_at", lambda commit, path: None)
     shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
     (tmp_path / "notebooks" / "09_report.ipynb").unlink()
-    [problem] = [p for p in audit_run(run, tmp_path / "notebooks").problems if "09_report" in p]
+    monkeypatch.setattr(notebook_audit, "NOTEBOOKS", tmp_path / "notebooks")
+    [problem] = [p for p in audit_run(run).problems if "09_report" in p]
     assert problem == "09_report.ipynb is 'in the run' but must be 'a notebook of the checkout'"
 
 
@@ -224,7 +228,7 @@ and of three trained controls."""
 
 def cached(run: Run) -> Audit:
     audit = Audit()
-    audit.take(lambda: check_cached(Audited(run).tables), "a cache entry")
+    audit.take(check_cached(Audited(run)), "a cache entry")
     return audit
 
 
@@ -291,16 +295,13 @@ def rendered(made: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "README.md").write_text(f"# HUSAI\n\n{picture}", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         as_checkout(root, patch)
-        site.render(root / "evidence", root / "site", banner=banner_of)
+        site.render(root / "evidence", root / "site")
     return root
 
 
 def as_checkout(root: Path, patch: pytest.MonkeyPatch) -> None:
     """Let a folder pass for this checkout, on a machine without Quarto."""
-    for module in (site, site_audit):
-        patch.setattr(module, "REPOSITORY", root)
-    patch.setattr(site_audit, "FRONT", root / "index.md")
-    patch.setattr(site_audit, "README", root / "README.md")
+    patch.setattr(site, "REPOSITORY", root)
     patch.setattr(shutil, "which", lambda name: None)
 
 
@@ -355,7 +356,7 @@ def test_a_falsified_front_page_is_found(checkout: Path, change: Callable[[Path]
 
 
 def test_an_older_run_on_the_front_page_is_no_problem_where_the_page_says_so(checkout: Path) -> None:
-    site.render(checkout / "evidence", checkout / "site", "run_20200101T000000Z", banner_of)
+    site.render(checkout / "evidence", checkout / "site", "run_20200101T000000Z")
     assert "**This is not the newest complete run**" in (checkout / "index.md").read_text(encoding="utf-8")
     assert front(checkout) == []
 
@@ -415,11 +416,11 @@ def test_a_site_and_a_front_page_as_they_were_rendered_have_no_problem(checkout:
 
 
 def test_pages_of_other_notebooks_than_the_checkouts_say_so_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert banner_of.__wrapped__(run) == ""
-    monkeypatch.setattr(site_audit, "is_of_checkout", lambda run, step, notebooks: step != "gate")
-    banner = banner_of.__wrapped__(run)
+    assert banner_of(run) == ""
+    monkeypatch.setattr(cycle_pages, "is_of_checkout", lambda run, step: step != "gate")
+    banner = banner_of(run)
     assert "the notebooks of the steps gate have changed since" in banner
-    shown = site.shown_runs(run.path.parent.parent, lambda _: banner)
+    shown = site.shown_runs(run.path.parent.parent)
     text = site.front_page(shown, site.chosen_run(shown, run.path.parent.parent, run.name))
     assert text.index("Not releasable") < text.index(banner) < text.index("## All cycles")
     assert re.sub("<[^>]+>", "", shown[0].pages[0].body).strip().startswith(banner.replace("`", ""))

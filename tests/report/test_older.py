@@ -11,7 +11,7 @@ from forging import change_record
 from husai_lib.evidence.code import CHANGED, checkout_of, git_commit
 from husai_lib.evidence.runs import Run, find_run
 from husai_lib.files import REPOSITORY
-from husai_lib.report import older
+from husai_lib.report import audit as audits
 from husai_lib.report.checks import Audit
 
 
@@ -31,9 +31,9 @@ def made_here(run: Run) -> bool:
 
 
 def test_a_run_of_this_library_is_audited_by_it(committed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(older, "library_hash", lambda: committed.attempts[-1]["code"]["library_sha256"])
-    monkeypatch.setattr(older, "audit_run", lambda _: Audit(checked=7))
-    assert older.audit_as_made(committed) == Audit(checked=7)
+    monkeypatch.setattr(audits, "library_hash", lambda: committed.attempts[-1]["code"]["library_sha256"])
+    monkeypatch.setattr(audits, "audit_run", lambda _: Audit(checked=7))
+    assert audits.audit_as_made(committed) == Audit(checked=7)
 
 
 def test_a_run_of_a_commit_that_is_not_here_is_audited_by_this_library(
@@ -41,9 +41,9 @@ def test_a_run_of_a_commit_that_is_not_here_is_audited_by_this_library(
 ) -> None:
     journal = committed.attempts[-1]["code"] | {"git_commit": "0" * 40}
     monkeypatch.setattr(Run, "attempts", [{"code": journal}])
-    monkeypatch.setattr(older, "library_hash", lambda: "another")
-    monkeypatch.setattr(older, "audit_run", lambda _: Audit(checked=7))
-    assert older.audit_as_made(committed) == Audit(checked=7)
+    monkeypatch.setattr(audits, "library_hash", lambda: "another")
+    monkeypatch.setattr(audits, "audit_run", lambda _: Audit(checked=7))
+    assert audits.audit_as_made(committed) == Audit(checked=7)
 
 
 def test_only_commits_of_the_checked_out_history_are_checked_out() -> None:
@@ -66,13 +66,13 @@ def test_the_code_of_its_commit_finds_nothing_in_an_older_run_and_a_forged_numbe
 ) -> None:
     if not made_here(committed):
         pytest.skip("the history of this checkout does not hold the commit of the smoke run")
-    monkeypatch.setattr(older, "library_hash", lambda: "another")
+    monkeypatch.setattr(audits, "library_hash", lambda: "another")
     commit = committed.attempts[-1]["code"]["git_commit"]
-    audit = older.audit_as_made(committed)
+    audit = audits.audit_as_made(committed)
     assert (audit.problems, audit.by) == ([], commit)
     assert audit.checked > 1000
     assert str(audit).endswith(f"no problem; by the code of commit {commit[:12]}, which made it")
 
     change_record(committed, "frontier", lambda record: record["tables"]["groups"][0].update(pwmcc=0.123))
-    forged = older.audit_as_made(committed)
+    forged = audits.audit_as_made(committed)
     assert [problem for problem in forged.problems if problem.startswith("pwmcc of frontier/groups")]

@@ -14,7 +14,7 @@ from husai_lib.errors import HusaiError
 from husai_lib.evidence.runs import Run, find_run
 from husai_lib.evidence.steps import OPENER, open_step
 from husai_lib.report.audit import audit_run
-from husai_lib.report.reexecution import expected_notebook, reexecute, stored_outputs
+from husai_lib.report.notebook_audit import expected_notebook, reexecute, stored_outputs
 
 OPEN = "from husai_lib import open_step\nstep = open_step('gate', run, earlier=earlier)"
 
@@ -85,7 +85,7 @@ def test_every_cell_but_computing_ones_is_executed_and_shows_what_it_would_in_a_
 def test_a_step_is_opened_on_the_records_of_the_run_and_writes_nothing(run: Run) -> None:
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     source = "step.publish('a.json', {'a': 1})\nstep.publish('a.md', 'text')\nrecord = step.write(pass_all=True)"
-    made = executed(run, new_code_cell(source), new_code_cell("record.summary")).step
+    made = executed(run, new_code_cell(source), new_code_cell("record.summary"))
     assert made.files == {"a.json": b'{\n "a": 1\n}\n', "a.md": b"text"}
     assert made.made is not None
     assert made.made["summary"] == {"pass_all": True}

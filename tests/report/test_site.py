@@ -8,6 +8,7 @@ import runpy
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -22,9 +23,9 @@ from husai_lib.errors import EvidenceError, HusaiError, IntegrityError
 from husai_lib.evidence.runs import Run, find_run, write_sealed
 from husai_lib.evidence.steps import open_step
 from husai_lib.files import REPOSITORY, sha256_file, write_json
-from husai_lib.report import site
+from husai_lib.report import cycle_pages, site
 from husai_lib.report.cells import escape
-from husai_lib.report.cycle_pages import ShownRun
+from husai_lib.report.cycle_pages import shown_run
 from husai_lib.report.webpages import DATA, Page, markdown_to_html, notebook_page, quarto_source, sanitize
 
 HTTP = ("http:", "https:", "//", "javascript:")
@@ -89,6 +90,14 @@ def assert_links_hold(folder: Path) -> None:
             assert target.is_relative_to(folder.resolve())
             if address.fragment and target.suffix == ".html":
                 assert unquote(address.fragment) in Parsed(target.read_text()).values("id"), f"{path}: {value}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_banners() -> Iterator[None]:
+    """The runs of these tests have other notebooks than the checkout, which is not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cycle_pages, "banner_of", lambda run: "")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +179,7 @@ def test_imported_cycles_stand_last_with_their_caveats(evidence: Path, tmp_path:
         for name in ("saebench_delta_ci95_low", "cebench_interp_delta_vs_baseline_ci95_low")
     ]
     assert candidate == "topk<br>on pythia-70m-deduped"
-    page = ShownRun(Run(tmp_path / "evidence" / "imported" / "cycle3")).pages[0]
+    page = shown_run(Run(tmp_path / "evidence" / "imported" / "cycle3")).pages[0]
     assert page.title == "cycle3: not releasable, as stated there"
     assert "These numbers were not measured here." in Parsed(page.body).text
     assert [heading for _, heading in page.headings][:3] == ["Verdict", "Release gates", "What is known to be wrong"]
@@ -185,7 +194,7 @@ def test_an_unfinished_run_is_on_the_front_page_only_if_it_was_asked_for(evidenc
 
 
 def page_of(evidence: Path, name: str) -> Page:
-    return ShownRun(find_run(evidence, name)).pages[0]
+    return shown_run(find_run(evidence, name)).pages[0]
 
 
 def test_the_page_of_a_cycle_begins_with_verdict_and_gates_and_ends_with_its_origin(evidence: Path) -> None:
@@ -220,7 +229,7 @@ def test_a_joint_gate_is_no_further_failure_where_its_parts_are_required(tmp_pat
             row.model_copy(update={"required": required or row.gate in ("random_model", "external")}) for row in parts
         ]
         step.write({"gates": rows})
-        text = Parsed(ShownRun(run).pages[0].body).text
+        text = Parsed(shown_run(run).pages[0].body).text
         assert f"Not releasable: {counted} required gates" in text
         assert ("External, jointly: fail." in text) == required
         assert text.count("external (all)") == (0 if required else 2)  # in the verdict and as a line of the table
@@ -453,9 +462,8 @@ def test_a_banner_opens_every_page_of_its_run_and_no_other(
     fake_quarto(tmp_path / "bin", "mkdir _site; cp -r index.qmd cycles _site; touch _site/index.html", monkeypatch)
     if renderer == "nbconvert":
         monkeypatch.setattr(site.shutil, "which", lambda name: None)
-    folder = site.render(
-        evidence, tmp_path / "site", banner=lambda run: "**Beware**" * (run.path.parent.name == "smoke")
-    )
+    monkeypatch.setattr(cycle_pages, "banner_of", lambda run: "**Beware**" * (run.path.parent.name == "smoke"))
+    folder = site.render(evidence, tmp_path / "site")
     pages = [path for path in folder.parent.rglob("*") if path.suffix in {".html", ".qmd"} and path.stat().st_size]
     said = [path.name for path in pages if "<strong>Beware</strong>" in path.read_text()]
     names = ["01_activations", "02_next", "03_untitled", "index", "run_20260101T000000Z"]
@@ -589,7 +597,6 @@ def test_plain_quarto_reads_what_the_library_writes_first(
     assert settings["project"]["pre-render"] == "python -m husai_lib.report"
     shutil.copytree(evidence, tmp_path / "evidence")
     monkeypatch.setattr("husai_lib.files.REPOSITORY", tmp_path)
-    monkeypatch.setattr("husai_lib.report.site_audit.banner_of", site.no_banner)
     runpy.run_module("husai_lib.report", run_name="__main__")
     written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     sources = {path for path in written if path.parts[0] != "evidence" and path.suffix != ".csv"}
