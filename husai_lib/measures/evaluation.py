@@ -13,10 +13,16 @@ from husai_lib.evidence.rows.base import RunTables, noted
 from husai_lib.evidence.rows.measured import WITH_BASELINES, GroupRow, MemberRow, PairRow
 from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.intervals import Pairs, between_units, mean_over_pairs
-from husai_lib.measures.agreement import behaviour
 from husai_lib.measures.ceilings import ceiling_rows
 from husai_lib.measures.contrastive import contrastive_scores
-from husai_lib.measures.matching import group_stability, pair_rows, pairwise_pwmcc, random_decoders
+from husai_lib.measures.matching import (
+    Stability,
+    behaviour,
+    group_stability,
+    pair_rows,
+    pairwise_pwmcc,
+    random_decoders,
+)
 from husai_lib.measures.probing import ProbeTask, llm_scores, probe_rows, sae_scores
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
 from husai_lib.saes.trained import TrainedSae
@@ -140,11 +146,7 @@ def group_rows(
     for name in dict.fromkeys(trained.member.condition.name for trained in saes):
         own, null = ([one for one in group if one.member.condition.name == name] for group in (saes, gaussian))
         seeds = [trained.member.seed for trained in own]
-        found = group_stability(
-            [trained.sae.W_dec for trained in own],
-            [trained.sae.W_enc for trained in own],
-            [behaviour(trained.sae, held_out) for trained in own],
-        )
+        found = stability_of(own, held_out)
         pairs += pair_rows({name: found.pwmcc}, seeds)
         random = pairwise_pwmcc(random_decoders(tuple(own[0].sae.W_dec.shape), seeds))
         means = {column: _mean_unrelated(values, own) for column, values in vars(found).items()}
@@ -154,6 +156,12 @@ def group_rows(
         }
         groups.append(GroupRow.derive(step, run, condition=name, **means))
     return groups, pairs
+
+
+def stability_of(saes: Sequence[TrainedSae], held_out: Bank) -> Stability:
+    """The statistics of every pair of the SAEs, functional agreement on `held_out`."""
+    decoders, encoders = [one.sae.W_dec for one in saes], [one.sae.W_enc for one in saes]
+    return group_stability(decoders, encoders, [behaviour(one.sae, held_out) for one in saes])
 
 
 def _mean_unrelated(values: Pairs, saes: Sequence[TrainedSae]) -> float | None:

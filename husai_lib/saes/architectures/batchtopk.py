@@ -28,7 +28,6 @@ class Sae(TrainableSae):
 
     @override
     def estimates(self, latents: Latents, state: TrainState) -> dict[str, Tensor]:
-        """The inference threshold, moved towards the smallest active latent of this batch."""
         # in a short training SAELens' slow average would lag behind the SAE, or stay near its start at 0
         rate: Tensor = self.option("topk_threshold_lr").double().clamp(min=min(1.0, 10 / state.steps))
         values = latents.values.detach() * latents.of(self.W_dec.detach().norm(dim=1))
@@ -39,5 +38,4 @@ class Sae(TrainableSae):
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """One threshold, shared by all latents, so that a row's latents do not depend on other rows."""
         return {"threshold": (self.threshold / scale_out).expand(self.condition.d_sae)}

@@ -81,7 +81,6 @@ class Sae(TrainableSae):
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """The sum of the blocks' losses, each on its layer."""
         count, losses = len(self.blocks), []
         for i, (rows, wanted) in enumerate(zip(x.chunk(count, -1), target.chunk(count, -1), strict=True)):
             dead = None if state.dead is None else state.dead.chunk(count)[i]
@@ -90,12 +89,10 @@ class Sae(TrainableSae):
 
     @override
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
-        """The biases of the ReLU blocks, each with its share of k active latents a row."""
         return self._biases("start_at_l0", x.chunk(len(self.blocks), -1))
 
     @override
     def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
-        """The biases of the ReLU blocks."""
         return self._biases("nearer_to_l0", [error] * len(self.blocks))
 
     def _biases(self, method: str, arguments: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -106,7 +103,6 @@ class Sae(TrainableSae):
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """Encoder and decoder, with zeros outside the blocks."""
         count, norms = len(self.blocks), self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8)
         W_enc = self.W_enc * norms * (scale_in / scale_out)
         return {

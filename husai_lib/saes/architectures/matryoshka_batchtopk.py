@@ -21,7 +21,6 @@ class Sae(batchtopk.Sae):
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """The sum of the levels' squared errors plus the revival loss; the threshold follows as in BatchTopK."""
         latents = self.latents(x)
         error, total, start = target + -self.b_dec, x.new_zeros(()), 0
         for stop in self.widths():

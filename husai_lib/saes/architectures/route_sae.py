@@ -82,13 +82,11 @@ class Sae(topk.Sae):
 
     @override
     def start_bias(self, mean: Tensor) -> Tensor:
-        """Zeros: `mean [L * d]` is subtracted from the layers, so routed activations have a mean near zero."""
         self.centre = mean
-        return mean.new_zeros(self.d_in)
+        return mean.new_zeros(self.d_in)  # routed activations are centred already
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error of the routed activation over its squared probability, plus the revival loss."""
         routed, probability = route(x, self.centre, self.W_router, self.b_router)
         latents = self.latents(routed)
         error = latents.error(routed + -self.b_dec, self.W_dec)
@@ -97,5 +95,4 @@ class Sae(topk.Sae):
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """The router and the centre."""
         return {"W_router": self.W_router * scale_in, "b_router": self.b_router, "centre": self.centre / scale_in}

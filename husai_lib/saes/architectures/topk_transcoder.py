@@ -17,13 +17,13 @@ from husai_lib.saes.architectures.base import Loss, TrainState, register
 
 
 class TopKTranscoder(Transcoder):  # type: ignore[misc]
-    """SAELens' transcoder with the activation function of its TopK SAE."""
+    """SAELens' transcoder with the activation function of its TopK SAE, without skip connection."""
 
     get_activation_fn = TopKSAE.get_activation_fn
 
 
 class TopKSkipTranscoder(SkipTranscoder):  # type: ignore[misc]
-    """SAELens' skip transcoder with the activation function of its TopK SAE."""
+    """The same with one."""
 
     get_activation_fn = TopKSAE.get_activation_fn
 
@@ -46,10 +46,8 @@ class Sae(topk.Sae):
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """The loss of TopK, on the part of the target that the skip connection leaves."""
         return super().loss(x, target - x @ self.W_skip.T if self.option("skip") else target, state)
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """The skip connection, if there is one."""
         return {"W_skip": self.W_skip * (scale_in / scale_out)} if self.option("skip") else {}
