@@ -29,13 +29,15 @@ MAPPED_BYTES = 160e6
 
 @dataclass(frozen=True)
 class Bank:
-    """Activations at one hook, or side by side at several joined by `+`: a view of a cache entry."""
+    """Activations at one hook, or side by side at several joined by `+`: a view of a cache entry.
+
+    A bank goes to another process without the rows that it has mapped.
+    """
 
     entry: Entry
     hook_name: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A bank goes to another process without the rows that it has mapped."""
         return Bank, (self.entry, self.hook_name)
 
     @cached_property

@@ -41,15 +41,6 @@ class Text:
     text: str
 
 
-@dataclass(frozen=True)
-class StoryPair:
-    """Two stories about one subject that differ in one concept."""
-
-    subject: str
-    story1: str
-    story2: str
-
-
 def _frame(name: str, shifted: bool = False) -> pd.DataFrame:
     """The rows of a data set of sae-probes; DataError if a prompt is empty."""
     folder, suffix = ("OOD data", "_OOD") if shifted else ("cleaned_data", "")
@@ -130,25 +121,26 @@ def check_disjoint(params: TextParams) -> int:
     return len(owner)
 
 
-def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
+def story_pairs(source: str, max_rows: int) -> list[tuple[Text, Text]]:
     """The first `max_rows` pairs of a set of contrastive stories (`texts.stories` in the parameters).
 
-    Raises DataError if the source cannot be read, a row lacks a column, or a story is empty.
+    A pair is about one subject, which stands for its data set. Raises DataError if the source cannot be read, a row
+    lacks a column, or a story is empty.
     """
     try:
         rows = list(_story_rows(source))[:max_rows]
-        pairs = [StoryPair(*(str(row[column]) for column in ("subject", "story1", "story2"))) for row in rows]
+        columns = [[str(row[column]) for column in ("subject", "story1", "story2")] for row in rows]
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         remedy = "name 'offline', or a hub data set or .jsonl file with the columns subject, story1, story2"
         raise DataError(f"stories {source!r} cannot be read ({error}); {remedy}") from error
-    if not pairs or not all(pair.story1.strip() and pair.story2.strip() for pair in pairs):
+    if not columns or not all(first.strip() and second.strip() for _, first, second in columns):
         raise DataError(f"stories {source!r} have no pair or an empty story; give each row two texts")
-    return pairs
+    return [(Text(subject, first), Text(subject, second)) for subject, first, second in columns]
 
 
-def texts_of_pairs(pairs: Sequence[StoryPair]) -> list[Text]:
-    """Both stories of each pair, story1 then story2."""
-    return [Text(pair.subject, story) for pair in pairs for story in (pair.story1, pair.story2)]
+def texts_of_pairs(pairs: Sequence[tuple[Text, Text]]) -> list[Text]:
+    """Both stories of each pair, one after the other."""
+    return [text for pair in pairs for text in pair]
 
 
 def _story_rows(source: str) -> Iterable[dict[str, str]]:

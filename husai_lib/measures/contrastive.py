@@ -31,22 +31,19 @@ from husai_lib.tasks import Progress, run_tasks
 
 @dataclass(frozen=True)
 class ContrastiveScore:
-    """CE-Bench scores of one SAE, averaged over the pairs, named as in a `ContrastiveRow`."""
+    """CE-Bench scores of one SAE, averaged over the pairs; a `ContrastiveRow` explains them.
+
+    Calibrated ones are None if the null does not vary. Independence has none, as dealing tokens leaves `I` unchanged.
+    """
 
     contrastive: float
-    """The same as published and as released."""
     independence: float
     interpretability: float
-    """As published."""
     independence_as_released: float
     interpretability_as_released: float
     calibrated_contrastive: float | None
-    """(contrastive - null mean) / null std; None if the null does not vary."""
     calibrated: float | None
-    """The same for interpretability in the form that the parameters name. Independence has none, as dealing tokens
-    leaves `I` unchanged."""
     l0: float
-    """Mean count of non-zero latents per token of the stories; the scores depend on it."""
 
 
 def contrastive_scores(

@@ -76,10 +76,13 @@ class ProbeTask:
         return self.data.labels[:ROWS_AT_MOST] if self.kept is None else self.data.labels[self.kept]
 
     def sizes(self) -> tuple[int, int]:
-        """Numbers of training and of test rows by the protocol."""
+        """Numbers of training and of test rows by the protocol; in `imbalance`, those that allow every share."""
         rows = len(self.labels)
         if self.at is not None and self.at < 1:
-            return _imbalanced_sizes(self.labels)
+            shares, ones = get_class_imbalance(), int(self.labels.sum())
+            rows = int(min((rows - ones) / (1 - min(shares)), ones / max(shares)))
+            train = min(rows - TEST_ROWS_AT_LEAST, TRAIN_ROWS)
+            return train, max(TEST_ROWS_AT_LEAST, rows - train - 1)
         train = min(rows - TEST_ROWS_AT_LEAST, TRAIN_ROWS) if self.at is None else int(self.at)
         return train, rows - train - 1
 
@@ -166,9 +169,11 @@ def sae_scores(
     saes: Sequence[TrainedSae], tasks: Sequence[ProbeTask], params: ProbingParams, progress: Progress | None = None
 ) -> list[list[ProbeScore]]:
     """The score at the best k for each SAE and task, `[saes][tasks]`, each cached by content."""
-    function = functools.partial(_best_scores, saes=saes, params=params)
+    function = functools.partial(scores_by_k, saes=saes, params=params)
     by_task = run_tasks(function, tasks, "data sets probed", progress)
-    return [[scores[i] for scores in by_task] for i in range(len(saes))]
+    # max keeps the first of equal scores and ks ascend, so ties go to the smaller k
+    auc_of = operator.attrgetter(f"{params.choose_k}_auc")
+    return [[max(by_sae[i], key=auc_of) for by_sae in by_task] for i in range(len(saes))]
 
 
 def probe_rows(
@@ -203,18 +208,11 @@ def probe_rows(
     ]
 
 
-def _best_scores(task: ProbeTask, saes: Sequence[TrainedSae], params: ProbingParams) -> list[ProbeScore]:
-    """Each SAE's score on a task at the best k."""
-    # max keeps the first of equal scores and ks ascend, so ties go to the smaller k
-    return [max(by_k, key=operator.attrgetter(f"{params.choose_k}_auc")) for by_k in scores_by_k(task, saes, params)]
-
-
 def scores_by_k(task: ProbeTask, saes: Sequence[TrainedSae], params: ProbingParams) -> list[list[ProbeScore]]:
     """Each SAE's scores on a task, one for each k in ascending order, cached by content."""
     about = [sae.content | params.model_dump(include={"setting", "penalty", "binarize", "ks"}) for sae in saes]
-    return _cached_scores(
-        task, params.seed, about, lambda missing: _scores_by_k([saes[i] for i in missing], task, params)
-    )
+    fit = functools.partial(_scores_by_k, task=task, params=params)
+    return _cached_scores(task, params.seed, about, lambda missing: fit([saes[i] for i in missing]))
 
 
 def _llm_score(task: ProbeTask, params: ProbingParams) -> ProbeScore:
@@ -325,14 +323,6 @@ def split_rows(task: ProbeTask, seed: int) -> Parts:
         kept = slice(None) if task.shifted_kept is None else task.shifted_kept
         parts.append((np.array(bank.rows[kept]), data.labels[kept]))
     return parts
-
-
-def _imbalanced_sizes(labels: np.ndarray) -> tuple[int, int]:
-    """Numbers of training and of test rows that allow every share of class 1, as in sae-probes."""
-    shares, ones = get_class_imbalance(), int(labels.sum())
-    rows = int(min((len(labels) - ones) / (1 - min(shares)), ones / max(shares)))
-    train = min(rows - TEST_ROWS_AT_LEAST, TRAIN_ROWS)
-    return train, max(TEST_ROWS_AT_LEAST, rows - train - 1)
 
 
 def fit_l2(split: Parts, seed: int) -> ProbeScore:

@@ -43,7 +43,7 @@ class Member:
 
 @dataclass(frozen=True)
 class TrainedSae:
-    """A trained SAE in the cache, as a SAELens folder."""
+    """A trained SAE in the cache, as a SAELens folder. It goes to another process without its loaded weights."""
 
     member: Member
     entry: Entry
@@ -54,7 +54,6 @@ class TrainedSae:
         return str(self.member)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """An SAE goes to another process without its loaded weights."""
         return TrainedSae, (self.member, self.entry, self.note)
 
     @property
