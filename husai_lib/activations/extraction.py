@@ -1,7 +1,5 @@
 """Extraction of banks: a language model's activations over texts, and Gaussian rows with the same moments."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence

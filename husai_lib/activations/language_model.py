@@ -1,7 +1,5 @@
 """Language models as TransformerLens models: from the hub, a local folder or a GGUF file, trained or re-initialised."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from functools import cached_property

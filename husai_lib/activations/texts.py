@@ -1,7 +1,5 @@
 """Texts by role: training and held-out texts, probing data sets, contrastive stories."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence

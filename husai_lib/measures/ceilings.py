@@ -4,8 +4,6 @@ A negative SAEBench delta has two causes: the latents do not hold the concept, o
 Ceilings tell them apart. All but the best single latent are fits, so another fit might give a little more.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from statistics import fmean

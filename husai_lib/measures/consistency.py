@@ -5,8 +5,6 @@ activations are those of a `sae_lens.synthetic.SyntheticModel`, the world of Syn
 and most rarely (Zipf), with varying strength, and their firing is correlated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any

@@ -8,8 +8,6 @@ cannot be compared. The calibrated scores are in standard deviations of a null t
 to the two stories.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

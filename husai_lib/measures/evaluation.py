@@ -1,7 +1,5 @@
 """Evaluation of trained SAEs: reconstruction, both benchmarks and stability, as rows of a record."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

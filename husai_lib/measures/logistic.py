@@ -7,8 +7,6 @@ order and run side by side, as lanes of one compiled loop. Lanes do not interact
 the same bits.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -10,8 +10,6 @@ latent's contribution `f_i w_i` to the reconstruction is swapped for that of its
 factor, and 0 if the two never fire together. `|cos(w_i, w_j)|`, which PW-MCC averages, bounds it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations

@@ -9,8 +9,6 @@ Many data sets hold prompts several times, so that a probe finds in the test set
 set is probed in two forms: as published, and without duplicates at several splits.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 import warnings

@@ -4,8 +4,6 @@ sae-bench is installed without its own requirements, which would break this envi
 hub. What is missing is reported before anything runs.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 """Phase 4e: one condition over layers, token budgets and widths, each point beside a matched baseline of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Stress controls on the candidate's own model, hook, width, k and seeds: what a lesser thing would score."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

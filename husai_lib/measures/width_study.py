@@ -1,7 +1,5 @@
 """How CE-Bench scores depend on width and L0 alone: random and trained TopK SAEs over a grid of both."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -4,8 +4,6 @@ On a CPU a stack is one member with sparse latents, and several stacks are train
 members as memory holds, and every formula is `vmap`ped over them.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

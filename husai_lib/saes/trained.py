@@ -1,7 +1,5 @@
 """A trained SAE: its condition and seed, its folder in the cache, and how it is loaded."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import json

@@ -4,8 +4,6 @@ Every formula is that of one member and runs in two ways: on a CPU with sparse l
 under `torch.func.vmap` for a stack of members. So it never branches on a tensor's values.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead la
 the inference threshold follows the smallest active latent; never slower than over the last tenth of the steps).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from typing_extensions import override

@@ -4,8 +4,6 @@ Hyperparameters: `l1_coefficient`, `l1_warm_up_fraction` (share of the steps ove
 size), `aux_loss_coefficient` (weight of the loss that revives dead latents; SAELens' recipe has none).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu

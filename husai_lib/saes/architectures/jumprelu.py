@@ -5,8 +5,6 @@ size), `bandwidth` (width of the straight-through estimator's kernel), `init_thr
 (weight of the loss that revives dead latents; SAELens' recipe has none).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import override

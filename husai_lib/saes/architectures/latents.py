@@ -5,13 +5,11 @@ TopK step on a CPU is five more products of that size and passes over `[n, d_sae
 weighted sum of decoder rows, and two sparse products. On a GPU the dense form is faster.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -45,7 +43,7 @@ class Active:
         """The order that sorts the entries by latent, and `[d_sae]` where each latent's entries start in it."""
         return self.column.argsort(stable=True), _starts(self.column, self.shape[1])
 
-    def where(self, keep: Tensor) -> Active:
+    def where(self, keep: Tensor) -> "Active":
         """The entries where `keep` is true."""
         return Active(self.row[keep], self.column[keep], self.scores[keep], self.shape)
 
@@ -177,7 +175,7 @@ class Latents:
         """A parameter `[d_sae]`, matched to `values`."""
         return parameter if self.active is None else parameter.index_select(0, self.active.column)
 
-    def with_values(self, values: Tensor) -> Latents:
+    def with_values(self, values: Tensor) -> Self:
         """The same latents with other values."""
         return replace(self, values=values)
 

@@ -8,8 +8,6 @@ Hyperparameters: `layers` (the architecture of each block, `topk` or `standard`,
 blocks), `aux_loss_coefficient` (all blocks).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

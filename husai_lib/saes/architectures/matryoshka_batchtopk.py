@@ -4,8 +4,6 @@ Hyperparameters: `widths` (the nested prefixes as shares of `d_sae`, ascending t
 width for a small `d_sae` are one level), `aux_loss_coefficient` and `topk_threshold_lr` (those of BatchTopK).
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 from typing_extensions import override
 

@@ -13,8 +13,6 @@ Hyperparameters: `layers` (L: as many hooks as `activations.hook_name` joins), `
 loss that revives dead latents; it does not train the router).
 """
 
-from __future__ import annotations
-
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor, nn

@@ -18,8 +18,6 @@ latents, on rows of every block). With `p [n, num_experts]` the softmax of the l
   It takes one pass over the decoder, while comparing latents would need `[d_sae, d_sae]`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead la
 the input is added to the output).
 """
 
-from __future__ import annotations
-
 import torch
 from sae_lens import SkipTranscoder, SkipTranscoderConfig, TopKSAE, Transcoder, TranscoderConfig
 from torch import Tensor, nn
