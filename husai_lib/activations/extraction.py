@@ -53,10 +53,7 @@ def text_bank(
 
 
 def last_token_bank(model: LanguageModel, texts: list[Text], params: ActivationParams, hook_name: str) -> Bank:
-    """The activation at the last token of each text, one row a text, as in sae-probes.
-
-    Raises DataError for a text without tokens.
-    """
+    """The activation at the last token of each text, a row a text, as in sae-probes; DataError where there is none."""
 
     def read() -> Positions:
         tokens = model.tokenize([text.text for text in texts], params.probe_tokens, keep="end")
@@ -123,7 +120,7 @@ def _given(
     offsets: np.ndarray | None = None,
     meta: dict[str, Any] | None = None,
 ) -> Bank:
-    """The bank of rows that come in chunks, which are read if the cache does not have it; those of one text."""
+    """The bank of rows that come in chunks, by default those of one text; they are read unless the cache has it."""
 
     def make(folder: Path) -> None:
         _write_rows(folder / f"{hook_name}.npy", shape, chunks)
@@ -143,10 +140,7 @@ def _bank(
     read: Callable[[], Positions],
     progress: Progress | None = None,
 ) -> Bank:
-    """The bank of the positions that `read` finds; `own` is what its key holds beside model, texts and hooks.
-
-    Rows above `norm_limit` or, where there is none, above `max_norm_ratio` times the median norm are left out.
-    """
+    """The bank of the positions that `read` finds; `own` is what its key holds beside model, texts and hooks."""
     inputs = {
         "model": model.identity,
         "texts": sha256_text(canonical_json([[text.data_set, text.text] for text in texts])),
@@ -206,10 +200,7 @@ def _tokens_until(model: LanguageModel, texts: list[Text], params: ActivationPar
 def _drop_outliers(
     folder: Path, hooks: list[str], offsets: np.ndarray, limit: float | None, ratio: float | None
 ) -> tuple[np.ndarray, float | None]:
-    """Rewrite a bank without rows above the limit, by default `ratio` times the median norm.
-
-    Returns the new offsets and the limit.
-    """
+    """Rewrite a bank without rows above the limit, by default `ratio` times the median norm; new offsets and limit."""
     if limit is None and ratio is None:
         return offsets, None
     norms = np.concatenate([np.linalg.norm(chunk, axis=1) for chunk in _chunks(folder, hooks[0])])

@@ -26,9 +26,8 @@ class ProbingSet:
     name: str
     prompts: tuple[str, ...]
     labels: np.ndarray
-    """0 or 1 for each prompt; classes are in alphabetical order, as in sae-probes."""
+    """0 or 1 for each prompt, the positions of their names in `classes`, which are in alphabetical order."""
     classes: tuple[str, str]
-    """The names of class 0 and class 1."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,8 @@ def prompts(name: str) -> tuple[str, ...]:
 def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -> ProbingSet:
     """A data set of sae-probes, or its out-of-distribution counterpart.
 
-    With `max_rows`, the first `max_rows // 2` rows of each class, so that both are equally frequent.
-
-    Raises DataError if a prompt is empty, there are not exactly two classes, or a shifted set has others.
+    With `max_rows`, the first `max_rows // 2` rows of each class: both are equally frequent. Raises DataError for an
+    empty prompt, not exactly two classes, or a shifted set with other classes.
     """
     frame = _frame(name, shifted)
     if max_rows is not None:
@@ -102,10 +100,7 @@ def drawn_texts(names: list[str], seed: int) -> list[Text]:
 
 
 def check_disjoint(params: TextParams) -> int:
-    """The number of training texts, none of which has another role.
-
-    Raises DataError if a training data set and one of another role share a text.
-    """
+    """The number of training texts; DataError if a training data set and one of another role share a text."""
     owner = {prompt: name for name in params.training for prompt in prompts(name)}
     evaluation = [(name, prompts(name)) for name in [*params.held_out, *params.probing, *params.ood]]
     shifted = [(name, probing_set(name, shifted=True).prompts) for name in params.ood]
@@ -137,7 +132,7 @@ def story_pairs(source: str, max_rows: int) -> list[tuple[Text, Text]]:
 
 
 def texts_of_pairs(pairs: Sequence[tuple[Text, Text]]) -> list[Text]:
-    """Both stories of each pair, one after the other."""
+    """Both stories of each pair."""
     return [text for pair in pairs for text in pair]
 
 

@@ -87,10 +87,7 @@ def _of_sae(trained: TrainedSae, task: ProbeTask, params: ProbingParams) -> Limi
 
 
 def single_latent_aucs(latents: np.ndarray, labels: np.ndarray) -> Floats:
-    """The AUC of each latent `[n, d_sae]` read upwards or downwards, whichever is larger.
-
-    The score of a probe of one latent rises or falls with it, so no such probe exceeds the largest of them.
-    """
+    """The AUC of each latent `[n, d_sae]` read upwards or downwards: no probe of one latent exceeds the largest."""
     areas, fires = np.full(latents.shape[1], 0.5), latents.any(0)
     if fires.any():
         areas[fires] = auc(latents[:, fires].T.astype(float), labels)

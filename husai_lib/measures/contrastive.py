@@ -47,10 +47,7 @@ class ContrastiveScore:
 def contrastive_scores(
     saes: Sequence[TrainedSae], stories: Bank, params: ContrastiveParams, progress: Progress | None = None
 ) -> list[ContrastiveScore]:
-    """The scores of each SAE on the stories, cached by content.
-
-    `stories` holds two texts a pair, story1 then story2. Raises DataError if a story left no token.
-    """
+    """The scores of each SAE on `stories`, two texts a pair, cached by content; DataError if a story left no token."""
     about = {
         "stories": stories.sha256,
         "offsets": stories.offsets.tolist(),
@@ -149,10 +146,7 @@ def story_differences(latents: Tensor, first: Tensor) -> Tensor:
 
 
 def max_z(u: Tensor, others: Tensor | None = None) -> Tensor:
-    """The largest deviation from the mean in standard deviations (n - 1), over the last axis; 0 if all are equal.
-
-    Each row of `u` is completed by the values `others [n]`.
-    """
+    """The largest z score (n - 1) over the last axis, `u` completed by the values `others [n]`; 0 if all are equal."""
     u = u.double()  # squares of small float32 numbers underflow
     others = u.new_zeros(0) if others is None else others.double()
     count = u.shape[-1] + len(others)

@@ -40,18 +40,16 @@ BEHAVIOUR_ROWS = 4096
 
 @dataclass(frozen=True)
 class Matching:
-    """The assignment of the latents of one dictionary to those of another; all of the smaller one are matched."""
+    """The assignment of latents of two dictionaries, `n` and `m`; all of the smaller one are matched."""
 
     rows: NDArray[np.intp]
-    """Matched latents of the first dictionary, ascending."""
+    """Matched latents of the first dictionary, ascending; `cols` are their partners in the second."""
     cols: NDArray[np.intp]
-    """Their partners in the second."""
     cosines: NDArray[np.float64]
     """|cosine| of each matched pair; 0 for a zero row."""
     row_maxima: NDArray[np.float32]
-    """Largest |cosine| of each latent of the first dictionary with any of the second, `[n]`."""
+    """Largest |cosine| of each latent of the first dictionary with any of the second, `[n]`, and in reverse, `[m]`."""
     col_maxima: NDArray[np.float32]
-    """Largest |cosine| of each latent of the second with any of the first, `[m]`."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,10 @@ class Agreement(NamedTuple):
 
 
 class Behaviour(NamedTuple):
-    """What one SAE does on held-out rows."""
+    """What one SAE does on held-out rows: latents `[n, d_sae]`; its decoder `[d_sae, d_out]`."""
 
     latents: csc_array
-    """`[n, d_sae]`."""
     decoder: NDArray[np.float32]
-    """`[d_sae, d_out]`."""
 
 
 def match(a: Array, b: Array) -> Matching:
@@ -110,10 +106,7 @@ def pairwise_pwmcc(decoders: Sequence[Array]) -> Pairs:
 
 
 def group_stability(decoders: Sequence[Array], encoders: Sequence[Array], behaviours: Sequence[Behaviour]) -> Stability:
-    """Statistics of all pairs of seeds; of a single seed there are none.
-
-    Seeds are given by their decoders `[d_sae, d_in]`, encoders `[d_in, d_sae]`, and what they do on held-out rows.
-    """
+    """Statistics of pairs of seeds, from decoders `[d_sae, d_in]`, encoders `[d_in, d_sae]` and what they do."""
     rows = [_unit_rows(_tensor(encoder).T) for encoder in encoders]
     if list(map(len, decoders)) != list(map(len, rows)):
         raise ModelError("decoders and encoders differ in width; give W_dec [d_sae, d_in] and W_enc [d_in, d_sae]")
@@ -158,7 +151,6 @@ def agreement(a: Behaviour, b: Behaviour, rows: NDArray[np.intp], cols: NDArray[
 
 
 def _sums(values: Any) -> NDArray[np.float64]:
-    """The sum of each column of a sparse array."""
     return np.asarray(values.sum(0, dtype=np.float64)).ravel()
 
 

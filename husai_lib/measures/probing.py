@@ -54,9 +54,8 @@ class ProbeTask:
     at: float | None = None
     """Training rows in the setting `scarcity`, share of class 1 in `imbalance`; None in `normal`."""
     kept: np.ndarray | None = None
-    """Positions of the prompts that are probed, without duplicates; None for all prompts, as published."""
+    """Positions of the prompts that are probed, without duplicates; None for all, as published."""
     shifted_kept: np.ndarray | None = None
-    """The same of the shifted set."""
     split: int = 0
     """Number of the split; it is added to the seed of the parameters."""
 
@@ -119,10 +118,7 @@ def probe_tasks(names: Sequence[str], banks: Mapping[str, Bank], params: Probing
 
 
 def shifted_tasks(names: Sequence[str], banks: Mapping[str, Bank], max_rows: int) -> list[ProbeTask]:
-    """Tasks with a shifted set, from the banks `ood/<task>` and `shifted/<task>`; DataError if one is missing.
-
-    Both sets are without duplicates, and the shifted set is without prompts of the set in domain.
-    """
+    """Tasks of the banks `ood/<task>` and `shifted/<task>`, no prompt twice; DataError if a bank is missing."""
     tasks = []
     for name in names:
         data, bank = _with_bank(probing_set(name, max_rows=max_rows), "ood", banks)
@@ -181,10 +177,7 @@ def probe_rows(
     llm: Sequence[ProbeScore],
     seed: int,
 ) -> list[ProbeRow]:
-    """Scores `[saes][tasks]` as rows of a record, beside those of the raw activation `[tasks]`.
-
-    `seed` is that of the first split.
-    """
+    """Scores `[saes][tasks]` as rows of a record, beside those of the raw activation; `seed` is of the first split."""
     return [
         ProbeRow(
             condition=trained.member.condition.name,
@@ -238,10 +231,7 @@ def _cached_scores(
 def cached_by_content(
     module: str, task: ProbeTask, seed: int, about: Sequence[dict[str, Any]], compute: Callable[[list[int]], list[Any]]
 ) -> list[Any]:
-    """The JSON values that each of `about` and a task determine.
-
-    `compute` gives those that are not in the cache, by their positions, together; `module` is the one whose code it is.
-    """
+    """JSON values of a task and each of `about`; `compute`, of `module`, gives those of positions not in the cache."""
     sets = [(task.data, task.bank, task.kept)]
     sets += [(*task.shifted, task.shifted_kept)] if task.shifted else []
     content = [

@@ -27,10 +27,7 @@ LARGEST = "training"
 def read_layer(
     model: LanguageModel, sections: Any, at: ActivationParams, progress: Progress | None = None
 ) -> dict[str, Bank]:
-    """The banks of one layer, by name: training rows of every budget, held-out rows, stories and probing prompts.
-
-    `sections` are the step's parameters. All budgets have the norm limit of the largest.
-    """
+    """The banks of one layer by name, of the step's parameters; all budgets have the norm limit of the largest."""
     texts, hooks = sections.texts, [at.hook_name]
     drawn = drawn_texts(texts.training, at.seed)
     largest = text_bank(model, drawn, at, hooks, at.training_rows, progress=progress)

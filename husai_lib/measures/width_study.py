@@ -29,8 +29,7 @@ def width_study(
 ) -> list[ContrastiveRow]:
     """Scores of random and of trained TopK SAEs on the bank `stories`, a row for each width and k of `params`.
 
-    Trained ones are the candidates' TopK recipe at another width and k, trained on the bank `training`; random ones are
-    what this training starts from.
+    Trained ones have the candidates' recipe and the bank `training`; random ones are what this training starts from.
     """
     study, training = params.study, banks["training"]
     bias, shared = training.mean().float(), sae_params.model_dump(exclude={"d_sae", "k"})

@@ -80,10 +80,7 @@ def load_sae(folder: Path) -> Any:
 
 
 def inference_code(folder: Path) -> dict[str, str]:
-    """The hash of the code of an SAE's inference class, as `code`, if the class is one of this library's.
-
-    SAELens' own classes are determined by its version, which is part of every key.
-    """
+    """The hash of the code of an SAE's class as `code`; none for SAELens' own, whose version is in every key."""
     _register_own_classes()
     architecture = json.loads((folder / "cfg.json").read_text(encoding="utf-8")).get("architecture")
     module = SAE_CLASS_REGISTRY[architecture][0].__module__ if architecture in SAE_CLASS_REGISTRY else ""

@@ -55,8 +55,7 @@ class Loss(NamedTuple):
 
 
 class TrainableSae(nn.Module):
-    """An SAE in training. `W_enc` is stored as `[d_sae, d_in]` (SAELens: transposed), so that its sparse gradient
-    consists of whole rows.
+    """An SAE in training. `W_enc` is `[d_sae, d_in]` (SAELens: transposed): its sparse gradient consists of whole rows.
 
     Decoder rows start as random unit vectors and encoder rows as copies of them. Hyperparameters that are not whole
     numbers are buffers, so that the members of a stack may differ in them.
@@ -111,10 +110,7 @@ class TrainableSae(nn.Module):
         return {}
 
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Loss of reconstructing `target [n, d_out]` from `x [n, d_in]`.
-
-        The error is summed over dimensions and averaged over rows, as in SAELens.
-        """
+        """Loss of reconstructing `target [n, d_out]` from `x [n, d_in]`: summed over dimensions, averaged over rows."""
         latents = self.latents(x)
         error = latents.error(target + -self.b_dec, self.W_dec)  # `-` would negate the gradient of every row
         total = squared(error) + self.revival_loss(x, error, state.dead) + self.penalty(x, latents, state)
@@ -228,10 +224,7 @@ class TrainableSae(nn.Module):
 
 
 def register(name: str, sae_class: type[Any], config: type[Any], **fields: type[Any]) -> None:
-    """Register an inference class of this library with SAELens, under the name that `cfg.json` then holds.
-
-    Its config is the SAELens config class `config` with additional fields, given as `name=type`.
-    """
+    """Register a class with SAELens as `name`; its config is `config` with additional fields, given as `name=type`."""
     own = {"architecture": classmethod(lambda _: name)}
     class_name = f"{sae_class.__name__}Config"
     config = dataclasses.make_dataclass(class_name, fields.items(), bases=(config,), namespace=own, kw_only=True)

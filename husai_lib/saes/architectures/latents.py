@@ -22,14 +22,12 @@ from typing_extensions import override
 
 @dataclass
 class Active:
-    """The active entries of a batch: entry i is latent `column[i]` of row `row[i]`; rows ascend."""
+    """The active entries of a batch: entry i is latent `column[i]` (int32) of row `row[i]` (int32); rows ascend."""
 
     row: Tensor
-    """int32"""
     column: Tensor
-    """int32"""
     scores: Tensor
-    """The scores by which they were selected."""
+    """Those by which they were selected."""
     shape: tuple[int, int]
     """Rows of the batch, and latents."""
 
@@ -198,14 +196,11 @@ class Latents:
 
 
 class SparsePreActivations(torch.autograd.Function):
-    """`inputs @ W_enc.T + b_enc` at the active entries, where it is known already, with `inputs = x - b_dec`.
-
-    `inputs` comes without the gradient of `b_dec [d_in]`, which is None where nothing is subtracted.
-    """
+    """`(x - b_dec) @ W_enc.T + b_enc` at the active entries; `b_dec` is None if nothing is subtracted."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, active: Active, inputs: Tensor, *parameters: Tensor) -> Tensor:
-        """`values`, which are those of the parameters `b_dec`, `W_enc [d_sae, d_in]` and `b_enc [d_sae]`."""
+        """`values`, known already; `inputs` are `x - b_dec` without its gradient; `b_dec`, `W_enc` and `b_enc`."""
         ctx.save_for_backward(inputs, parameters[1])
         ctx.active = active
         return values

@@ -28,10 +28,7 @@ BLOCKS: dict[str, type[TrainableSae]] = {"topk": topk.Sae, "standard": standard.
 
 
 class LayerwiseSAE(StandardSAE):  # type: ignore[misc]
-    """SAELens' standard SAE with block-diagonal weights; each block has its own activation function.
-
-    `k` of the config is that of all blocks together, `layers` the architecture of each block.
-    """
+    """SAELens' standard SAE with block-diagonal weights; `layers` names each block's architecture, `k` is of all."""
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents `[..., d_sae]` of `x [..., d_in]`, block by block."""

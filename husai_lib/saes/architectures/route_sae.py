@@ -36,13 +36,10 @@ def route(x: Tensor, centre: Tensor, W_router: Tensor, b_router: Tensor) -> tupl
 
 
 class RouteSAE(TopKSAE):  # type: ignore[misc]
-    """SAELens' TopK SAE behind a router: `encode` takes `[..., layers * d_in]` and `decode` returns `[..., d_in]`.
-
-    `d_in` of the config is the width of one layer.
-    """
+    """SAELens' TopK SAE behind a router: `d_in` is that of one layer; `encode` takes `[..., layers * d_in]`."""
 
     def initialize_weights(self) -> None:
-        """The weights of TopK and of the router, and the mean of each layer."""
+        """Those of TopK and of the router, and the mean of each layer."""
         super().initialize_weights()
         layers, d_in, zeros = self.cfg.layers, self.cfg.d_in, self.b_dec.new_zeros
         self.W_router, self.b_router = nn.Parameter(zeros(layers, d_in)), nn.Parameter(zeros(layers))
@@ -53,7 +50,7 @@ class RouteSAE(TopKSAE):  # type: ignore[misc]
         return route(x.to(self.dtype), self.centre, self.W_router, self.b_router)[0]
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents `[..., d_sae]` of `x [..., layers * d_in]`."""
+        """Latents `[..., d_sae]`; `decode` returns `[..., d_in]`."""
         latents: Tensor = super().encode(self.target_of(x))
         return latents
 

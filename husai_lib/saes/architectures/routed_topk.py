@@ -35,7 +35,7 @@ class RoutedTopKSAE(TopKSAE):  # type: ignore[misc]
     """SAELens' TopK SAE with a router: `W_router [num_experts, d_in]`, `b_router [num_experts]`."""
 
     def initialize_weights(self) -> None:
-        """The weights of TopK and of the router."""
+        """Those of TopK and of the router."""
         super().initialize_weights()
         self.W_router = nn.Parameter(self.b_dec.new_zeros(self.cfg.num_experts, self.cfg.d_in))
         self.b_router = nn.Parameter(self.b_dec.new_zeros(self.cfg.num_experts))
@@ -56,12 +56,11 @@ register("routed_topk", RoutedTopKSAE, TopKSAEConfig, num_experts=int, route_mod
 
 @dataclass(frozen=True)
 class LargestOfBlock(LargestOfEachRow):
-    """The k largest scores of each row within its block, or those among the k largest of all that lie in it."""
+    """The k largest scores of each row within its block of `width` latents, or those of the k largest in it."""
 
     expert: Tensor
     """`[n]`: the block of each row."""
     width: int
-    """Latents in a block."""
     within: bool
 
     @override

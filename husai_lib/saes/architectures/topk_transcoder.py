@@ -15,13 +15,13 @@ from husai_lib.saes.architectures.base import Loss, TrainState, register
 
 
 class TopKTranscoder(Transcoder):  # type: ignore[misc]
-    """SAELens' transcoder with the activation function of its TopK SAE, without skip connection."""
+    """SAELens' transcoder with the activation function of its TopK SAE."""
 
     get_activation_fn = TopKSAE.get_activation_fn
 
 
 class TopKSkipTranscoder(SkipTranscoder):  # type: ignore[misc]
-    """The same with one."""
+    """The same with a skip connection."""
 
     get_activation_fn = TopKSAE.get_activation_fn
 
