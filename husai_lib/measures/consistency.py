@@ -21,8 +21,8 @@ from husai_lib.evidence.rows.measured import PairRow
 from husai_lib.evidence.rows.probes import mean_over_sets
 from husai_lib.intervals import between_units, mean_over_pairs, mean_within_units
 from husai_lib.measures.contrastive import contrastive_scores
-from husai_lib.measures.evaluation import measure, stability_of
-from husai_lib.measures.matching import match, pair_rows, pairwise_pwmcc, random_decoders
+from husai_lib.measures.evaluation import measure
+from husai_lib.measures.matching import match, pair_rows, pairwise_pwmcc, random_decoders, stability_of
 from husai_lib.params.benchmarks import ContrastiveParams
 from husai_lib.params.conditions import Condition, ObjectiveParams
 from husai_lib.params.consistency import KnownTruthParams
@@ -83,15 +83,12 @@ def _alignments(saes: Sequence[TrainedSae], rows: Bank) -> list[float | None]:
     references = frozen_references([trained.member for trained in saes], rows)
     found: list[float | None] = []
     for trained, reference in zip(saes, references, strict=True):
-        bank = [reference] if reference else [one for one in saes if one != trained and _is_of_bank(one, trained)]
+        own = trained.member.condition.name, trained.member.bank
+        others = [one for one in saes if one != trained and (one.member.condition.name, one.member.bank) == own]
+        bank = [reference] if reference else others if trained.member.bank else []
         means = [float(match(trained.sae.W_dec, one.sae.W_dec).cosines.mean()) for one in bank]
         found.append(sum(means) / len(means) if means else None)
     return found
-
-
-def _is_of_bank(one: TrainedSae, other: TrainedSae) -> bool:
-    own, its = one.member, other.member
-    return bool(own.bank) and (own.condition.name, own.bank) == (its.condition.name, its.bank)
 
 
 def known_truth(params: KnownTruthParams, lambdas: Sequence[float], progress: Progress | None = None) -> list[TruthRow]:

@@ -13,14 +13,7 @@ from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.intervals import Pairs, between_units, mean_over_pairs
 from husai_lib.measures.ceilings import ceiling_rows
 from husai_lib.measures.contrastive import contrastive_scores
-from husai_lib.measures.matching import (
-    Stability,
-    behaviour,
-    group_stability,
-    pair_rows,
-    pairwise_pwmcc,
-    random_decoders,
-)
+from husai_lib.measures.matching import pair_rows, pairwise_pwmcc, random_decoders, stability_of
 from husai_lib.measures.probing import ProbeTask, llm_scores, probe_rows, sae_scores
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
 from husai_lib.saes.trained import TrainedSae
@@ -154,12 +147,6 @@ def group_rows(
         }
         groups.append(GroupRow.derive(step, run, condition=name, **means))
     return groups, pairs
-
-
-def stability_of(saes: Sequence[TrainedSae], held_out: Bank) -> Stability:
-    """The statistics of every pair of the SAEs, functional agreement on `held_out`."""
-    decoders, encoders = [one.sae.W_dec for one in saes], [one.sae.W_enc for one in saes]
-    return group_stability(decoders, encoders, [behaviour(one.sae, held_out) for one in saes])
 
 
 def _mean_unrelated(values: Pairs, saes: Sequence[TrainedSae]) -> float | None:

@@ -27,6 +27,7 @@ from husai_lib.evidence.rows.measured import PairRow
 from husai_lib.intervals import Pairs, pair_table
 from husai_lib.randomness import numpy_generator
 from husai_lib.saes.assignment import assign, similarity
+from husai_lib.saes.trained import TrainedSae
 
 Array = NDArray[np.float32] | Tensor
 
@@ -103,6 +104,12 @@ def pairwise_pwmcc(decoders: Sequence[Array]) -> Pairs:
     """PW-MCC of every pair of decoders `[d_sae, d_in]`."""
     pairs = combinations(range(len(decoders)), 2)
     return pair_table(len(decoders), {(i, j): match(decoders[i], decoders[j]).cosines.mean() for i, j in pairs})
+
+
+def stability_of(saes: Sequence[TrainedSae], held_out: Bank) -> Stability:
+    """The statistics of every pair of trained SAEs, functional agreement on `held_out`."""
+    decoders, encoders = [one.sae.W_dec for one in saes], [one.sae.W_enc for one in saes]
+    return group_stability(decoders, encoders, [behaviour(one.sae, held_out) for one in saes])
 
 
 def group_stability(decoders: Sequence[Array], encoders: Sequence[Array], behaviours: Sequence[Behaviour]) -> Stability:

@@ -15,14 +15,7 @@ from torch.nn.functional import normalize, relu
 
 from husai_lib.activations.onednn import linear
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.architectures.latents import (
-    Active,
-    LargestOfBatch,
-    LargestOfEachRow,
-    Latents,
-    Selection,
-    SparsePreActivations,
-)
+from husai_lib.saes.architectures.latents import Active, LargestOfEachRow, Latents, Selection, SparsePreActivations
 
 SCORED_TOGETHER = 256
 """Rows that are scored at once on a CPU: few enough to be selected from while they are in the cache."""
@@ -66,8 +59,6 @@ class TrainableSae(nn.Module):
     same_space = True
     """Whether input and target lie in the same space. If so, encoder rows start as copies of the decoder rows, and
     `b_dec` is subtracted from the input."""
-    rule: type[LargestOfEachRow | LargestOfBatch] = LargestOfEachRow
-    """How latents are selected, unless `selection` says otherwise."""
     sparsity_coefficient: str | None = None
     """The hyperparameter that `match_l0` tunes; None if k determines how many latents are active."""
     wants_noise = False
@@ -99,7 +90,7 @@ class TrainableSae(nn.Module):
 
     def selection(self, x: Tensor) -> Selection:  # noqa: ARG002
         """The rule that selects the active latents of `x [n, d_in]`."""
-        return self.rule(self.condition.k)
+        return LargestOfEachRow(self.condition.k)
 
     def penalty(self, x: Tensor, latents: Latents, state: TrainState) -> Tensor | float:  # noqa: ARG002
         """What the loss holds beside the squared error and the revival loss."""

@@ -17,12 +17,15 @@ class Sae(TrainableSae):
     """As SAELens' `BatchTopKTrainingSAE`: at inference a JumpReLU SAE with the threshold estimated here."""
 
     exported_as = "jumprelu"
-    rule = LargestOfBatch
     threshold: Tensor
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
         super().__init__(condition, d_in, d_out, generator)
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
+
+    @override
+    def selection(self, x: Tensor) -> LargestOfBatch:
+        return LargestOfBatch(self.condition.k)
 
     @override
     def estimates(self, latents: Latents, state: TrainState) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ register("routed_topk", RoutedTopKSAE, TopKSAEConfig, num_experts=int, route_mod
 
 @dataclass(frozen=True)
 class LargestOfBlock(LargestOfEachRow):
-    """The k largest scores of each row within its block of `width` latents, or, of the k largest of all, those in it."""
+    """The k largest scores of each row within its block of `width` latents or, of the k largest of all, those in it."""
 
     expert: Tensor
     """`[n]`: the block of each row."""
