@@ -71,9 +71,9 @@ class Selection(ABC):
     def mask(self, scores: Tensor) -> Tensor:
         """`[n, d_sae]` bool: the active latents, given the scores `[n, d_sae]`."""
 
-    @abstractmethod
     def positions(self, scores: np.ndarray) -> np.ndarray:
         """The positions of the active entries in the flattened `scores [n, d_sae]`; rows ascend."""
+        return np.flatnonzero(self.mask(torch.from_numpy(scores)).numpy())
 
     def active(self, parts: Iterable[Tensor]) -> Active | None:
         """The active entries, given the scores of some rows at a time; None where dense products are faster."""
@@ -150,10 +150,6 @@ class Above(Selection):
     @override
     def mask(self, scores: Tensor) -> Tensor:
         return scores > self.threshold
-
-    @override
-    def positions(self, scores: np.ndarray) -> np.ndarray:
-        return np.flatnonzero(scores > self.threshold.numpy())
 
 
 # --- their values ----------------------------------------------------------------------------------
