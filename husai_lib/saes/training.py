@@ -25,13 +25,13 @@ References = dict[str, TrainedSae]
 
 def members(conditions: Sequence[Condition], seeds: Sequence[int]) -> list[Member]:
     """Every condition at every seed; with a consistency objective, seeds are dealt to its references in turn."""
-    return [
-        Member(condition, seed, objective.reference_of(seeds, i), objective.bank_of(seeds, i))
-        if (objective := condition.objective)
-        else Member(condition, seed)
-        for condition in conditions
-        for i, seed in enumerate(seeds)
-    ]
+    return [_dealt(condition, seeds, i) for condition in conditions for i in range(len(seeds))]
+
+
+def _dealt(condition: Condition, seeds: Sequence[int], i: int) -> Member:
+    if not (objective := condition.objective):
+        return Member(condition, seeds[i])
+    return Member(condition, seeds[i], objective.reference_of(seeds, i), objective.bank_of(seeds, i))
 
 
 def train_bank(
