@@ -4,8 +4,6 @@ A bank is extracted once for each combination of weights, texts, hooks and argum
 forward pass and have the same rows in the same order.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,13 +27,15 @@ MAPPED_BYTES = 160e6
 
 @dataclass(frozen=True)
 class Bank:
-    """Activations at one hook, or side by side at several joined by `+`: a view of a cache entry."""
+    """Activations at one hook, or side by side at several joined by `+`: a view of a cache entry.
+
+    A bank goes to another process without the rows that it has mapped.
+    """
 
     entry: Entry
     hook_name: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A bank goes to another process without the rows that it has mapped."""
         return Bank, (self.entry, self.hook_name)
 
     @cached_property
@@ -61,7 +61,7 @@ class Bank:
         """Hash of the stored rows."""
         return self.entry.files[f"{self.hook_name}.npy"]
 
-    def at(self, hook_name: str) -> Bank:
+    def at(self, hook_name: str) -> "Bank":
         """The same rows at another hook of the same pass."""
         return Bank(self.entry, hook_name)
 

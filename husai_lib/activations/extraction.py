@@ -1,7 +1,5 @@
 """Extraction of banks: a language model's activations over texts, and Gaussian rows with the same moments."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,10 +53,7 @@ def text_bank(
 
 
 def last_token_bank(model: LanguageModel, texts: list[Text], params: ActivationParams, hook_name: str) -> Bank:
-    """The activation at the last token of each text, one row a text, as in sae-probes.
-
-    Raises DataError for a text without tokens.
-    """
+    """The activation at the last token of each text, a row a text, as in sae-probes; DataError where there is none."""
 
     def read() -> Positions:
         tokens = model.tokenize([text.text for text in texts], params.probe_tokens, keep="end")
@@ -86,49 +81,53 @@ def prompt_banks(
 
 def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:
     """Gaussian rows with the mean and covariance of `bank`: a null to train on."""
-    inputs = {"kind": "gaussian", "bank": bank.sha256, "hook": bank.hook_name, "seed": seed}
+    inputs = {"kind": "gaussian", "bank": bank.sha256, "seed": seed}
+    return _given(inputs, bank.hook_name, bank.rows.shape, _gaussian_rows(bank, seed))
 
-    def make(folder: Path) -> None:
-        n, d_in = bank.rows.shape
-        mean, outer = bank.mean(), torch.zeros(d_in, d_in, dtype=torch.float64)
-        for chunk in bank.chunks():
-            rows = chunk.double()
-            outer += rows.T @ rows
-        values, vectors = torch.linalg.eigh(outer / n - torch.outer(mean, mean))
-        root = (vectors * values.clamp(min=0).sqrt()).float()
-        generator = torch_generator(seed, "gaussian activations")
-        noise = (torch.randn(min(CHUNK, n - i), d_in, generator=generator) for i in range(0, n, CHUNK))
-        _write_rows(folder / f"{bank.hook_name}.npy", (n, d_in), (z @ root.T + mean.float() for z in noise))
-        np.save(folder / "offsets.npy", np.array([0, n]))
-        write_json(folder / "meta.json", {"norm_limit": None, "sources": []})
 
-    return Bank(cached("banks", __name__, inputs, make), bank.hook_name)
+def _gaussian_rows(bank: Bank, seed: int) -> Iterator[torch.Tensor]:
+    n, d_in = bank.rows.shape
+    mean, outer = bank.mean(), torch.zeros(d_in, d_in, dtype=torch.float64)
+    for chunk in bank.chunks():
+        rows = chunk.double()
+        outer += rows.T @ rows
+    values, vectors = torch.linalg.eigh(outer / n - torch.outer(mean, mean))
+    root = (vectors * values.clamp(min=0).sqrt()).float()
+    generator = torch_generator(seed, "gaussian activations")
+    for start in range(0, n, CHUNK):
+        yield torch.randn(min(CHUNK, n - start), d_in, generator=generator) @ root.T + mean.float()
 
 
 def rows_bank(rows: np.ndarray, hook_name: str) -> Bank:
     """Given rows `[n, d_in]` as a bank, those of one text."""
-    inputs = {"kind": "given", "sha256": hashlib.sha256(rows.tobytes()).hexdigest(), "hook": hook_name}
-
-    def make(folder: Path) -> None:
-        _write_rows(folder / f"{hook_name}.npy", rows.shape, [rows])
-        np.save(folder / "offsets.npy", np.array([0, len(rows)]))
-        write_json(folder / "meta.json", {"norm_limit": None, "sources": []})
-
-    return Bank(cached("banks", __name__, inputs, make), hook_name)
+    inputs = {"kind": "given", "sha256": hashlib.sha256(rows.tobytes()).hexdigest()}
+    return _given(inputs, hook_name, rows.shape, [rows])
 
 
 def scaled_bank(bank: Bank, factor: float) -> Bank:
     """The rows of `bank` times a factor."""
-    inputs = {"kind": "scaled", "bank": bank.entry.key, "hook": bank.hook_name, "factor": factor}
+    inputs, limit = {"kind": "scaled", "bank": bank.entry.key, "factor": factor}, bank.meta["norm_limit"]
+    meta, chunks = bank.meta | {"norm_limit": limit and limit * factor}, (rows * factor for rows in bank.chunks())
+    return _given(inputs, bank.hook_name, bank.rows.shape, chunks, offsets=bank.offsets, meta=meta)
+
+
+def _given(
+    inputs: dict[str, Any],
+    hook_name: str,
+    shape: tuple[int, int],
+    chunks: Iterable[Any],
+    *,
+    offsets: np.ndarray | None = None,
+    meta: dict[str, Any] | None = None,
+) -> Bank:
+    """The bank of rows that come in chunks, by default those of one text; they are read unless the cache has it."""
 
     def make(folder: Path) -> None:
-        rows = (chunk * factor for chunk in bank.chunks())
-        _write_rows(folder / f"{bank.hook_name}.npy", bank.rows.shape, rows)
-        np.save(folder / "offsets.npy", bank.offsets)
-        limit = bank.meta["norm_limit"]
-        write_json(folder / "meta.json", bank.meta | {"norm_limit": limit and limit * factor})
+        _write_rows(folder / f"{hook_name}.npy", shape, chunks)
+        np.save(folder / "offsets.npy", np.array([0, shape[0]]) if offsets is None else offsets)
+        write_json(folder / "meta.json", meta or {"norm_limit": None, "sources": []})
 
-    return Bank(cached("banks", __name__, inputs, make), bank.hook_name)
+    return Bank(cached("banks", __name__, inputs | {"hook": hook_name}, make), hook_name)
 
 
 def _bank(
@@ -141,10 +140,7 @@ def _bank(
     read: Callable[[], Positions],
     progress: Progress | None = None,
 ) -> Bank:
-    """The bank of the positions that `read` finds; `own` is what its key holds beside model, texts and hooks.
-
-    Rows above `norm_limit` or, where there is none, above `max_norm_ratio` times the median norm are left out.
-    """
+    """The bank of the positions that `read` finds; `own` is what its key holds beside model, texts and hooks."""
     inputs = {
         "model": model.identity,
         "texts": sha256_text(canonical_json([[text.data_set, text.text] for text in texts])),
@@ -204,10 +200,7 @@ def _tokens_until(model: LanguageModel, texts: list[Text], params: ActivationPar
 def _drop_outliers(
     folder: Path, hooks: list[str], offsets: np.ndarray, limit: float | None, ratio: float | None
 ) -> tuple[np.ndarray, float | None]:
-    """Rewrite a bank without rows above the limit, by default `ratio` times the median norm.
-
-    Returns the new offsets and the limit.
-    """
+    """Rewrite a bank without rows above the limit, by default `ratio` times the median norm; new offsets and limit."""
     if limit is None and ratio is None:
         return offsets, None
     norms = np.concatenate([np.linalg.norm(chunk, axis=1) for chunk in _chunks(folder, hooks[0])])

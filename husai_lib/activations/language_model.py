@@ -1,8 +1,7 @@
 """Language models as TransformerLens models: from the hub, a local folder or a GGUF file, trained or re-initialised."""
 
-from __future__ import annotations
-
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,22 +88,16 @@ def open_model(params: ModelParams, device: str = "cpu") -> LanguageModel:
         files = [path] if path.is_file() else [p for p in sorted(path.glob("*")) if p.suffix in MODEL_FILES]
         if not files:
             raise ModelError(f"{path} holds no model, neither config.json nor weights; name another folder")
-        source, content = str(path), {"files": {p.name: sha256_file(p) for p in files}}
+        source = str(path)
+        content: dict[str, Any] = {"files": {p.name: sha256_file(p) for p in files}}
     else:
-        source, content = _hub_source(source)
+        with suppress(ValueError):  # it is not one of the names that TransformerLens has for models
+            source = get_official_model_name(source)
+        config = _loaded(AutoConfig.from_pretrained, source)
+        content = {"hub": source, "commit": getattr(config, "_commit_hash", None)}
     seed = params.seed if params.name.startswith("random:") else None
     about = {"dtype": params.dtype, "prepend_bos": params.prepend_bos, "random_seed": seed}
     return LanguageModel(params, device, source, content | about)
-
-
-def _hub_source(name: str) -> tuple[str, dict[str, Any]]:
-    """The hub repository that TransformerLens knows as `name`, and its current commit."""
-    try:
-        repository = get_official_model_name(name)
-    except ValueError:
-        repository = name
-    commit = getattr(_loaded(AutoConfig.from_pretrained, repository), "_commit_hash", None)
-    return repository, {"hub": repository, "commit": commit}
 
 
 def _loaded(load: Any, source: str, **options: Any) -> Any:

@@ -1,7 +1,5 @@
 """Float32 matrix products on a CPU by oneDNN, in at most half the time of MKL on processors of AMD."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Texts by role: training and held-out texts, probing data sets, contrastive stories."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -28,9 +26,8 @@ class ProbingSet:
     name: str
     prompts: tuple[str, ...]
     labels: np.ndarray
-    """0 or 1 for each prompt; classes are in alphabetical order, as in sae-probes."""
+    """0 or 1 for each prompt, the positions of their names in `classes`, which are in alphabetical order."""
     classes: tuple[str, str]
-    """The names of class 0 and class 1."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +36,6 @@ class Text:
 
     data_set: str
     text: str
-
-
-@dataclass(frozen=True)
-class StoryPair:
-    """Two stories about one subject that differ in one concept."""
-
-    subject: str
-    story1: str
-    story2: str
 
 
 def _frame(name: str, shifted: bool = False) -> pd.DataFrame:
@@ -70,9 +58,8 @@ def prompts(name: str) -> tuple[str, ...]:
 def probing_set(name: str, shifted: bool = False, max_rows: int | None = None) -> ProbingSet:
     """A data set of sae-probes, or its out-of-distribution counterpart.
 
-    With `max_rows`, the first `max_rows // 2` rows of each class, so that both are equally frequent.
-
-    Raises DataError if a prompt is empty, there are not exactly two classes, or a shifted set has others.
+    With `max_rows`, the first `max_rows // 2` rows of each class: both are equally frequent. Raises DataError for an
+    empty prompt, not exactly two classes, or a shifted set with other classes.
     """
     frame = _frame(name, shifted)
     if max_rows is not None:
@@ -113,10 +100,7 @@ def drawn_texts(names: list[str], seed: int) -> list[Text]:
 
 
 def check_disjoint(params: TextParams) -> int:
-    """The number of training texts, none of which has another role.
-
-    Raises DataError if a training data set and one of another role share a text.
-    """
+    """The number of training texts; DataError if a training data set and one of another role share a text."""
     owner = {prompt: name for name in params.training for prompt in prompts(name)}
     evaluation = [(name, prompts(name)) for name in [*params.held_out, *params.probing, *params.ood]]
     shifted = [(name, probing_set(name, shifted=True).prompts) for name in params.ood]
@@ -130,25 +114,26 @@ def check_disjoint(params: TextParams) -> int:
     return len(owner)
 
 
-def story_pairs(source: str, max_rows: int) -> list[StoryPair]:
+def story_pairs(source: str, max_rows: int) -> list[tuple[Text, Text]]:
     """The first `max_rows` pairs of a set of contrastive stories (`texts.stories` in the parameters).
 
-    Raises DataError if the source cannot be read, a row lacks a column, or a story is empty.
+    A pair is about one subject, which stands for its data set. Raises DataError if the source cannot be read, a row
+    lacks a column, or a story is empty.
     """
     try:
         rows = list(_story_rows(source))[:max_rows]
-        pairs = [StoryPair(*(str(row[column]) for column in ("subject", "story1", "story2"))) for row in rows]
+        columns = [[str(row[column]) for column in ("subject", "story1", "story2")] for row in rows]
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         remedy = "name 'offline', or a hub data set or .jsonl file with the columns subject, story1, story2"
         raise DataError(f"stories {source!r} cannot be read ({error}); {remedy}") from error
-    if not pairs or not all(pair.story1.strip() and pair.story2.strip() for pair in pairs):
+    if not columns or not all(first.strip() and second.strip() for _, first, second in columns):
         raise DataError(f"stories {source!r} have no pair or an empty story; give each row two texts")
-    return pairs
+    return [(Text(subject, first), Text(subject, second)) for subject, first, second in columns]
 
 
-def texts_of_pairs(pairs: Sequence[StoryPair]) -> list[Text]:
-    """Both stories of each pair, story1 then story2."""
-    return [Text(pair.subject, story) for pair in pairs for story in (pair.story1, pair.story2)]
+def texts_of_pairs(pairs: Sequence[tuple[Text, Text]]) -> list[Text]:
+    """Both stories of each pair."""
+    return [text for pair in pairs for text in pair]
 
 
 def _story_rows(source: str) -> Iterable[dict[str, str]]:

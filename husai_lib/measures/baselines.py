@@ -5,8 +5,6 @@ Other conditions get trained baselines, as CE-Bench scores of other widths and s
 SAE is reported beside them. An SAE of other activations than the candidates' is refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import tempfile

@@ -4,8 +4,6 @@ A negative SAEBench delta has two causes: the latents do not hold the concept, o
 Ceilings tell them apart. All but the best single latent are fits, so another fit might give a little more.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from statistics import fmean
@@ -16,16 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from husai_lib.evidence.rows.probes import CeilingRow
+from husai_lib.measures import probing
 from husai_lib.measures.logistic import STRENGTHS, Floats, auc
-from husai_lib.measures.probing import (
-    ProbeScore,
-    ProbeTask,
-    cached_by_content,
-    encoded,
-    fit_l2,
-    scores_by_k,
-    split_rows,
-)
+from husai_lib.measures.probing import ProbeScore, ProbeTask
 from husai_lib.params.benchmarks import ProbingParams
 from husai_lib.saes.trained import TrainedSae
 from husai_lib.tasks import Progress, run_tasks
@@ -72,16 +63,19 @@ def _limits(task: ProbeTask, saes: Sequence[TrainedSae], params: ProbingParams) 
     """The ceilings of each SAE on a task, cached by content."""
     count = max(params.ks)
     about: list[dict[str, Any]] = [sae.content | {"count": count, "binarize": params.binarize} for sae in saes]
-    found = cached_by_content(
-        __name__, task, params.seed, about, lambda missing: [_of_sae(saes[i], task, params) for i in missing]
-    )
-    by_k = scores_by_k(task, saes, params)
+
+    def limits(missing: list[int]) -> list[Limits]:
+        return [_of_sae(saes[i], task, params) for i in missing]
+
+    found = probing.cached_by_content(__name__, task, params.seed, about, limits)
+    by_k = probing.scores_by_k(task, saes, params)
     return [{"largest_k": scores[-1].test_auc} | own for scores, own in zip(by_k, found, strict=True)]
 
 
 def _of_sae(trained: TrainedSae, task: ProbeTask, params: ProbingParams) -> Limits:
-    split, name = split_rows(task, params.seed)[:2], task.data.name
-    (train, y_train), (test, y_test) = ((encoded(trained, rows, name).numpy(), labels) for rows, labels in split)
+    split, name = probing.split_rows(task, params.seed)[:2], task.data.name
+    latents = [probing.encoded(trained, rows, name).numpy() for rows, _ in split]
+    (train, test), (y_train, y_test) = latents, (labels for _, labels in split)
     if params.binarize:
         train, test = train != 0, test != 0
     singles = single_latent_aucs(test, y_test)
@@ -93,10 +87,7 @@ def _of_sae(trained: TrainedSae, task: ProbeTask, params: ProbingParams) -> Limi
 
 
 def single_latent_aucs(latents: np.ndarray, labels: np.ndarray) -> Floats:
-    """The AUC of each latent `[n, d_sae]` read upwards or downwards, whichever is larger.
-
-    The score of a probe of one latent rises or falls with it, so no such probe exceeds the largest of them.
-    """
+    """The AUC of each latent `[n, d_sae]` read upwards or downwards: no probe of one latent exceeds the largest."""
     areas, fires = np.full(latents.shape[1], 0.5), latents.any(0)
     if fires.any():
         areas[fires] = auc(latents[:, fires].T.astype(float), labels)
@@ -111,7 +102,7 @@ def full_width_auc(train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_t
     if not fires.any():
         return 0.5
     scaled = [(part[:, fires] / largest[fires], y) for part, y in ((train, y_train), (test, y_test))]
-    return fit_l2(scaled, seed).test_auc
+    return probing.fit_l2(scaled, seed).test_auc
 
 
 def oracle_auc(latents: np.ndarray, labels: np.ndarray, count: int, singles: Floats) -> float:

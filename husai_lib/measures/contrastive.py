@@ -8,8 +8,6 @@ cannot be compared. The calibrated scores are in standard deviations of a null t
 to the two stories.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,31 +29,25 @@ from husai_lib.tasks import Progress, run_tasks
 
 @dataclass(frozen=True)
 class ContrastiveScore:
-    """CE-Bench scores of one SAE, averaged over the pairs, named as in a `ContrastiveRow`."""
+    """CE-Bench scores of one SAE, averaged over the pairs; a `ContrastiveRow` explains them.
+
+    Calibrated ones are None if the null does not vary. Independence has none, as dealing tokens leaves `I` unchanged.
+    """
 
     contrastive: float
-    """The same as published and as released."""
     independence: float
     interpretability: float
-    """As published."""
     independence_as_released: float
     interpretability_as_released: float
     calibrated_contrastive: float | None
-    """(contrastive - null mean) / null std; None if the null does not vary."""
     calibrated: float | None
-    """The same for interpretability in the form that the parameters name. Independence has none, as dealing tokens
-    leaves `I` unchanged."""
     l0: float
-    """Mean count of non-zero latents per token of the stories; the scores depend on it."""
 
 
 def contrastive_scores(
     saes: Sequence[TrainedSae], stories: Bank, params: ContrastiveParams, progress: Progress | None = None
 ) -> list[ContrastiveScore]:
-    """The scores of each SAE on the stories, cached by content.
-
-    `stories` holds two texts a pair, story1 then story2. Raises DataError if a story left no token.
-    """
+    """The scores of each SAE on `stories`, two texts a pair, cached by content; DataError if a story left no token."""
     about = {
         "stories": stories.sha256,
         "offsets": stories.offsets.tolist(),
@@ -154,10 +146,7 @@ def story_differences(latents: Tensor, first: Tensor) -> Tensor:
 
 
 def max_z(u: Tensor, others: Tensor | None = None) -> Tensor:
-    """The largest deviation from the mean in standard deviations (n - 1), over the last axis; 0 if all are equal.
-
-    Each row of `u` is completed by the values `others [n]`.
-    """
+    """The largest z score (n - 1) over the last axis, `u` completed by the values `others [n]`; 0 if all are equal."""
     u = u.double()  # squares of small float32 numbers underflow
     others = u.new_zeros(0) if others is None else others.double()
     count = u.shape[-1] + len(others)

@@ -1,7 +1,5 @@
 """Evaluation of trained SAEs: reconstruction, both benchmarks and stability, as rows of a record."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,10 +11,9 @@ from husai_lib.evidence.rows.base import RunTables, noted
 from husai_lib.evidence.rows.measured import WITH_BASELINES, GroupRow, MemberRow, PairRow
 from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.intervals import Pairs, between_units, mean_over_pairs
-from husai_lib.measures.agreement import behaviour
 from husai_lib.measures.ceilings import ceiling_rows
 from husai_lib.measures.contrastive import contrastive_scores
-from husai_lib.measures.matching import group_stability, pair_rows, pairwise_pwmcc, random_decoders
+from husai_lib.measures.matching import pair_rows, pairwise_pwmcc, random_decoders, stability_of
 from husai_lib.measures.probing import ProbeTask, llm_scores, probe_rows, sae_scores
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
 from husai_lib.saes.trained import TrainedSae
@@ -140,11 +137,7 @@ def group_rows(
     for name in dict.fromkeys(trained.member.condition.name for trained in saes):
         own, null = ([one for one in group if one.member.condition.name == name] for group in (saes, gaussian))
         seeds = [trained.member.seed for trained in own]
-        found = group_stability(
-            [trained.sae.W_dec for trained in own],
-            [trained.sae.W_enc for trained in own],
-            [behaviour(trained.sae, held_out) for trained in own],
-        )
+        found = stability_of(own, held_out)
         pairs += pair_rows({name: found.pwmcc}, seeds)
         random = pairwise_pwmcc(random_decoders(tuple(own[0].sae.W_dec.shape), seeds))
         means = {column: _mean_unrelated(values, own) for column, values in vars(found).items()}

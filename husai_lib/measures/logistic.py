@@ -7,8 +7,6 @@ order and run side by side, as lanes of one compiled loop. Lanes do not interact
 the same bits.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -84,10 +82,7 @@ def auc(scores: Floats, y: NDArray[Any]) -> Floats:
 
 
 def saga(X: NDArray[np.float32], y: NDArray[Any], which: NDArray[Any], C: Floats, seed: int) -> tuple[Floats, Floats]:
-    """Fit `X[which[p]] [n, k]` to `y [n]` with the inverse penalty `C[p]`, for every p.
-
-    Returns the coefficients `[problems, k]` and the intercepts `[problems]`.
-    """
+    """Weights `[problems, k]` and intercepts of fits of `X[which[p]] [n, k]` to `y [n]` at inverse penalties `C[p]`."""
     (n, k), problems = X.shape[1:], len(which)
     largest = np.array([np.einsum("nk,nk->n", rows, rows).max() for rows in X.astype(float)])
     step = (1 / (0.5 * (largest + 1)))[which]
@@ -183,10 +178,7 @@ def _run_epochs(  # noqa: PLR0912, PLR0917 -- one loop, which numba compiles
 
 
 def _exponential(x: float) -> Any:
-    """exp(x) for |x| <= 708 to the last bits, without a function call, so that the loop over lanes is vectorised.
-
-    exp(x) = 2^n exp(r) with |r| <= ln 2 / 2, by ln 2 in two parts and the Taylor polynomial of degree 13.
-    """
+    """exp(x), |x| <= 708, as 2^n exp(r) with a Taylor polynomial: without a call, the loop over lanes is vectorised."""
     n = np.floor(x * 1.4426950408889634 + 0.5)
     r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
     p = 1.0 / 6227020800

@@ -1,27 +1,33 @@
-"""Stability across seeds: one-to-one matching of latents and PW-MCC.
+"""Stability across seeds: one-to-one matching of latents, PW-MCC and functional agreement.
 
 PW-MCC (arXiv 2505.20254) of two decoders is the mean |cosine| of their rows under the best one-to-one assignment; that
 of several seeds is the mean over pairs. Pairs share seeds, so uncertainty comes from leaving out one seed at a time,
 never from treating pairs as independent.
-"""
 
-from __future__ import annotations
+Functional agreement asks whether matched latents also do the same. It is the substitution test: on held-out rows, one
+latent's contribution `f_i w_i` to the reconstruction is swapped for that of its partner.
+`R = sum <f_i w_i, f_j w_j> / sqrt(sum |f_i w_i|^2 sum |f_j w_j|^2)` is 1 if the reconstruction stays the same up to one
+factor, and 0 if the two never fire together. `|cos(w_i, w_j)|`, which PW-MCC averages, bounds it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 from torch import Tensor
 
+from husai_lib.activations.banks import Bank
 from husai_lib.errors import ModelError
 from husai_lib.evidence.rows.measured import PairRow
 from husai_lib.intervals import Pairs, pair_table
-from husai_lib.measures.agreement import Behaviour, agreement
 from husai_lib.randomness import numpy_generator
 from husai_lib.saes.assignment import assign, similarity
+from husai_lib.saes.trained import TrainedSae
 
 Array = NDArray[np.float32] | Tensor
 
@@ -29,34 +35,31 @@ REAPPEARS_ABOVE = 0.7
 SUBSPACE_SHARE = 0.9
 ROWS = 64
 """Matched rows that are copied at once."""
+BEHAVIOUR_ROWS = 4096
+"""Held-out rows that are encoded for functional agreement."""
 
 
 @dataclass(frozen=True)
 class Matching:
-    """The assignment of the latents of one dictionary to those of another; all of the smaller one are matched."""
+    """The assignment of latents of two dictionaries, `n` and `m`; all of the smaller one are matched."""
 
     rows: NDArray[np.intp]
-    """Matched latents of the first dictionary, ascending."""
+    """Matched latents of the first dictionary, ascending; `cols` are their partners in the second."""
     cols: NDArray[np.intp]
-    """Their partners in the second."""
     cosines: NDArray[np.float64]
     """|cosine| of each matched pair; 0 for a zero row."""
     row_maxima: NDArray[np.float32]
-    """Largest |cosine| of each latent of the first dictionary with any of the second, `[n]`."""
+    """Largest |cosine| of each latent of the first dictionary with any of the second, `[n]`, and in reverse, `[m]`."""
     col_maxima: NDArray[np.float32]
-    """Largest |cosine| of each latent of the second with any of the first, `[m]`."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """Statistics of every pair of seeds, each a table `[S, S]`."""
+    """Statistics of every pair of seeds, each a table `[S, S]`, whose mean is the column of this name in `GroupRow`."""
 
     pwmcc: Pairs
-    """Mean |cosine| of the matched decoder rows."""
     pwmcc_max: Pairs
-    """The older statistic: mean of all row maxima and column maxima of |cosine|."""
     encoder_mcc: Pairs
-    """Mean |cosine| of the encoder columns of the pairs that the *decoders* matched (arXiv 2501.16615)."""
     reappearing_fraction: Pairs
     """Share of latents whose *matched* partner has |cosine| > 0.7, averaged over both dictionaries. (With the nearest
     neighbour, one latent could stand for many.)"""
@@ -65,11 +68,23 @@ class Stability:
     decoder rows. r is the smaller of the two counts of directions that hold 90 % of the squared Frobenius norm, at most
     d_in // 2, since more would overlap in any case; two random subspaces overlap by r / d_in."""
     functional_agreement: Pairs
-    """Mean R of the contributions of matched latents, see `measures.agreement`."""
     functional_rare: Pairs
-    """The same of the third of the matched latents that fire most rarely."""
     functional_frequent: Pairs
-    """And of the third that fire most often."""
+
+
+class Agreement(NamedTuple):
+    """The mean R of matched pairs: of all, and of the thirds that fire most rarely and most often."""
+
+    functional: float
+    functional_rare: float
+    functional_frequent: float
+
+
+class Behaviour(NamedTuple):
+    """What one SAE does on held-out rows: latents `[n, d_sae]`; its decoder `[d_sae, d_out]`."""
+
+    latents: csc_array
+    decoder: NDArray[np.float32]
 
 
 def match(a: Array, b: Array) -> Matching:
@@ -91,11 +106,14 @@ def pairwise_pwmcc(decoders: Sequence[Array]) -> Pairs:
     return pair_table(len(decoders), {(i, j): match(decoders[i], decoders[j]).cosines.mean() for i, j in pairs})
 
 
-def group_stability(decoders: Sequence[Array], encoders: Sequence[Array], behaviours: Sequence[Behaviour]) -> Stability:
-    """Statistics of all pairs of seeds; of a single seed there are none.
+def stability_of(saes: Sequence[TrainedSae], held_out: Bank) -> Stability:
+    """The statistics of every pair of trained SAEs, functional agreement on `held_out`."""
+    decoders, encoders = [one.sae.W_dec for one in saes], [one.sae.W_enc for one in saes]
+    return group_stability(decoders, encoders, [behaviour(one.sae, held_out) for one in saes])
 
-    Seeds are given by their decoders `[d_sae, d_in]`, encoders `[d_in, d_sae]`, and what they do on held-out rows.
-    """
+
+def group_stability(decoders: Sequence[Array], encoders: Sequence[Array], behaviours: Sequence[Behaviour]) -> Stability:
+    """Statistics of pairs of seeds, from decoders `[d_sae, d_in]`, encoders `[d_in, d_sae]` and what they do."""
     rows = [_unit_rows(_tensor(encoder).T) for encoder in encoders]
     if list(map(len, decoders)) != list(map(len, rows)):
         raise ModelError("decoders and encoders differ in width; give W_dec [d_sae, d_in] and W_enc [d_in, d_sae]")
@@ -112,6 +130,35 @@ def group_stability(decoders: Sequence[Array], encoders: Sequence[Array], behavi
             *agreement(behaviours[i], behaviours[j], found.rows, found.cols),
         )
     return Stability(*(pair_table(len(rows), {pair: of[s] for pair, of in values.items()}) for s in range(8)))
+
+
+@torch.inference_mode()
+def behaviour(sae: Any, held_out: Bank) -> Behaviour:
+    """The latents of an SAE on the first rows of `held_out`, by its own encoder, and its decoder."""
+    latents = sae.encode(next(held_out.chunks(BEHAVIOUR_ROWS))).to_dense().float().cpu().numpy()
+    return Behaviour(csc_array(latents), sae.W_dec.float().cpu().numpy())
+
+
+def agreement(a: Behaviour, b: Behaviour, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Agreement:
+    """The agreement of latents `rows` of one SAE with their partners `cols` in another.
+
+    A pair of which one never fires has R = 0; pairs of which neither fires are left out. 0 if none is left.
+    """
+    mine, other = a.latents[:, rows], b.latents[:, cols]
+    fired = mine.count_nonzero(0) + other.count_nonzero(0)
+    directions, partners = a.decoder[rows].astype(np.float64), b.decoder[cols].astype(np.float64)
+    together = _sums(mine.multiply(other)) * (directions * partners).sum(1)
+    alone = [_sums(f.multiply(f)) * np.square(w).sum(1) for f, w in ((mine, directions), (other, partners))]
+    norm = np.sqrt(alone[0] * alone[1])
+    R = np.divide(together, norm, out=np.zeros_like(together), where=norm > 0)
+    by_firing = R[np.argsort(fired, kind="stable")][np.count_nonzero(fired == 0) :]
+    third = -(-len(by_firing) // 3)
+    parts = (by_firing, by_firing[:third], by_firing[len(by_firing) - third :])
+    return Agreement(*(float(part.mean()) if len(part) else 0.0 for part in parts))
+
+
+def _sums(values: Any) -> NDArray[np.float64]:
+    return np.asarray(values.sum(0, dtype=np.float64)).ravel()
 
 
 def pair_rows(tables: Mapping[str, Pairs], seeds: Sequence[int]) -> list[PairRow]:

@@ -9,8 +9,6 @@ Many data sets hold prompts several times, so that a probe finds in the test set
 set is probed in two forms: as published, and without duplicates at several splits.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 import warnings
@@ -56,9 +54,8 @@ class ProbeTask:
     at: float | None = None
     """Training rows in the setting `scarcity`, share of class 1 in `imbalance`; None in `normal`."""
     kept: np.ndarray | None = None
-    """Positions of the prompts that are probed, without duplicates; None for all prompts, as published."""
+    """Positions of the prompts that are probed, without duplicates; None for all, as published."""
     shifted_kept: np.ndarray | None = None
-    """The same of the shifted set."""
     split: int = 0
     """Number of the split; it is added to the seed of the parameters."""
 
@@ -76,10 +73,13 @@ class ProbeTask:
         return self.data.labels[:ROWS_AT_MOST] if self.kept is None else self.data.labels[self.kept]
 
     def sizes(self) -> tuple[int, int]:
-        """Numbers of training and of test rows by the protocol."""
+        """Numbers of training and of test rows by the protocol; in `imbalance`, those that allow every share."""
         rows = len(self.labels)
         if self.at is not None and self.at < 1:
-            return _imbalanced_sizes(self.labels)
+            shares, ones = get_class_imbalance(), int(self.labels.sum())
+            rows = int(min((rows - ones) / (1 - min(shares)), ones / max(shares)))
+            train = min(rows - TEST_ROWS_AT_LEAST, TRAIN_ROWS)
+            return train, max(TEST_ROWS_AT_LEAST, rows - train - 1)
         train = min(rows - TEST_ROWS_AT_LEAST, TRAIN_ROWS) if self.at is None else int(self.at)
         return train, rows - train - 1
 
@@ -118,10 +118,7 @@ def probe_tasks(names: Sequence[str], banks: Mapping[str, Bank], params: Probing
 
 
 def shifted_tasks(names: Sequence[str], banks: Mapping[str, Bank], max_rows: int) -> list[ProbeTask]:
-    """Tasks with a shifted set, from the banks `ood/<task>` and `shifted/<task>`; DataError if one is missing.
-
-    Both sets are without duplicates, and the shifted set is without prompts of the set in domain.
-    """
+    """Tasks of the banks `ood/<task>` and `shifted/<task>`, no prompt twice; DataError if a bank is missing."""
     tasks = []
     for name in names:
         data, bank = _with_bank(probing_set(name, max_rows=max_rows), "ood", banks)
@@ -166,9 +163,11 @@ def sae_scores(
     saes: Sequence[TrainedSae], tasks: Sequence[ProbeTask], params: ProbingParams, progress: Progress | None = None
 ) -> list[list[ProbeScore]]:
     """The score at the best k for each SAE and task, `[saes][tasks]`, each cached by content."""
-    function = functools.partial(_best_scores, saes=saes, params=params)
+    function = functools.partial(scores_by_k, saes=saes, params=params)
     by_task = run_tasks(function, tasks, "data sets probed", progress)
-    return [[scores[i] for scores in by_task] for i in range(len(saes))]
+    # max keeps the first of equal scores and ks ascend, so ties go to the smaller k
+    auc_of = operator.attrgetter(f"{params.choose_k}_auc")
+    return [[max(by_sae[i], key=auc_of) for by_sae in by_task] for i in range(len(saes))]
 
 
 def probe_rows(
@@ -178,10 +177,7 @@ def probe_rows(
     llm: Sequence[ProbeScore],
     seed: int,
 ) -> list[ProbeRow]:
-    """Scores `[saes][tasks]` as rows of a record, beside those of the raw activation `[tasks]`.
-
-    `seed` is that of the first split.
-    """
+    """Scores `[saes][tasks]` as rows of a record, beside those of the raw activation; `seed` is of the first split."""
     return [
         ProbeRow(
             condition=trained.member.condition.name,
@@ -203,18 +199,11 @@ def probe_rows(
     ]
 
 
-def _best_scores(task: ProbeTask, saes: Sequence[TrainedSae], params: ProbingParams) -> list[ProbeScore]:
-    """Each SAE's score on a task at the best k."""
-    # max keeps the first of equal scores and ks ascend, so ties go to the smaller k
-    return [max(by_k, key=operator.attrgetter(f"{params.choose_k}_auc")) for by_k in scores_by_k(task, saes, params)]
-
-
 def scores_by_k(task: ProbeTask, saes: Sequence[TrainedSae], params: ProbingParams) -> list[list[ProbeScore]]:
     """Each SAE's scores on a task, one for each k in ascending order, cached by content."""
     about = [sae.content | params.model_dump(include={"setting", "penalty", "binarize", "ks"}) for sae in saes]
-    return _cached_scores(
-        task, params.seed, about, lambda missing: _scores_by_k([saes[i] for i in missing], task, params)
-    )
+    fit = functools.partial(_scores_by_k, task=task, params=params)
+    return _cached_scores(task, params.seed, about, lambda missing: fit([saes[i] for i in missing]))
 
 
 def _llm_score(task: ProbeTask, params: ProbingParams) -> ProbeScore:
@@ -242,10 +231,7 @@ def _cached_scores(
 def cached_by_content(
     module: str, task: ProbeTask, seed: int, about: Sequence[dict[str, Any]], compute: Callable[[list[int]], list[Any]]
 ) -> list[Any]:
-    """The JSON values that each of `about` and a task determine.
-
-    `compute` gives those that are not in the cache, by their positions, together; `module` is the one whose code it is.
-    """
+    """JSON values of a task and each of `about`; `compute`, of `module`, gives those of positions not in the cache."""
     sets = [(task.data, task.bank, task.kept)]
     sets += [(*task.shifted, task.shifted_kept)] if task.shifted else []
     content = [
@@ -325,14 +311,6 @@ def split_rows(task: ProbeTask, seed: int) -> Parts:
         kept = slice(None) if task.shifted_kept is None else task.shifted_kept
         parts.append((np.array(bank.rows[kept]), data.labels[kept]))
     return parts
-
-
-def _imbalanced_sizes(labels: np.ndarray) -> tuple[int, int]:
-    """Numbers of training and of test rows that allow every share of class 1, as in sae-probes."""
-    shares, ones = get_class_imbalance(), int(labels.sum())
-    rows = int(min((len(labels) - ones) / (1 - min(shares)), ones / max(shares)))
-    train = min(rows - TEST_ROWS_AT_LEAST, TRAIN_ROWS)
-    return train, max(TEST_ROWS_AT_LEAST, rows - train - 1)
 
 
 def fit_l2(split: Parts, seed: int) -> ProbeScore:

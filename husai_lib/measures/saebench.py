@@ -4,8 +4,6 @@ sae-bench is installed without its own requirements, which would break this envi
 hub. What is missing is reported before anything runs.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os
@@ -84,10 +82,7 @@ def subject_of(given: str, evidence: Path, model: str | None = None, prepend_bos
 
 
 def folder_subject(folder: Path, model: str | None, prepend_bos: bool | None) -> Subject:
-    """Any SAELens folder, with the model and BOS of its own metadata unless others are given.
-
-    Raises DataError for an SAE that sae-bench would not evaluate as what it is.
-    """
+    """A SAELens folder, its model and BOS by its metadata unless given; DataError if it cannot be evaluated."""
     config, weights = folder / "cfg.json", folder / "sae_weights.safetensors"
     try:
         metadata = json.loads(config.read_text(encoding="utf-8"))
@@ -144,10 +139,7 @@ def hub_data(name: str, settings: dict[str, Any]) -> list[str]:
 
 
 def revisions(data_set: str) -> list[str]:
-    """Fingerprints of a data set in the cache of the package `datasets`, the only place where it looks offline.
-
-    The prompts of RAVEL are plain files instead: their commits in the cache of the hub.
-    """
+    """Fingerprints of a data set in the cache of `datasets`; of RAVEL's plain files, their commits in the hub's."""
     import datasets  # noqa: PLC0415 - takes a second to import
 
     folder, files = Path(datasets.config.HF_DATASETS_CACHE) / data_set.replace("/", "___"), "*.arrow"
@@ -164,10 +156,9 @@ def log_of(name: str, subject: Subject) -> Path:
 def evaluate(
     name: str, subject: Subject, settings: dict[str, Any], *, download: bool = False, out: Path | None = None
 ) -> Path:
-    """Run one evaluation in its own process unless its result is cached; returns the folder of the result.
+    """Run an evaluation in its own process unless it is cached; the result's folder in the cache or its copy in `out`.
 
-    It is a folder of the cache, named by content, or its copy under `out`. Raises ModelError with the last line of the
-    log if the process fails.
+    Raises ModelError with the last line of the log if the process fails.
     """
     log, data, links = log_of(name, subject), hub_data(name, settings), {}
     if name == "ravel":  # sae-bench's own download fails with this version of the hub's client

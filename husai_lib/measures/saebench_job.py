@@ -4,8 +4,6 @@ sae-bench loads its model by a hub name and skips a result whose file name exist
 and it always writes into a fresh folder, which the cache moves into place as a whole.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import inspect

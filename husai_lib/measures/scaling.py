@@ -1,7 +1,5 @@
 """Phase 4e: one condition over layers, token budgets and widths, each point beside a matched baseline of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,10 +27,7 @@ LARGEST = "training"
 def read_layer(
     model: LanguageModel, sections: Any, at: ActivationParams, progress: Progress | None = None
 ) -> dict[str, Bank]:
-    """The banks of one layer, by name: training rows of every budget, held-out rows, stories and probing prompts.
-
-    `sections` are the step's parameters. All budgets have the norm limit of the largest.
-    """
+    """The banks of one layer by name, of the step's parameters; all budgets have the norm limit of the largest."""
     texts, hooks = sections.texts, [at.hook_name]
     drawn = drawn_texts(texts.training, at.seed)
     largest = text_bank(model, drawn, at, hooks, at.training_rows, progress=progress)
@@ -61,8 +56,9 @@ def grid_tables(
     those of the frontier: random decoders, and the same recipe on Gaussian activations.
     """
     grid, seeds = sections.scaling, sections.scaling.seeds or sections.seeds
-    tables: Tables = {name: [] for name in ("members", "groups", "pairs", "probes", "ceilings", "banks")}
-    of_baselines: Tables = {name: [] for name in ("members", "probes", "ceilings")}
+    measured = ("members", "probes", "ceilings")
+    tables: Tables = {name: [] for name in (*measured, "groups", "pairs", "banks")}
+    of_baselines: Tables = {name: [] for name in measured}
     for layer, banks in layers.items():
         tasks = probe_tasks(sections.texts.probing, banks, sections.probing)
         benches = Benches(banks["held_out"], banks["stories"], tasks, sections.probing, sections.contrastive)
@@ -78,15 +74,15 @@ def grid_tables(
             for one in here:
                 name = baseline_name(one.name)
                 baselines += train_baseline(sections.baseline, one, seeds, rows, progress, name=name)
-        made = _measured(baselines, benches, (), progress)
-        own = _measured(saes, benches, made["members"], progress)
-        _add(of_baselines, made)
-        _add(tables, own)
-        groups, pairs = group_rows(
-            saes, nulls, own["members"], own["probes"], own["ceilings"], held_out=banks["held_out"], step="scaling"
-        )
+        compared: tuple[list[Any], ...] = member_rows(baselines, benches, "scaling", progress=progress)
+        own = member_rows(saes, benches, "scaling", compared[0], progress)
+        groups = group_rows(saes, nulls, *own, held_out=banks["held_out"], step="scaling")
         named = [bank.row(f"layer_{layer}/{name}") for name, bank in banks.items()]
-        _add(tables, {"groups": groups, "pairs": pairs, "banks": named})
+        made: list[list[Any]] = [*own, *groups, named]
+        for name, table in zip(tables, made, strict=True):
+            tables[name] += table
+        for name, table in zip(of_baselines, compared, strict=True):
+            of_baselines[name] += table
     return tables | {name: tables[name] + rows for name, rows in of_baselines.items()}
 
 
@@ -95,15 +91,3 @@ def effect_rows(tables: Mapping[str, Sequence[Row]], parameters: Mapping[str, An
     run = RunTables({("scaling", name): rows for name, rows in tables.items()}, parameters)
     names = ScalingParams.model_validate(parameters["scaling"]).effects()
     return [EffectRow.derive("scaling", run, metric=metric, of=name) for metric in EFFECTS_ON for name in names]
-
-
-def _measured(
-    saes: Sequence[TrainedSae], benches: Benches, baselines: Sequence[Any], progress: Progress | None
-) -> Tables:
-    rows, probes, ceilings = member_rows(saes, benches, "scaling", baselines, progress)
-    return {"members": [*rows], "probes": [*probes], "ceilings": [*ceilings]}
-
-
-def _add(tables: Tables, more: Mapping[str, Sequence[Any]]) -> None:
-    for name, rows in more.items():
-        tables[name] += rows

@@ -1,7 +1,5 @@
 """Stress controls on the candidate's own model, hook, width, k and seeds: what a lesser thing would score."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,10 +90,7 @@ def random_model(
     like: Bank,
     progress: Progress | None = None,
 ) -> RandomModel:
-    """What the re-initialisation `number`, from 1, of the same architecture makes of the cycle's texts.
-
-    Its rows are scaled by one factor, so that their mean norm is that of the training rows `like`.
-    """
+    """The texts read by the re-initialisation `number`, from 1; rows are scaled to the mean norm of the rows `like`."""
     name = model.name if model.name.startswith("random:") else f"random:{model.name}"
     # the model of a smoke cycle is random itself, so that the controls have the seeds after its own
     untrained = open_model(model.model_copy(update={"name": name, "seed": model.seed + number}), device())

@@ -1,7 +1,5 @@
 """How CE-Bench scores depend on width and L0 alone: random and trained TopK SAEs over a grid of both."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,8 +29,7 @@ def width_study(
 ) -> list[ContrastiveRow]:
     """Scores of random and of trained TopK SAEs on the bank `stories`, a row for each width and k of `params`.
 
-    Trained ones are the candidates' TopK recipe at another width and k, trained on the bank `training`; random ones are
-    what this training starts from.
+    Trained ones have the candidates' recipe and the bank `training`; random ones are what this training starts from.
     """
     study, training = params.study, banks["training"]
     bias, shared = training.mean().float(), sae_params.model_dump(exclude={"d_sae", "k"})

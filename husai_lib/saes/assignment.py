@@ -7,8 +7,6 @@ Shortest augmenting paths (Jonker and Volgenant, Computing 38, 1987) find partne
 keep every partner the best column of its row, which is all that optimality needs, whatever the prices at the start.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """The baseline: SAEs trained by SAELens' own training class and trainer, on the same rows as the candidates."""
 
-from __future__ import annotations
-
 import functools
 import threading
 import warnings

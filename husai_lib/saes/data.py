@@ -1,9 +1,8 @@
 """What members learn: scaled rows and their targets, in the order of each seed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from torch import Tensor
@@ -28,7 +27,7 @@ class Data:
     """The mean scaled target, `[d_out]`, from which decoder biases start."""
 
     @classmethod
-    def of(cls, rows: Bank, target: Bank | None = None) -> Data:
+    def of(cls, rows: Bank, target: Bank | None = None) -> Self:
         """Rows to be reconstructed, or to be mapped to `target`."""
         outputs = target or rows
         scale_out = outputs.scale()

@@ -6,8 +6,6 @@ variance, the first term is the loss that is trained without the objective. The 
 that touches each row and its partner only, so it is added to the gradient of the decoder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,15 +4,13 @@ On a CPU a stack is one member with sparse latents, and several stacks are train
 members as memory holds, and every formula is `vmap`ped over them.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,9 +85,8 @@ class Stack:
         self.consistency: Consistency | None = None
         if objective := self.condition.objective:
             weights = [member.condition.objective.weight for member in members if member.condition.objective]
-            self.consistency = Consistency(
-                torch.tensor(weights, device=device), self.tensors["W_dec"], objective.assignment_interval, references
-            )
+            each = torch.tensor(weights, device=device)
+            self.consistency = Consistency(each, self.tensors["W_dec"], objective.assignment_interval, references)
         groups = [{"params": list(sae.parameters()), "lr": 0.0} for sae in self.saes]
         self.optimiser = torch.optim.Adam(groups, fused=True)
         for p in itertools.chain(*(sae.parameters() for sae in self.saes)):  # Adam would do this in its first step
@@ -138,7 +135,11 @@ class Stack:
         self.optimiser.zero_grad()
         loss.total.sum().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self._add_consistency(target)
+            if self.consistency:
+                if self.done % self.consistency.interval == 0:
+                    self.consistency.match(self.tensors["W_dec"])
+                gradients = self._all(cast("Tensor", self.computed["W_dec"].grad))
+                self.consistency.add_gradient(self.tensors["W_dec"], gradients, target)
             self._clip_gradients()
             self.optimiser.step()
             self._write(self._call("projected"))
@@ -186,16 +187,6 @@ class Stack:
         for name, value in values.items():
             self.tensors[name].copy_(value)
 
-    def _add_consistency(self, target: Tensor) -> None:
-        """Add the gradient of the consistency objective, where there is one, matching anew every few steps."""
-        if self.consistency is None:
-            return
-        decoders, gradient = self.tensors["W_dec"], self.computed["W_dec"].grad
-        assert gradient is not None
-        if self.done % self.consistency.interval == 0:
-            self.consistency.match(decoders)
-        self.consistency.add_gradient(decoders, self._all(gradient), target)
-
     def _clip_gradients(self) -> None:
         """Pass each member's gradients to its parameters, scaled down to `GRADIENT_NORM` if they exceed it."""
         gradients = {name: self._all(p.grad) for name, p in self.computed.items() if p.grad is not None}
@@ -232,8 +223,8 @@ class Stack:
 
     def _state(self) -> dict[str, Tensor]:
         """Everything that changes from step to step, by name. Writing into these tensors restores it."""
-        state = {"unfired": self.unfired, "reviving": self.reviving}
-        state |= {"log_coefficient": self.log_coefficient, "log_l0": self.log_l0, **self.tensors}
+        names = ("unfired", "reviving", "log_coefficient", "log_l0")
+        state = {name: getattr(self, name) for name in names} | self.tensors
         state |= self.consistency.state() if self.consistency else {}
         for m, sae in enumerate(self.saes):
             for name, p in sae.named_parameters():
@@ -272,9 +263,8 @@ def stacks_of(members: Sequence[Member], d_in: int, d_out: int, device: str, wor
     stacks = []
     for alike in together.values():
         first = members[alike[0]]
-        size = max(1, int(0.7 * free / _bytes_of_member(first.condition, d_in, d_out)))
-        size = min(size, math.ceil(len(alike) / workers))
-        size = len(alike) if first.bank else size
+        fitting = max(1, int(0.7 * free / _bytes_of_member(first.condition, d_in, d_out)))
+        size = len(alike) if first.bank else min(fitting, math.ceil(len(alike) / workers))
         stacks += [alike[i : i + size] for i in range(0, len(alike), size)]
     return stacks
 

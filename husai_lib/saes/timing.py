@@ -5,8 +5,6 @@ takes for all of them, a condition's members together on a GPU, and shared by th
 objective is left out, as it needs references.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

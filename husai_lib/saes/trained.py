@@ -1,7 +1,5 @@
 """A trained SAE: its condition and seed, its folder in the cache, and how it is loaded."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import json
@@ -43,7 +41,7 @@ class Member:
 
 @dataclass(frozen=True)
 class TrainedSae:
-    """A trained SAE in the cache, as a SAELens folder."""
+    """A trained SAE in the cache, as a SAELens folder. It goes to another process without its loaded weights."""
 
     member: Member
     entry: Entry
@@ -54,7 +52,6 @@ class TrainedSae:
         return str(self.member)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """An SAE goes to another process without its loaded weights."""
         return TrainedSae, (self.member, self.entry, self.note)
 
     @property
@@ -83,10 +80,7 @@ def load_sae(folder: Path) -> Any:
 
 
 def inference_code(folder: Path) -> dict[str, str]:
-    """The hash of the code of an SAE's inference class, as `code`, if the class is one of this library's.
-
-    SAELens' own classes are determined by its version, which is part of every key.
-    """
+    """The hash of the code of an SAE's class as `code`; none for SAELens' own, whose version is in every key."""
     _register_own_classes()
     architecture = json.loads((folder / "cfg.json").read_text(encoding="utf-8")).get("architecture")
     module = SAE_CLASS_REGISTRY[architecture][0].__module__ if architecture in SAE_CLASS_REGISTRY else ""

@@ -1,7 +1,5 @@
 """Training of a bank: all its members, from the cache or together in stacks."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Sequence

@@ -218,9 +218,10 @@ def test_the_cycles_of_this_repository_train_on_texts_they_do_not_measure_on() -
 def test_the_offline_stories_are_read_in_order_up_to_max_rows() -> None:
     lines = OFFLINE_STORIES.read_text(encoding="utf-8").splitlines()
     pairs = story_pairs("offline", 5)
-    assert [pair.subject for pair in pairs] == [json.loads(line)["subject"] for line in lines[:5]]
+    assert [first.data_set for first, _ in pairs] == [second.data_set for _, second in pairs]
+    assert [first.data_set for first, _ in pairs] == [json.loads(line)["subject"] for line in lines[:5]]
     assert len(story_pairs("offline", 10_000)) == len(lines)
-    assert all(pair.story1 != pair.story2 for pair in story_pairs("offline", 10_000))
+    assert all(first.text != second.text for first, second in story_pairs("offline", 10_000))
 
 
 def test_a_relative_path_of_stories_starts_at_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csc_array
 from small_saes import bank, cache, random_sae
 
-from husai_lib.measures import agreement as module
-from husai_lib.measures.agreement import Agreement, Behaviour, agreement, behaviour
-from husai_lib.measures.matching import group_stability, match
+from husai_lib.measures import matching as module
+from husai_lib.measures.matching import Agreement, Behaviour, agreement, behaviour, group_stability, match
 
 assert cache  # the fixture that every test of this module uses
 
@@ -131,7 +130,7 @@ def test_the_behaviour_of_an_sae_is_by_its_own_encoder_on_the_first_held_out_row
     sae = random_sae(4)
     expected = sae.encode(rows.take(np.arange(50))).detach().numpy()
     np.testing.assert_allclose(behaviour(sae, rows).latents.toarray(), expected, rtol=1e-5)
-    monkeypatch.setattr(module, "ROWS", 20)
+    monkeypatch.setattr(module, "BEHAVIOUR_ROWS", 20)
     found = behaviour(sae, rows)
     np.testing.assert_allclose(found.latents.toarray(), expected[:20], rtol=1e-5)
     np.testing.assert_array_equal(found.decoder, sae.W_dec.detach().numpy())

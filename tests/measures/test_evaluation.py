@@ -18,10 +18,9 @@ from husai_lib.evidence.rows.measured import GroupRow, MemberRow, PairRow
 from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.intervals import mean_over_pairs
 from husai_lib.measures import evaluation
-from husai_lib.measures.agreement import behaviour
 from husai_lib.measures.contrastive import ContrastiveScore, contrastive_scores
 from husai_lib.measures.evaluation import Benches, Reconstruction, decoder_pairs, group_rows, measure, member_rows
-from husai_lib.measures.matching import group_stability, pairwise_pwmcc, random_decoders
+from husai_lib.measures.matching import behaviour, group_stability, pairwise_pwmcc, random_decoders
 from husai_lib.measures.probing import ProbeScore, ProbeTask, llm_scores, sae_scores
 from husai_lib.params.benchmarks import ContrastiveParams, ProbingParams
 from husai_lib.saes.trained import TrainedSae

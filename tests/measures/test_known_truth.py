@@ -16,8 +16,8 @@ from torch import Tensor
 
 from husai_lib.activations.banks import Bank
 from husai_lib.evidence.rows.consistency import TruthRow
-from husai_lib.measures import known_truth as module
-from husai_lib.measures.known_truth import HELD_OUT, known_truth, synthetic_world
+from husai_lib.measures import consistency as module
+from husai_lib.measures.consistency import HELD_OUT, known_truth, synthetic_world
 from husai_lib.measures.matching import random_decoders
 from husai_lib.params.consistency import KnownTruthParams
 from husai_lib.saes.trained import Member, TrainedSae

@@ -18,8 +18,8 @@ from scipy.sparse import csc_array
 from husai_lib.errors import DataError, ModelError
 from husai_lib.intervals import mean_interval, mean_over_pairs, pair_table, pwmcc_difference, pwmcc_interval
 from husai_lib.measures import matching
-from husai_lib.measures.agreement import Behaviour
 from husai_lib.measures.matching import (
+    Behaviour,
     match,
     pair_rows,
     pairwise_pwmcc,
@@ -39,7 +39,7 @@ def pwmcc(decoders):
 
 
 def group_stability(decoders, encoders):
-    """Of seeds whose latents never fire: what they do is tested with `measures.agreement`."""
+    """Of seeds whose latents never fire: what they do is tested in test_agreement.py."""
     silent = [Behaviour(csc_array((1, len(decoder))), np.asarray(decoder)) for decoder in decoders]
     return matching.group_stability(decoders, encoders, silent)
 

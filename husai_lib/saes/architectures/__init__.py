@@ -4,8 +4,6 @@ A file defines one subclass of `TrainableSae`, with its training loss and its ex
 training uses that SAELens SAE and its own encoder.
 """
 
-from __future__ import annotations
-
 import importlib
 
 import torch

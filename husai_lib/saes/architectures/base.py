@@ -4,8 +4,6 @@ Every formula is that of one member and runs in two ways: on a CPU with sparse l
 under `torch.func.vmap` for a stack of members. So it never branches on a tensor's values.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -17,14 +15,7 @@ from torch.nn.functional import normalize, relu
 
 from husai_lib.activations.onednn import linear
 from husai_lib.params.conditions import Condition
-from husai_lib.saes.architectures.latents import (
-    Active,
-    LargestOfBatch,
-    LargestOfEachRow,
-    Latents,
-    Selection,
-    SparsePreActivations,
-)
+from husai_lib.saes.architectures.latents import Active, LargestOfEachRow, Latents, Selection, SparsePreActivations
 
 SCORED_TOGETHER = 256
 """Rows that are scored at once on a CPU: few enough to be selected from while they are in the cache."""
@@ -57,8 +48,7 @@ class Loss(NamedTuple):
 
 
 class TrainableSae(nn.Module):
-    """An SAE in training. `W_enc` is stored as `[d_sae, d_in]` (SAELens: transposed), so that its sparse gradient
-    consists of whole rows.
+    """An SAE in training. `W_enc` is `[d_sae, d_in]` (SAELens: transposed): its sparse gradient consists of whole rows.
 
     Decoder rows start as random unit vectors and encoder rows as copies of them. Hyperparameters that are not whole
     numbers are buffers, so that the members of a stack may differ in them.
@@ -69,8 +59,6 @@ class TrainableSae(nn.Module):
     same_space = True
     """Whether input and target lie in the same space. If so, encoder rows start as copies of the decoder rows, and
     `b_dec` is subtracted from the input."""
-    rule: type[LargestOfEachRow | LargestOfBatch] = LargestOfEachRow
-    """How latents are selected, unless `selection` says otherwise."""
     sparsity_coefficient: str | None = None
     """The hyperparameter that `match_l0` tunes; None if k determines how many latents are active."""
     wants_noise = False
@@ -102,7 +90,7 @@ class TrainableSae(nn.Module):
 
     def selection(self, x: Tensor) -> Selection:  # noqa: ARG002
         """The rule that selects the active latents of `x [n, d_in]`."""
-        return self.rule(self.condition.k)
+        return LargestOfEachRow(self.condition.k)
 
     def penalty(self, x: Tensor, latents: Latents, state: TrainState) -> Tensor | float:  # noqa: ARG002
         """What the loss holds beside the squared error and the revival loss."""
@@ -113,10 +101,7 @@ class TrainableSae(nn.Module):
         return {}
 
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Loss of reconstructing `target [n, d_out]` from `x [n, d_in]`.
-
-        The error is summed over dimensions and averaged over rows, as in SAELens.
-        """
+        """Loss of reconstructing `target [n, d_out]` from `x [n, d_in]`: summed over dimensions, averaged over rows."""
         latents = self.latents(x)
         error = latents.error(target + -self.b_dec, self.W_dec)  # `-` would negate the gradient of every row
         total = squared(error) + self.revival_loss(x, error, state.dead) + self.penalty(x, latents, state)
@@ -230,10 +215,7 @@ class TrainableSae(nn.Module):
 
 
 def register(name: str, sae_class: type[Any], config: type[Any], **fields: type[Any]) -> None:
-    """Register an inference class of this library with SAELens, under the name that `cfg.json` then holds.
-
-    Its config is the SAELens config class `config` with additional fields, given as `name=type`.
-    """
+    """Register a class with SAELens as `name`; its config is `config` with additional fields, given as `name=type`."""
     own = {"architecture": classmethod(lambda _: name)}
     class_name = f"{sae_class.__name__}Config"
     config = dataclasses.make_dataclass(class_name, fields.items(), bases=(config,), namespace=own, kw_only=True)

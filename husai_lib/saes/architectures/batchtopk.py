@@ -4,8 +4,6 @@ Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead la
 the inference threshold follows the smallest active latent; never slower than over the last tenth of the steps).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -19,7 +17,6 @@ class Sae(TrainableSae):
     """As SAELens' `BatchTopKTrainingSAE`: at inference a JumpReLU SAE with the threshold estimated here."""
 
     exported_as = "jumprelu"
-    rule = LargestOfBatch
     threshold: Tensor
 
     def __init__(self, condition: Condition, d_in: int, d_out: int, generator: torch.Generator) -> None:
@@ -27,8 +24,11 @@ class Sae(TrainableSae):
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
 
     @override
+    def selection(self, x: Tensor) -> LargestOfBatch:
+        return LargestOfBatch(self.condition.k)
+
+    @override
     def estimates(self, latents: Latents, state: TrainState) -> dict[str, Tensor]:
-        """The inference threshold, moved towards the smallest active latent of this batch."""
         # in a short training SAELens' slow average would lag behind the SAE, or stay near its start at 0
         rate: Tensor = self.option("topk_threshold_lr").double().clamp(min=min(1.0, 10 / state.steps))
         values = latents.values.detach() * latents.of(self.W_dec.detach().norm(dim=1))
@@ -39,5 +39,4 @@ class Sae(TrainableSae):
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """One threshold, shared by all latents, so that a row's latents do not depend on other rows."""
         return {"threshold": (self.threshold / scale_out).expand(self.condition.d_sae)}

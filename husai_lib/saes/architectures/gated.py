@@ -4,8 +4,6 @@ Hyperparameters: `l1_coefficient`, `l1_warm_up_fraction` (share of the steps ove
 size), `aux_loss_coefficient` (weight of the loss that revives dead latents; SAELens' recipe has none).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -32,7 +30,6 @@ class Sae(standard.Sae):
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error of the SAE and of its gate alone, and `l1_coefficient` times the gate's weighted L1 norm."""
         gate = self.selected(x)
         magnitude = (gate.values - gate.of(self.b_enc)) * gate.of(self.r_mag).exp() + gate.of(self.b_mag)
         opened, latents = gate.with_values(relu(gate.values)), gate.with_values((gate.values > 0) * relu(magnitude))
@@ -42,11 +39,10 @@ class Sae(standard.Sae):
 
     @override
     def projected(self) -> dict[str, Tensor]:
-        """If aligned, magnitudes have the directions of the gate: `r_mag` stays zero."""
+        # if aligned, magnitudes have the directions of the gate
         return super().projected() | ({"r_mag": torch.zeros_like(self.r_mag)} if self.condition.aligned else {})
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """The biases of gate and magnitude, and the magnitude's scale."""
         norms = self.W_dec.norm(dim=1) / scale_out
         return {"b_gate": self.b_enc * norms, "b_mag": self.b_mag * norms, "r_mag": self.r_mag}

@@ -3,8 +3,6 @@
 Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead latents).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from typing_extensions import override

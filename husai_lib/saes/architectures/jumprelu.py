@@ -5,8 +5,6 @@ size), `bandwidth` (width of the straight-through estimator's kernel), `init_thr
 (weight of the loss that revives dead latents; SAELens' recipe has none).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -29,13 +27,11 @@ class Sae(TrainableSae):
 
     @override
     def selection(self, x: Tensor) -> Above:
-        """All within or above the kernel: there is no gradient below it."""
-        lowest = self.threshold.detach() - self.option("bandwidth") / 2
+        lowest = self.threshold.detach() - self.option("bandwidth") / 2  # there is no gradient below the kernel
         return Above(lowest * self.W_dec.detach().norm(dim=1))
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error plus `l0_coefficient` times the mean L0, warmed up linearly."""
         near, width = self.selected(x), self.option("bandwidth")
         pre, threshold = near.values, near.of(self.threshold)
         fixed = threshold.detach()
@@ -51,20 +47,18 @@ class Sae(TrainableSae):
 
     @override
     def projected(self) -> dict[str, Tensor]:
-        """Thresholds stay non-negative, as the gate would otherwise pass negative pre-activations."""
+        # a negative threshold would pass negative pre-activations
         return super().projected() | {"threshold": self.threshold.clamp(min=0.0)}
 
     @override
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
-        """One threshold for all latents, exceeded by k pre-activations a row of `x`: Adam alone would take too long."""
+        # one threshold for all latents, as Adam alone would take too long
         return {"threshold": torch.ones_like(self.threshold) * self.threshold_of_k(x)}
 
     @override
     def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
-        """All thresholds, as Adam moves them by no more than its step size."""
         return {"threshold": self.threshold * error.exp()}
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """A threshold for each latent."""
         return {"threshold": self.threshold * self.W_dec.norm(dim=1) / scale_out}

@@ -5,13 +5,11 @@ TopK step on a CPU is five more products of that size and passes over `[n, d_sae
 weighted sum of decoder rows, and two sparse products. On a GPU the dense form is faster.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,14 +22,12 @@ from typing_extensions import override
 
 @dataclass
 class Active:
-    """The active entries of a batch: entry i is latent `column[i]` of row `row[i]`; rows ascend."""
+    """The active entries of a batch: entry i is latent `column[i]` (int32) of row `row[i]` (int32); rows ascend."""
 
     row: Tensor
-    """int32"""
     column: Tensor
-    """int32"""
     scores: Tensor
-    """The scores by which they were selected."""
+    """Those by which they were selected."""
     shape: tuple[int, int]
     """Rows of the batch, and latents."""
 
@@ -45,7 +41,7 @@ class Active:
         """The order that sorts the entries by latent, and `[d_sae]` where each latent's entries start in it."""
         return self.column.argsort(stable=True), _starts(self.column, self.shape[1])
 
-    def where(self, keep: Tensor) -> Active:
+    def where(self, keep: Tensor) -> "Active":
         """The entries where `keep` is true."""
         return Active(self.row[keep], self.column[keep], self.scores[keep], self.shape)
 
@@ -75,9 +71,9 @@ class Selection(ABC):
     def mask(self, scores: Tensor) -> Tensor:
         """`[n, d_sae]` bool: the active latents, given the scores `[n, d_sae]`."""
 
-    @abstractmethod
     def positions(self, scores: np.ndarray) -> np.ndarray:
         """The positions of the active entries in the flattened `scores [n, d_sae]`; rows ascend."""
+        return np.flatnonzero(self.mask(torch.from_numpy(scores)).numpy())
 
     def active(self, parts: Iterable[Tensor]) -> Active | None:
         """The active entries, given the scores of some rows at a time; None where dense products are faster."""
@@ -155,10 +151,6 @@ class Above(Selection):
     def mask(self, scores: Tensor) -> Tensor:
         return scores > self.threshold
 
-    @override
-    def positions(self, scores: np.ndarray) -> np.ndarray:
-        return np.flatnonzero(scores > self.threshold.numpy())
-
 
 # --- their values ----------------------------------------------------------------------------------
 
@@ -177,7 +169,7 @@ class Latents:
         """A parameter `[d_sae]`, matched to `values`."""
         return parameter if self.active is None else parameter.index_select(0, self.active.column)
 
-    def with_values(self, values: Tensor) -> Latents:
+    def with_values(self, values: Tensor) -> Self:
         """The same latents with other values."""
         return replace(self, values=values)
 
@@ -200,14 +192,11 @@ class Latents:
 
 
 class SparsePreActivations(torch.autograd.Function):
-    """`inputs @ W_enc.T + b_enc` at the active entries, where it is known already, with `inputs = x - b_dec`.
-
-    `inputs` comes without the gradient of `b_dec [d_in]`, which is None where nothing is subtracted.
-    """
+    """`(x - b_dec) @ W_enc.T + b_enc` at the active entries; `b_dec` is None if nothing is subtracted."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, active: Active, inputs: Tensor, *parameters: Tensor) -> Tensor:
-        """`values`, which are those of the parameters `b_dec`, `W_enc [d_sae, d_in]` and `b_enc [d_sae]`."""
+        """`values`, known already; `inputs` are `x - b_dec` without its gradient; `b_dec`, `W_enc` and `b_enc`."""
         ctx.save_for_backward(inputs, parameters[1])
         ctx.active = active
         return values

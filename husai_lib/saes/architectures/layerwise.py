@@ -8,8 +8,6 @@ Hyperparameters: `layers` (the architecture of each block, `topk` or `standard`,
 blocks), `aux_loss_coefficient` (all blocks).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,10 +28,7 @@ BLOCKS: dict[str, type[TrainableSae]] = {"topk": topk.Sae, "standard": standard.
 
 
 class LayerwiseSAE(StandardSAE):  # type: ignore[misc]
-    """SAELens' standard SAE with block-diagonal weights; each block has its own activation function.
-
-    `k` of the config is that of all blocks together, `layers` the architecture of each block.
-    """
+    """SAELens' standard SAE with block-diagonal weights; `layers` names each block's architecture, `k` is of all."""
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents `[..., d_sae]` of `x [..., d_in]`, block by block."""
@@ -81,7 +76,6 @@ class Sae(TrainableSae):
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """The sum of the blocks' losses, each on its layer."""
         count, losses = len(self.blocks), []
         for i, (rows, wanted) in enumerate(zip(x.chunk(count, -1), target.chunk(count, -1), strict=True)):
             dead = None if state.dead is None else state.dead.chunk(count)[i]
@@ -90,12 +84,10 @@ class Sae(TrainableSae):
 
     @override
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
-        """The biases of the ReLU blocks, each with its share of k active latents a row."""
         return self._biases("start_at_l0", x.chunk(len(self.blocks), -1))
 
     @override
     def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
-        """The biases of the ReLU blocks."""
         return self._biases("nearer_to_l0", [error] * len(self.blocks))
 
     def _biases(self, method: str, arguments: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -106,7 +98,6 @@ class Sae(TrainableSae):
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """Encoder and decoder, with zeros outside the blocks."""
         count, norms = len(self.blocks), self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8)
         W_enc = self.W_enc * norms * (scale_in / scale_out)
         return {

@@ -4,8 +4,6 @@ Hyperparameters: `widths` (the nested prefixes as shares of `d_sae`, ascending t
 width for a small `d_sae` are one level), `aux_loss_coefficient` and `topk_threshold_lr` (those of BatchTopK).
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,7 +19,6 @@ class Sae(batchtopk.Sae):
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """The sum of the levels' squared errors plus the revival loss; the threshold follows as in BatchTopK."""
         latents = self.latents(x)
         error, total, start = target + -self.b_dec, x.new_zeros(()), 0
         for stop in self.widths():

@@ -13,8 +13,6 @@ Hyperparameters: `layers` (L: as many hooks as `activations.hook_name` joins), `
 loss that revives dead latents; it does not train the router).
 """
 
-from __future__ import annotations
-
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor, nn
@@ -38,13 +36,10 @@ def route(x: Tensor, centre: Tensor, W_router: Tensor, b_router: Tensor) -> tupl
 
 
 class RouteSAE(TopKSAE):  # type: ignore[misc]
-    """SAELens' TopK SAE behind a router: `encode` takes `[..., layers * d_in]` and `decode` returns `[..., d_in]`.
-
-    `d_in` of the config is the width of one layer.
-    """
+    """SAELens' TopK SAE behind a router: `d_in` is that of one layer; `encode` takes `[..., layers * d_in]`."""
 
     def initialize_weights(self) -> None:
-        """The weights of TopK and of the router, and the mean of each layer."""
+        """Those of TopK and of the router, and the mean of each layer."""
         super().initialize_weights()
         layers, d_in, zeros = self.cfg.layers, self.cfg.d_in, self.b_dec.new_zeros
         self.W_router, self.b_router = nn.Parameter(zeros(layers, d_in)), nn.Parameter(zeros(layers))
@@ -55,7 +50,7 @@ class RouteSAE(TopKSAE):  # type: ignore[misc]
         return route(x.to(self.dtype), self.centre, self.W_router, self.b_router)[0]
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents `[..., d_sae]` of `x [..., layers * d_in]`."""
+        """Latents `[..., d_sae]`; `decode` returns `[..., d_in]`."""
         latents: Tensor = super().encode(self.target_of(x))
         return latents
 
@@ -82,13 +77,11 @@ class Sae(topk.Sae):
 
     @override
     def start_bias(self, mean: Tensor) -> Tensor:
-        """Zeros: `mean [L * d]` is subtracted from the layers, so routed activations have a mean near zero."""
         self.centre = mean
-        return mean.new_zeros(self.d_in)
+        return mean.new_zeros(self.d_in)  # routed activations are centred already
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """Squared error of the routed activation over its squared probability, plus the revival loss."""
         routed, probability = route(x, self.centre, self.W_router, self.b_router)
         latents = self.latents(routed)
         error = latents.error(routed + -self.b_dec, self.W_dec)
@@ -97,5 +90,4 @@ class Sae(topk.Sae):
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """The router and the centre."""
         return {"W_router": self.W_router * scale_in, "b_router": self.b_router, "centre": self.centre / scale_in}

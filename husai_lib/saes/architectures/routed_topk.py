@@ -18,8 +18,6 @@ latents, on rows of every block). With `p [n, num_experts]` the softmax of the l
   It takes one pass over the decoder, while comparing latents would need `[d_sae, d_sae]`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +35,7 @@ class RoutedTopKSAE(TopKSAE):  # type: ignore[misc]
     """SAELens' TopK SAE with a router: `W_router [num_experts, d_in]`, `b_router [num_experts]`."""
 
     def initialize_weights(self) -> None:
-        """The weights of TopK and of the router."""
+        """Those of TopK and of the router."""
         super().initialize_weights()
         self.W_router = nn.Parameter(self.b_dec.new_zeros(self.cfg.num_experts, self.cfg.d_in))
         self.b_router = nn.Parameter(self.b_dec.new_zeros(self.cfg.num_experts))
@@ -58,12 +56,11 @@ register("routed_topk", RoutedTopKSAE, TopKSAEConfig, num_experts=int, route_mod
 
 @dataclass(frozen=True)
 class LargestOfBlock(LargestOfEachRow):
-    """The k largest scores of each row within its block, or those among the k largest of all that lie in it."""
+    """The k largest scores of each row within its block of `width` latents or, of the k largest of all, those in it."""
 
     expert: Tensor
     """`[n]`: the block of each row."""
     width: int
-    """Latents in a block."""
     within: bool
 
     @override
@@ -93,12 +90,10 @@ class Sae(TrainableSae):
 
     @override
     def selection(self, x: Tensor) -> LargestOfBlock:
-        """The rule of `route_mode`, with the block of each row."""
         return LargestOfBlock(self.condition.k, self.logits(x).argmax(-1), self.width, self.within)
 
     @override
     def penalty(self, x: Tensor, latents: Latents, state: TrainState) -> Tensor:
-        """The weighted losses of the router and of the blocks."""
         logs = self.logits(x).log_softmax(-1)
         p = logs.exp()
         balance, entropy = (p.mean(0) - 1 / self.num_experts).square().sum(), -(p * logs).sum(-1).mean()
@@ -118,13 +113,12 @@ class Sae(TrainableSae):
 
     @override
     def active(self, inputs: Tensor, norms: Tensor, selection: Selection, of: slice = slice(None)) -> Active | None:
-        """The active entries of each row's block; with `expert_topk`, no other block of the row is scored."""
         assert isinstance(selection, LargestOfBlock)
         if not self.within:
             active = super().active(inputs, norms, selection, of)
             assert active
             return active.where(active.column // self.width == selection.expert[active.row])
-        n, k = len(inputs), selection.k
+        n, k = len(inputs), selection.k  # no other block of a row is scored
         columns, scores = torch.empty(n, k, dtype=torch.int32), torch.empty(n, k)
         for start in range(0, self.condition.d_sae, self.width):
             if len(rows := (selection.expert == start // self.width).nonzero()[:, 0]):
@@ -137,7 +131,6 @@ class Sae(TrainableSae):
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """The router."""
         return {"W_router": self.W_router * scale_in, "b_router": self.b_router}
 
 

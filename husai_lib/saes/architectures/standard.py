@@ -4,8 +4,6 @@ Hyperparameters: `l1_coefficient`, `l1_warm_up_fraction` (share of the steps ove
 size), `aux_loss_coefficient` (weight of the loss that revives dead latents; SAELens' recipe has none).
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 from typing_extensions import override
 
@@ -25,17 +23,15 @@ class Sae(TrainableSae):
 
     @override
     def penalty(self, x: Tensor, latents: Latents, state: TrainState) -> Tensor:
-        """`l1_coefficient` times the weighted L1 norm, warmed up linearly."""
         norm = (latents.values * latents.of(self.W_dec.norm(dim=1))).sum() / len(x)
         coefficient: Tensor = self.option("l1_coefficient") * state.warm_up(self.option("l1_warm_up_fraction"))
         return coefficient * norm
 
     @override
     def start_at_l0(self, x: Tensor) -> dict[str, Tensor]:
-        """Biases that leave k pre-activations a row of `x` positive: the penalty alone would take too long."""
+        # biases that leave k pre-activations a row positive, as the penalty alone would take too long
         return {"b_enc": self.b_enc - self.threshold_of_k(x)}
 
     @override
     def nearer_to_l0(self, error: Tensor) -> dict[str, Tensor]:
-        """All biases, as the penalty takes effect only after many steps."""
         return {"b_enc": self.b_enc - error}

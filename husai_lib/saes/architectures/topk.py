@@ -3,8 +3,6 @@
 Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead latents).
 """
 
-from __future__ import annotations
-
 from husai_lib.saes.architectures.base import TrainableSae
 
 

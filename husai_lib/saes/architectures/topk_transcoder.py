@@ -4,8 +4,6 @@ Hyperparameters: `aux_loss_coefficient` (weight of the loss that revives dead la
 the input is added to the output).
 """
 
-from __future__ import annotations
-
 import torch
 from sae_lens import SkipTranscoder, SkipTranscoderConfig, TopKSAE, Transcoder, TranscoderConfig
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ class TopKTranscoder(Transcoder):  # type: ignore[misc]
 
 
 class TopKSkipTranscoder(SkipTranscoder):  # type: ignore[misc]
-    """SAELens' skip transcoder with the activation function of its TopK SAE."""
+    """The same with a skip connection."""
 
     get_activation_fn = TopKSAE.get_activation_fn
 
@@ -46,10 +44,8 @@ class Sae(topk.Sae):
 
     @override
     def loss(self, x: Tensor, target: Tensor, state: TrainState) -> Loss:
-        """The loss of TopK, on the part of the target that the skip connection leaves."""
         return super().loss(x, target - x @ self.W_skip.T if self.option("skip") else target, state)
 
     @override
     def exported_tensors(self, scale_in: float, scale_out: float) -> dict[str, Tensor]:
-        """The skip connection, if there is one."""
         return {"W_skip": self.W_skip * (scale_in / scale_out)} if self.option("skip") else {}
