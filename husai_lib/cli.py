@@ -1,7 +1,5 @@
 """The command `husai`: run a cycle, list, show, verify and render what runs left behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -4,8 +4,6 @@
 progress; "" is the rest: imports, null distributions, matching, figures.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -1,7 +1,5 @@
 """One notebook, executed by papermill and watched: how far it is, or its failure in one sentence."""
 
-from __future__ import annotations
-
 import logging
 import re
 import subprocess

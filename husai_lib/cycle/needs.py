@@ -1,7 +1,5 @@
 """What a cycle needs before it runs: members, time, memory and disk of every step, on this machine."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

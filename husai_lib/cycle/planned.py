@@ -1,7 +1,5 @@
 """A step of a cycle, with its parameters, and what the cache holds of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A queue of cycles, one after another; a later one may name the newest run of an earlier one."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +42,7 @@ class Queued:
 
     def resolved(
         self, evidence: Path, made: Mapping[str, str | None], resumed: Mapping[str, Any] | None = None
-    ) -> Queued:
+    ) -> "Queued":
         """The same with the name of a run in place of every `<cycle>/newest`.
 
         It is that of `made` (None leaves the name as it is), else the one in the parameters `resumed`, else the newest

@@ -1,7 +1,5 @@
 """Reproduce: a run executed again from its parameters, and its records compared number by number."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """A cycle: parameters in, every step's notebook executed in order, evidence and a verdict out."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """The work of a cycle's steps, counted from its parameters: SAEs, amounts of each kind of work, bytes."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

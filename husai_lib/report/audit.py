@@ -6,8 +6,6 @@ cannot say whether they follow.
 It takes the records' measurements as given: only `husai reproduce` finds one that somebody invented.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -3,8 +3,6 @@
 All numbers that a page shows are formatted here, so that digits, signs and missing values look the same everywhere.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import string

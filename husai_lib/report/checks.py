@@ -1,7 +1,5 @@
 """What a check is, and what came of many of them: problems, and what could not be checked here."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

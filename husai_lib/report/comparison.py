@@ -1,7 +1,5 @@
 """Several runs side by side: what differs in their parameters, data, code, environment, metrics and verdicts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Whether a run holds everything that its parameters ask for, and nothing else: SAEs, groups, pairs, probes, tasks."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import combinations, product

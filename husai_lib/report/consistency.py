@@ -1,7 +1,5 @@
 """What the sweep of the consistency objective showed: its figures, and the sentences that answer its question."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

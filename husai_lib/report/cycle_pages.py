@@ -3,8 +3,6 @@
 A run of which anything cannot be read has a single page, which says why, and the other cycles are shown all the same.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A run's candidate as a folder that SAELens loads, with a model card made from records, and the folder's upload."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -4,8 +4,6 @@ Colours are those of Okabe and Ito, each with a marker, so that figures are read
 and depend only on their rows: the same rows give the same bytes.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence

@@ -5,8 +5,6 @@ every other cell must follow from records. A notebook without such a cell is exe
 retaken. Nothing is written, and no code is ever taken from evidence.
 """
 
-from __future__ import annotations
-
 import ast
 import base64
 import io

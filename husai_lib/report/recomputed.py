@@ -1,7 +1,5 @@
 """Numbers that need no training: decoders that are seeded, and those whose weights are in the cache. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations

@@ -1,7 +1,5 @@
 """What the grid of layers, token budgets and widths showed: its figure, and the sentences that answer its questions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any

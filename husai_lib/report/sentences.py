@@ -1,7 +1,5 @@
 """Records in, sentences out, as Markdown: every sentence with a number that a notebook or a page shows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ template `page.html` does, with the same pages, order and titles. Text from data
 not trusted: it reaches a page escaped or through an allow-list, and no page loads anything from outside.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

@@ -3,8 +3,6 @@
 A table is a mapping of headings to cell templates over a row's fields.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import re

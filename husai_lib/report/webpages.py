@@ -4,8 +4,6 @@ Their content is not trusted: text reaches a page escaped or through an allow-li
 anything outside the site.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re

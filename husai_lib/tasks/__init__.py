@@ -5,8 +5,6 @@ Out: the results in the order of the tasks. What a task makes goes into the cach
 Rooms: known by those that measure; knows the cache.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 

@@ -5,8 +5,6 @@ it made. Where a worker does not read this process's cache folder, the entries t
 checked against its hash on arrival.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import secrets

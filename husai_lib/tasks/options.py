@@ -1,7 +1,5 @@
 """What the command line says about tasks, as the kernels of notebooks and workers inherit it: in the environment."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Tasks on parallel threads of this process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
