@@ -94,21 +94,26 @@ def frontier(members: Sequence[MemberRow]) -> ReportFigure:
 
 
 def pareto(candidates: Sequence[CandidateRow]) -> ReportFigure:
-    """Groups by their external deltas, with lines to the lower 95 % bounds; front and selected group are marked."""
+    """Groups by their external deltas, with lines to the lower 95 % bounds; front and selected group are marked.
+
+    Of more groups than there are styles, only those on the front have a colour and a line in the legend of their own.
+    """
     figure, (axes,) = framed(8.6, 4.2)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.axhline(0, color=GREY, linewidth=1)
-    styles = _styles(row.condition for row in candidates)
-    for row in candidates:
+    many = len(candidates) > len(STYLES)
+    styles = _styles(row.condition for row in candidates if row.on_front or not many)
+    for row in sorted(candidates, key=lambda row: not row.on_front):
         x, y, x_low, y_low = row.saebench_delta, row.cebench_delta, row.saebench_delta_low, row.cebench_delta_low
         if x is None or y is None:
             continue
-        color, marker = styles[row.condition]
+        color, marker = styles.get(row.condition, (GREY, "o"))
         axes.plot([x if x_low is None else x_low, x], [y, y], color=color, linewidth=1)
         axes.plot([x, x], [y if y_low is None else y_low, y], color=color, linewidth=1)
         standing = "on the front" if row.on_front else "dropped" if row.joint_score is None else "behind the front"
         look: dict[str, Any] = {"edgecolors": color, "facecolors": color if row.on_front else "none"}
-        axes.scatter(x, y, label=f"{row.condition} ({standing})", marker=marker, s=40, zorder=3, **look)
+        label = f"{row.condition} ({standing})" if row.condition in styles else standing
+        axes.scatter(x, y, label=label, marker=marker, s=40, zorder=3, **look)
         if row.selected:
             axes.scatter(x, y, s=240, facecolors="none", edgecolors="black", linewidths=1.4, label="selected")
     axes.set_xlabel("SAEBench delta (AUC; line: to the lower 95 % bound)")

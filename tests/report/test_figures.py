@@ -11,6 +11,7 @@ from scipy import stats
 from synthetic_rows import (
     ATTACK,
     all_controls,
+    candidate,
     candidates,
     control,
     groups,
@@ -88,6 +89,16 @@ def test_the_pareto_figure_names_each_condition_and_its_standing_in_the_legend()
         "topk (on the front)", "selected", "batchtopk (on the front)", "jumprelu (behind the front)",
         "standard (dropped)",
     ]  # fmt: skip
+
+
+def test_of_many_groups_only_those_on_the_pareto_front_have_a_colour_and_a_name_in_the_legend() -> None:
+    behind = {"on_front": False, "selected": False, "joint_score": 0.1}
+    many = [candidate("topk"), *(candidate(f"other_{i}", **behind) for i in range(20)), candidates()[-1]]
+    figure = figures.pareto(many)
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["topk (on the front)", "selected", "behind the front", "dropped"]
+    assert len(points(figure)) == len(many) + 1  # and the ring around the selected one
 
 
 def test_every_seed_is_a_point_of_the_frontier() -> None:
