@@ -428,5 +428,5 @@ def _state(run: Run) -> str:
         if run.is_complete:
             return f"complete: {run.manifest()['verdict']}"
         return f"{'running' if is_running(run) else 'interrupted'}: {len(run.journal)} steps are done"
-    except HusaiError as error:
+    except (HusaiError, OSError) as error:
         return f"damaged: {error}"

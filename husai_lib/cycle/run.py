@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -201,10 +202,15 @@ def only_run_of(cycle: str, evidence: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EvidenceError(f"cycle {cycle!r} is being run by another process; wait until it ends") from None
+        for tries_left in reversed(range(10)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not tries_left:
+                    sentence = f"cycle {cycle!r} is being run by another process; wait until it ends"
+                    raise EvidenceError(sentence) from None
+                time.sleep(0.1)  # `is_running` holds it for a moment
         yield
 
 

@@ -13,8 +13,14 @@ from husai_lib.files import REPOSITORY, sha256_file
 
 PASSING = {".lock", "progress.json"}
 """Files that come and go beside and in a run; git ignores them."""
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, StopIteration, SyntaxError, TypeError, ValueError)
-"""What files that do not fit together bring about: where all hashes are forged, anything can stand in them."""
+UNREADABLE = (
+    ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, StopIteration, SyntaxError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What files that do not fit together bring about: where all hashes are forged, anything can stand in them.
+
+RuntimeError is what Python makes of StopIteration within a generator.
+"""
 
 
 def problems_of(run: Run) -> list[str]:

@@ -243,14 +243,17 @@ def gate_sentences(rows: Sequence[GateRow]) -> str:
     """Each required gate as a question, with its answer and what would pass, and the furthest of them; Markdown."""
     required = [row for row in rows if row.required]
     lines = [f"- {gates.RULES[row.gate].question} {_answer(row)}" for row in required]
-    missed = [row for row in required if row.gate != "external" and half_widths_missed(row)]
+    missed = {row.gate: by for row in required if row.gate != "external" and (by := half_widths_missed(row))}
     if missed:
-        furthest = max(missed, key=lambda row: half_widths_missed(row) or 0.0)
-        by = half_widths_missed(furthest) or 0.0
-        so = "The value itself passes, so more seeds may be enough" if by < 1 else "No number of seeds changes that"
+        furthest = max(missed, key=missed.__getitem__)
+        so = (
+            "Its value passes, so more seeds may be enough"
+            if missed[furthest] < 1
+            else "Its value does not pass either, so it takes another SAE rather than more seeds"
+        )
         lines.append(
-            f"\nFurthest from passing is **{escape(gates.describe(furthest.gate))}**, whose bound misses its threshold "
-            f"by {by:.1f} times the half width of its interval. {so}."
+            f"\nFurthest from passing is **{escape(gates.describe(furthest))}**, whose bound misses its threshold by "
+            f"{missed[furthest]:.1f} times the half width of its interval. {so}."
         )
     return "\n".join(lines) or "No gate is required."
 
@@ -270,9 +273,8 @@ def _answer(row: GateRow) -> str:
         return f"{word}: {row.value:+.3f}; {escape(row.note)}."
     must = escape(gates.requirement(row.gate, row.threshold))
     note = f" ({escape(row.note)})" if row.note else ""
-    least = "at most" if row.direction == "below" else "at least"
-    needed = (
-        f" With an interval of this width, a value of {least} {row.threshold + row.value - row.bound:+.3f} would pass."
-    )
     said = f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the worse end of its interval; it must be {must}{note}."
-    return said + needed * (row.verdict == "fail" and row.gate != "external")
+    if row.verdict != "fail" or row.gate == "external":
+        return said
+    beyond = f"{'below' if row.direction == 'below' else 'above'} {row.threshold + row.value - row.bound:+.3f}"
+    return f"{said} With an interval of this width, a value {beyond} would pass."

@@ -97,8 +97,7 @@ def _train(stack: Sequence[Member], data: Data, references: References) -> list[
     checkpoint = cache_folder() / "checkpoints" / f"{key}.safetensors"
     given = [references[name] for member in stack if (name := _reference_of(member))]
     saes = Stack(stack, data, device(), references=[one.sae.W_dec.detach() for one in given]).train(checkpoint)
-    for left in checkpoint.parent.glob(f"*{checkpoint.name}*"):  # also of a write that was killed
-        left.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     for member, sae in zip(stack, saes, strict=True):
         if not all(torch.isfinite(p.norm()) for p in sae.parameters()):
             raise DataError(f"training of {member} diverged; lower its learning_rate")

@@ -146,10 +146,10 @@ def test_each_required_gate_is_a_question_with_its_number() -> None:
     random, transcoder, ood, cebench, saebench, _, furthest = sentences.gate_sentences(rows).splitlines()
     assert random.endswith("Yes: +0.113, and +0.060 at the worse end of its interval; it must be &gt; 0.")
     assert "**No**: -0.023, and -0.080 at the worse end" in transcoder
-    assert transcoder.endswith("it must be ≥ 0. With an interval of this width, a value of at least +0.057 would pass.")
+    assert transcoder.endswith("it must be ≥ 0. With an interval of this width, a value above +0.057 would pass.")
     assert furthest == (  # 0.08 missed, of a half width of 0.057
         "Furthest from passing is **transcoder**, whose bound misses its threshold by 1.4 times the half width of its "
-        "interval. No number of seeds changes that."
+        "interval. Its value does not pass either, so it takes another SAE rather than more seeds."
     )
     assert ood.endswith("it must be ≤ 0.1.")
     assert cebench.endswith("**Not shown** (missing): the control was not run.")
@@ -161,10 +161,8 @@ def test_the_gate_furthest_from_passing_is_the_one_that_misses_most_by_its_own_i
     far = gate("external_saebench", value=-0.01, bound=-0.02, verdict="fail")  # misses by two, though by less
     assert "Furthest from passing is **external SAEBench**" in sentences.gate_sentences([near, far])
     alone = sentences.gate_sentences([near])
-    assert alone.endswith(
-        "by 0.5 times the half width of its interval. The value itself passes, so more seeds may be enough."
-    )
-    assert "a value of at most +0.000 would pass" in alone
+    assert alone.endswith("by 0.5 times the half width of its interval. Its value passes, so more seeds may be enough.")
+    assert "a value below +0.000 would pass" in alone
     assert "Furthest" not in sentences.gate_sentences([gate("ood", value=0.05, bound=0.09, threshold=0.1)])
 
 
