@@ -155,8 +155,8 @@ def test_a_line_of_the_front_page_says_how_a_cycle_ended_and_how_surely(evidence
     assert cycle == "[smoke](evidence/smoke/run_20260101T000000Z)<br>2026-01-01"
     assert (verdict, candidate) == ("**Not releasable**", "topk<br>on tiny_gpt_neox")
     assert bounds == ["n/a", "+0.065", "n/a"]  # SAEBench is missing, CE-Bench 0.0645, none calibrated
-    marks, _, passed = marks.partition("<br>")
-    assert passed == "4 of 6 pass: random model, random decoder, OOD, external CE-Bench"
+    marks, _, passed = marks.partition('<span class="passed">')
+    assert passed == "4 of 6 pass: random model, random decoder, OOD, external CE-Bench</span>"
     said = Parsed(marks)
     assert said.values("title") == [
         "random model: pass", "random decoder: pass", "transcoder: fail", "OOD: pass", "external SAEBench: missing",
