@@ -62,7 +62,7 @@ def fast_audits(patch: pytest.MonkeyPatch) -> None:
     for module in (figures, consistency, scaling):
         for name, make in list(vars(module).items()):
             own = isinstance(make, FunctionType) and make.__module__ == module.__name__
-            if own and make.__annotations__["return"] == ReportFigure.__name__:
+            if own and make.__annotations__["return"] is ReportFigure:
                 patch.setattr(module, name, partial(drawn, name))
     patch.setattr(notebook_audit, "reexecute", executed_once)
     patch.setattr(os, "fsync", lambda _: None)

@@ -8,6 +8,7 @@ import html
 import json
 import re
 import textwrap
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,13 @@ def _titled(path: str, body: str, run: str = "") -> Page:
     """A page titled by the leading heading of its body, or by its file name; it keeps no other first-level heading."""
     heading = re.match(r"\s*<h1[^>]*>(.*?)</h1>", body)
     title, rest = (_plain(heading[1]), body[heading.end() :]) if heading else (Path(path).stem, body)
+    anchors: Counter[str] = Counter()
+
+    def distinct(found: re.Match[str]) -> str:
+        anchors[found[2]] += 1
+        return found[0] if anchors[found[2]] == 1 else f'{found[1]}{found[2]}-{anchors[found[2]]}"'
+
+    rest = re.sub(r'(<h\d id=")([^"]*)"', distinct, rest)  # headings of the same words
     return Page(path, title, re.sub(r"(</?)h1\b", r"\1h2", rest), run)
 
 

@@ -75,7 +75,7 @@ class Counted:
         self.calls, self.scores = 0, list(scores)
         patch.setattr(probing, "_scores_by_k", self)
 
-    def __call__(self, saes: Sequence[TrainedSae], *_: Any) -> list[list[ProbeScore]]:
+    def __call__(self, saes: Sequence[TrainedSae], **_: Any) -> list[list[ProbeScore]]:
         self.calls += len(saes)
         return [self.scores for _ in saes]
 

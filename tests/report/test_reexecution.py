@@ -98,7 +98,7 @@ def test_the_page_of_a_cycle_without_a_frontier_shows_each_sweep_that_it_has() -
     execution = reexecute(expected_notebook(source, {"run": ""}), cycle7, "report", {"run": ""})
     shown = "".join(str(output["data"]) for outputs in execution.outputs.values() for output in outputs)
     assert (shown.count("### routed"), shown.count("### consistency"), shown.count("### frontier")) == (2, 2, 0)
-    assert [*execution.step.inputs] == sorted(cycle7.journal.keys() - {"report"})
+    assert [*execution.inputs] == sorted(cycle7.journal.keys() - {"report"})
 
 
 def test_a_failing_cell_is_an_error_that_names_it_and_leaves_no_trace(run: Run) -> None:
