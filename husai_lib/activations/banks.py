@@ -1,7 +1,8 @@
 """Activation banks: rows of a model's activations on disk, memory-mapped and identified by their content.
 
 A bank is extracted once for each combination of weights, texts, hooks and arguments. All its hooks come from one
-forward pass and have the same rows in the same order.
+forward pass and have the same rows in the same order. A large bank consists of shards: banks of consecutive rows, each
+a cache entry of its own.
 """
 
 import os
@@ -29,18 +30,31 @@ MAPPED_BYTES = 160e6
 class Bank:
     """Activations at one hook, or side by side at several joined by `+`: a view of a cache entry.
 
-    A bank goes to another process without the rows that it has mapped.
+    A bank goes to another process with its shards and without the rows that it has mapped.
     """
 
     entry: Entry
     hook_name: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Bank, (self.entry, self.hook_name)
+        return Bank, (self.entry, self.hook_name), {"shards": self.shards} if len(self.shards) > 1 else None
+
+    @cached_property
+    def shards(self) -> tuple["Bank", ...]:
+        """The banks that hold the rows, in order: this one itself, unless it is divided."""
+        listed = self.entry.path / f"{self.hook_name}.json"
+        if not listed.exists():
+            return (self,)
+        return tuple(open_bank(one["key"], self.hook_name, one["sha256"]) for one in read_json(listed))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and `d_in`."""
+        return sum(len(shard.rows) for shard in self.shards), int(self.shards[0].rows.shape[1])
 
     @cached_property
     def rows(self) -> np.memmap:
-        """`[n, d_in]` float32, memory-mapped, read-only."""
+        """`[n, d_in]` float32, memory-mapped, read-only; only a bank that is not divided has them."""
         rows: np.memmap = np.load(self._file, mmap_mode="r")
         return rows
 
@@ -58,8 +72,9 @@ class Bank:
 
     @property
     def sha256(self) -> str:
-        """Hash of the stored rows."""
-        return self.entry.files[f"{self.hook_name}.npy"]
+        """Hash of the stored rows, or of the list of the shards with theirs."""
+        files = self.entry.files
+        return files.get(f"{self.hook_name}.npy") or files[f"{self.hook_name}.json"]
 
     def at(self, hook_name: str) -> "Bank":
         """The same rows at another hook of the same pass."""
@@ -67,14 +82,17 @@ class Bank:
 
     def chunks(self, size: int = CHUNK) -> Iterator[torch.Tensor]:
         """The rows in order, `[<= size, d_in]` at a time."""
-        d_in = self.rows.shape[1]
-        for start in range(0, len(self.rows), size):
-            count, offset = min(size, len(self.rows) - start) * d_in, start * d_in * 4
-            rows = np.fromfile(self._file, np.float32, count, offset=self.rows.offset + offset)
-            yield torch.from_numpy(rows.reshape(-1, d_in))
+        for shard in self.shards:
+            n, d_in = shard.rows.shape
+            for start in range(0, n, size):
+                count, offset = min(size, n - start) * d_in, start * d_in * 4
+                rows = np.fromfile(shard._file, np.float32, count, offset=shard.rows.offset + offset)
+                yield torch.from_numpy(rows.reshape(-1, d_in))
 
     def take(self, index: np.ndarray) -> torch.Tensor:
         """The rows `index [n]`, `[n, d_in]`; those of a large bank are read one by one, in five times as long."""
+        if len(self.shards) > 1:
+            return self._taken_from_shards(index)
         if self.rows.nbytes <= MAPPED_BYTES:
             return torch.from_numpy(np.asarray(self.rows)[index])
         out = np.empty((len(index), self.rows.shape[1]), np.float32)
@@ -84,6 +102,15 @@ class Bank:
             for row, i in zip(out, index.tolist(), strict=True):
                 os.preadv(descriptor, [row.data], start + i * width)
         return torch.from_numpy(out)
+
+    def _taken_from_shards(self, index: np.ndarray) -> torch.Tensor:
+        starts = np.cumsum([0, *(len(shard.rows) for shard in self.shards)])
+        shard_of = np.searchsorted(starts, index, side="right") - 1
+        out = torch.empty(len(index), self.shape[1])
+        for n in np.unique(shard_of):
+            here = np.flatnonzero(shard_of == n)
+            out[torch.from_numpy(here)] = self.shards[n].take(index[here] - starts[n])
+        return out
 
     def on(self, device: str) -> torch.Tensor:
         """All rows on a device."""
@@ -95,16 +122,17 @@ class Bank:
 
     def mean(self) -> torch.Tensor:
         """The mean row, `[d_in]` float64."""
-        return sum((chunk.double().sum(0) for chunk in self.chunks()), torch.zeros(1)) / len(self.rows)
+        return sum((chunk.double().sum(0) for chunk in self.chunks()), torch.zeros(1)) / self.shape[0]
 
     def scale(self) -> float:
         """The factor that gives rows a mean norm of sqrt(d_in): SAELens' `expected_average_only_in`."""
         total = sum(float(chunk.norm(dim=1).double().sum()) for chunk in self.chunks())
-        return float(self.rows.shape[1] ** 0.5 * len(self.rows) / total)
+        n, d_in = self.shape
+        return float(d_in**0.5 * n / total)
 
     def row(self, bank: str) -> BankRow:
         """The bank, named `bank`, as a row of a record."""
-        n, d_in = self.rows.shape
+        n, d_in = self.shape
         return BankRow(bank=bank, hook_name=self.hook_name, rows=n, d_in=d_in, key=self.entry.key, sha256=self.sha256)
 
     def sources(self, role: str) -> list[SourceRow]:
@@ -112,16 +140,14 @@ class Bank:
         return [SourceRow(role=role, **source) for source in self.meta["sources"]]
 
 
-def open_bank(key: str, hook_name: str) -> Bank:
-    """The verified bank of a cache key; IntegrityError if it is damaged."""
-    return Bank(open_entry("banks", key), hook_name)
+def open_bank(key: str, hook_name: str, sha256: str) -> Bank:
+    """The verified bank of a cache key; IntegrityError if it is damaged or its content is not of this hash."""
+    bank = Bank(open_entry("banks", key), hook_name)
+    if bank.sha256 != sha256:
+        raise IntegrityError(f"the activations in {bank.entry.path} are not those of their record; run the cycle again")
+    return bank
 
 
 def banks_of(record: Record) -> dict[str, Bank]:
     """The banks in the record of step `activations`, by name; IntegrityError if the content of one differs."""
-    banks = {}
-    for row in record.table("banks"):
-        banks[row.bank] = open_bank(row.key, row.hook_name)
-        if banks[row.bank].sha256 != row.sha256:
-            raise IntegrityError(f"the activations of bank {row.bank} are not those of its record; run the cycle again")
-    return banks
+    return {row.bank: open_bank(row.key, row.hook_name, row.sha256) for row in record.table("banks")}

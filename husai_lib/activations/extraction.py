@@ -1,8 +1,13 @@
-"""Extraction of banks: a language model's activations over texts, and Gaussian rows with the same moments."""
+"""Extraction of banks: a language model's activations over texts, and Gaussian rows with the same moments.
+
+A bank of more than `activations.shard_rows` rows is extracted shard by shard; each is kept as soon as it is there.
+"""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +44,34 @@ def text_bank(
     """Activations at all positions of `texts`, in order, until `rows` positions are reached.
 
     The first `skip_positions` of each text are left out, and so are rows whose norm at the first hook exceeds
-    `norm_limit` (by default `max_norm_ratio` times the median norm of these rows). Raises DataError if the texts have
-    fewer positions than `rows`, or no row is left.
+    `norm_limit` (by default `max_norm_ratio` times the median norm of these rows or, in shards, of those of the first).
+    Raises DataError if the texts have fewer positions than `rows`, or no row is left.
     """
+    if rows is None or rows <= params.shard_rows:
+        return _text_shard(model, texts, params, hooks, rows=rows, norm_limit=norm_limit, progress=progress)
+    lengths = [max(0, len(ids) - params.skip_positions) for ids in _tokens_until(model, texts, params, rows)]
+    shard_of = (np.cumsum(lengths) - 1).clip(0) // params.shard_rows
+    _, starts = np.unique(shard_of, return_index=True)
+    shards: list[Bank] = []
+    for start, end in pairwise([*starts.tolist(), len(lengths)]):
+        own, count = texts[start:end], sum(lengths[start:end])
+        shards.append(_text_shard(model, own, params, hooks, rows=count, norm_limit=norm_limit))
+        norm_limit = shards[0].meta["norm_limit"]
+        if progress:
+            progress(len(shards), len(starts), "shards of activations read")
+    return joined_bank(shards, hooks)
+
+
+def _text_shard(
+    model: LanguageModel,
+    texts: list[Text],
+    params: ActivationParams,
+    hooks: list[str],
+    *,
+    rows: int | None,
+    norm_limit: float | None,
+    progress: Progress | None = None,
+) -> Bank:
     own = params.model_dump(include={"context_tokens", "skip_positions", "max_norm_ratio"})
     own |= {"kind": "text", "rows": rows, "norm_limit": norm_limit}
 
@@ -80,22 +110,31 @@ def prompt_banks(
 
 
 def gaussian_bank(bank: Bank, seed: int = 0) -> Bank:
-    """Gaussian rows with the mean and covariance of `bank`: a null to train on."""
-    inputs = {"kind": "gaussian", "bank": bank.sha256, "seed": seed}
-    return _given(inputs, bank.hook_name, bank.rows.shape, _gaussian_rows(bank, seed))
+    """Gaussian rows with the mean and covariance of `bank`, in as many shards: a null to train on."""
+    moments, nulls = cache(partial(_moments, bank)), []
+
+    def drawn(count: int, purpose: str) -> Iterator[torch.Tensor]:
+        mean, root = moments()
+        generator = torch_generator(seed, purpose)
+        for start in range(0, count, CHUNK):
+            yield torch.randn(min(CHUNK, count - start), len(mean), generator=generator) @ root.T + mean
+
+    for n, shard in enumerate(bank.shards):
+        inputs = {"kind": "gaussian", "bank": bank.sha256, "seed": seed} | ({"shard": n} if n else {})
+        chunks = drawn(len(shard.rows), f"gaussian activations{f', shard {n}' if n else ''}")
+        nulls.append(_given(inputs, bank.hook_name, shard.shape, chunks))
+    return joined_bank(nulls, [bank.hook_name])
 
 
-def _gaussian_rows(bank: Bank, seed: int) -> Iterator[torch.Tensor]:
-    n, d_in = bank.rows.shape
+def _moments(bank: Bank) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean `[d_in]` of the rows and the root `[d_in, d_in]` of their covariance."""
+    n, d_in = bank.shape
     mean, outer = bank.mean(), torch.zeros(d_in, d_in, dtype=torch.float64)
     for chunk in bank.chunks():
         rows = chunk.double()
         outer += rows.T @ rows
     values, vectors = torch.linalg.eigh(outer / n - torch.outer(mean, mean))
-    root = (vectors * values.clamp(min=0).sqrt()).float()
-    generator = torch_generator(seed, "gaussian activations")
-    for start in range(0, n, CHUNK):
-        yield torch.randn(min(CHUNK, n - start), d_in, generator=generator) @ root.T + mean.float()
+    return mean.float(), (vectors * values.clamp(min=0).sqrt()).float()
 
 
 def rows_bank(rows: np.ndarray, hook_name: str) -> Bank:
@@ -105,10 +144,30 @@ def rows_bank(rows: np.ndarray, hook_name: str) -> Bank:
 
 
 def scaled_bank(bank: Bank, factor: float) -> Bank:
-    """The rows of `bank` times a factor."""
+    """The rows of `bank` times a factor, in as many shards."""
+    if len(bank.shards) > 1:
+        return joined_bank([scaled_bank(shard, factor) for shard in bank.shards], [bank.hook_name])
     inputs, limit = {"kind": "scaled", "bank": bank.entry.key, "factor": factor}, bank.meta["norm_limit"]
     meta, chunks = bank.meta | {"norm_limit": limit and limit * factor}, (rows * factor for rows in bank.chunks())
-    return _given(inputs, bank.hook_name, bank.rows.shape, chunks, offsets=bank.offsets, meta=meta)
+    return _given(inputs, bank.hook_name, bank.shape, chunks, offsets=bank.offsets, meta=meta)
+
+
+def joined_bank(shards: Sequence[Bank], hooks: Sequence[str]) -> Bank:
+    """Banks of consecutive rows as one, which refers to them."""
+    if len(shards) == 1:
+        return shards[0]
+    parts = {hook: [{"key": s.entry.key, "sha256": s.at(hook).sha256} for s in shards] for hook in hooks}
+
+    def make(folder: Path) -> None:
+        for hook, listed in parts.items():
+            write_json(folder / f"{hook}.json", listed)
+        texts = np.concatenate([np.diff(shard.offsets) for shard in shards])
+        np.save(folder / "offsets.npy", np.cumsum([0, *texts]))
+        sources = pd.DataFrame([source for shard in shards for source in shard.meta["sources"]])
+        merged = sources.groupby("data_set", as_index=False).sum().to_dict("records") if len(sources) else []
+        write_json(folder / "meta.json", {"norm_limit": shards[0].meta["norm_limit"], "sources": merged})
+
+    return Bank(cached("banks", __name__, {"kind": "shards", "shards": parts}, make), hooks[0])
 
 
 def _given(

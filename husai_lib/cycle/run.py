@@ -17,7 +17,7 @@ from husai_lib.cycle.estimates import TimeLeft
 from husai_lib.cycle.planned import CycleStep, PlannedStep, cached_already, cached_entries, is_cached
 from husai_lib.cycle.work import disk_of
 from husai_lib.errors import DataError, EvidenceError, HusaiError, ParameterError, StepError
-from husai_lib.evidence.cache import cache_folder
+from husai_lib.evidence.cache import cache_folder, further_disks
 from husai_lib.evidence.runs import Run, find_runs, new_run
 from husai_lib.evidence.steps import environment, step_key
 from husai_lib.files import REPOSITORY, canonical_json, explained, read_json, sha256_file, sha256_text, write_json
@@ -179,7 +179,8 @@ def check_ready(evidence: Path, notebooks: Path = NOTEBOOKS, cache_bytes: int = 
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise EvidenceError(f"{folder} cannot be written ({existing} is read-only or no folder); {OTHER_FOLDER}")
-        if (free := shutil.disk_usage(existing).free) < needed:
+        further = [disk for disk in further_disks() if disk.is_dir()] if folder != evidence else []
+        if (free := sum(shutil.disk_usage(disk).free for disk in (existing, *further))) < needed:
             lack = f"{free / 1e9:.2f} GB free and the cycle needs {needed / 1e9:.1f} GB"
             raise EvidenceError(f"{folder} has {lack}; free some or {OTHER_FOLDER}")
 

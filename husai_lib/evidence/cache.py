@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib.metadata
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -70,6 +71,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HUSAI_CACHE") or REPOSITORY / ".cache" / "husai")
 
 
+def further_disks() -> list[Path]:
+    """The folders of `$HUSAI_DISKS`, such as `/disk2/husai:/disk3/husai`, where banks may lie too."""
+    return [Path(name) for name in os.environ.get("HUSAI_DISKS", "").split(os.pathsep) if name]
+
+
 def key_of(module: str, inputs: dict[str, Any]) -> str:
     """The key of what `module` computes from `inputs` (JSON values)."""
     return sha256_text(canonical_json({"code": code_hash(module), "inputs": inputs, "versions": versions()}))
@@ -86,7 +92,7 @@ def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path]
         return open_entry(kind, key)
     except EvidenceError:
         _stop_looking(key)
-        shutil.rmtree(path, ignore_errors=True)
+        _discard(path)
     with _whole(path) as made:
         make(made)
         files = {str(p.relative_to(made)): sha256_file(p) for p in sorted(made.rglob("*")) if p.is_file()}
@@ -96,18 +102,38 @@ def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path]
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A folder to be filled, which becomes `path` at once when the block ends."""
+    """A folder to be filled, which becomes `path` at once when the block ends, or what `path` is a link to."""
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as temporary:
-            made = Path(temporary) / "entry"
-            made.mkdir()
-            yield made
-            try:
-                made.rename(path)
-            except OSError:
-                if not path.exists():  # otherwise another process has made the same entry meanwhile
-                    raise
+        place = _place(path)
+    with explained(place), tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as temporary:
+        made = Path(temporary) / "entry"
+        made.mkdir()
+        yield made
+        try:
+            made.rename(place)
+            if place != path:
+                path.symlink_to(place.absolute())
+        except OSError:
+            if not path.exists():  # otherwise another process has made the same entry meanwhile
+                raise
+            if place != path:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _place(path: Path) -> Path:
+    """Where an entry is made: at its path or, if it is a bank, on the disk that has most space."""
+    folders = [path.parent, *(further_disks() if path.parent.name == "banks" else ())]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    roomiest = max(folders, key=lambda folder: shutil.disk_usage(folder).free)
+    return path if roomiest == path.parent else roomiest / f"{path.name}-{secrets.token_hex(4)}"
+
+
+def _discard(path: Path) -> None:
+    """Remove an entry, wherever it lies."""
+    shutil.rmtree(path.resolve(), ignore_errors=True)
+    if path.is_symlink():
+        path.unlink()
 
 
 def is_cached(kind: str, module: str, inputs: dict[str, Any]) -> bool:
@@ -192,7 +218,7 @@ def receive(kind: str, key: str, files: Mapping[str, str], sent: Mapping[str, by
     try:
         same_entry(kind, key, files)
     except EvidenceError:
-        shutil.rmtree(path, ignore_errors=True)
+        _discard(path)
         for name, sha256 in files.items():
             if hashlib.sha256(sent[name]).hexdigest() != sha256:
                 raise IntegrityError(f"{kind}/{key}/{name} was damaged on its way; run again") from None

@@ -121,7 +121,7 @@ def _download(release: str, sae_id: str, folder: Path) -> None:
 
 def _refusal_or_note(sae: Any, given: str, rows: Bank, model: ModelParams) -> str:
     """Raise DataError for an SAE of other activations than `rows`; otherwise a note on what its metadata lack."""
-    cfg, metadata, d_in = sae.cfg, sae.cfg.metadata, rows.rows.shape[1]
+    cfg, metadata, d_in = sae.cfg, sae.cfg.metadata, rows.shape[1]
     cycle = {"model_name": model.name, "hook_name": rows.hook_name, "prepend_bos": model.prepend_bos}
     stated = cycle | {key: metadata[key] for key in cycle if metadata[key] is not None}
     same_model = _is_model(str(stated["model_name"]), model.name)

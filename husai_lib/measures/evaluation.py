@@ -50,7 +50,7 @@ def measure(sae: Any, held_out: Bank, target: Bank | None = None) -> Reconstruct
     """
     outputs, target_of = target or held_out, getattr(sae, "target_of", lambda rows: rows)
     total = sum((target_of(rows).double().sum(0) for rows in outputs.chunks(2048)), torch.zeros(1))
-    mean = (total / len(outputs.rows)).float()
+    mean = (total / outputs.shape[0]).float()
     error = variance = active = 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     for x, y in zip(held_out.chunks(2048), map(target_of, outputs.chunks(2048)), strict=True):
@@ -60,7 +60,7 @@ def measure(sae: Any, held_out: Bank, target: Bank | None = None) -> Reconstruct
         variance += float((y - mean).double().square().sum())
         active += float((latents != 0).sum())
         fired |= (latents != 0).any(0)
-    return Reconstruction(1 - error / variance, active / len(held_out.rows), 1 - float(fired.double().mean()))
+    return Reconstruction(1 - error / variance, active / held_out.shape[0], 1 - float(fired.double().mean()))
 
 
 def member_rows(

@@ -100,6 +100,8 @@ class ActivationParams(Section):
     delimiters would dominate explained variance; null keeps all."""
     batch_tokens: Positive = 4096
     """Padded tokens in one forward pass."""
+    shard_rows: Positive = 2**20
+    """Banks of more training or held-out positions are divided into shards of about this many, each kept by itself."""
     seed: int = 0
     """Seed of the draw of texts."""
 

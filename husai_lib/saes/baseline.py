@@ -68,12 +68,12 @@ def _trained_by_saelens(member: Member, params: BaselineParams, rows: Bank) -> T
 def _saelens_fit(member: Member, params: BaselineParams, rows: Bank) -> Any:
     condition, to = member.condition, device()
     _, config_class = get_sae_training_class(params.architecture)
-    fields = {"l1_coefficient": params.l1_coefficient} if params.architecture == "standard" else {"k": condition.k}
-    fields |= {"d_in": rows.rows.shape[1], "d_sae": condition.d_sae, "device": to}
+    fields: dict[str, Any] = {"d_in": rows.shape[1], "d_sae": condition.d_sae, "device": to}
+    fields |= {"l1_coefficient": params.l1_coefficient} if params.architecture == "standard" else {"k": condition.k}
     with GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):  # SAELens draws from torch's global generator
         torch.manual_seed(member.seed)
         sae = TrainingSAE.from_dict(config_class(normalize_activations="expected_average_only_in", **fields).to_dict())
-    data = (rows.take(index) for index in batches(len(rows.rows), condition, member.seed))
+    data = (rows.take(index) for index in batches(rows.shape[0], condition, member.seed))
     steps = condition.training_samples // condition.batch_size
     config = SAETrainerConfig(
         total_training_samples=steps * condition.batch_size,

@@ -7,7 +7,7 @@ members as memory holds, and every formula is `vmap`ped over them.
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +38,8 @@ CHECKPOINT_SECONDS = 45.0
 """Time between checkpoints: the most that a killed run loses."""
 INDICES_TOGETHER = 64
 """Steps whose row indices are moved to the device at once."""
+HELD_SHARE = 0.2
+"""Share of a GPU's memory up to which it holds all rows; of larger banks it gets each batch from the files."""
 DEAD_EVERY = 8
 """Steps between checks for members with dead latents to revive; a check makes a GPU wait."""
 L0_INTEGRAL, L0_PROPORTIONAL, L0_SMOOTHING = 0.05, 1.0, 0.3
@@ -63,7 +65,7 @@ class Stack:
             )
         self.steps = self.condition.training_samples // self.condition.batch_size
         self.done = 0
-        d_in, d_out = data.rows.rows.shape[1], data.target.rows.shape[1]
+        d_in, d_out = data.rows.shape[1], data.target.shape[1]
         self.saes: list[TrainableSae] = []
         for member in members:
             generator = torch_generator(member.seed, f"initial weights {self.condition.architecture}")
@@ -153,17 +155,18 @@ class Stack:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Scaled inputs and targets of the remaining steps, `[members, n, d]`, in the order of each seed."""
         data, to = self.data, self.device
-        orders = [batches(len(data.rows.rows), self.condition, member.seed) for member in self.members]
+        orders = [batches(data.rows.shape[0], self.condition, member.seed) for member in self.members]
         steps = itertools.islice(zip(*orders, strict=True), self.done, None)
-        held = {id(bank): bank.on(to) for bank in (data.rows, data.target)} if to != "cpu" else {}
+        banks = {id(bank): bank for bank in (data.rows, data.target)}
+        held = {name: bank.on(to) for name, bank in banks.items()} if _can_hold(to, banks.values()) else {}
 
         def read(bank: Bank, index: Tensor, scale: float) -> Tensor:
             if held:
                 return held[id(bank)][index] * scale
-            return bank.take(index.flatten().numpy()).mul_(scale).view(*index.shape, -1)
+            return bank.take(index.flatten().numpy()).to(to).mul_(scale).view(*index.shape, -1)
 
         while together := list(itertools.islice(steps, INDICES_TOGETHER)):
-            for index in torch.from_numpy(np.array(together)).to(to):
+            for index in torch.from_numpy(np.array(together)).to(to if held else "cpu"):
                 x = read(data.rows, index, data.scale_in)
                 yield x, x if data.target is data.rows else read(data.target, index, data.scale_out)
 
@@ -267,6 +270,14 @@ def stacks_of(members: Sequence[Member], d_in: int, d_out: int, device: str, wor
         size = len(alike) if first.bank else min(fitting, math.ceil(len(alike) / workers))
         stacks += [alike[i : i + size] for i in range(0, len(alike), size)]
     return stacks
+
+
+def _can_hold(device: str, banks: Iterable[Bank]) -> bool:
+    """Whether a GPU has room for all rows of the banks."""
+    if device == "cpu":
+        return False
+    _, total = torch.cuda.mem_get_info()
+    return sum(4 * math.prod(bank.shape) for bank in banks) <= HELD_SHARE * total
 
 
 def _shape(condition: Condition) -> str:

@@ -45,7 +45,7 @@ def train_bank(
     """
     data = Data.of(rows, target)
     references = _references(bank_members, rows, target, progress)
-    stacks = stacks_of(bank_members, rows.rows.shape[1], data.target.rows.shape[1], device(), workers())
+    stacks = stacks_of(bank_members, rows.shape[1], data.target.shape[1], device(), workers())
     tasks = [[bank_members[i] for i in stack] for stack in stacks]
     function = functools.partial(_trained, data=data, references=references)
     trained = run_tasks(function, tasks, "members trained", progress)

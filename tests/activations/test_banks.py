@@ -259,10 +259,10 @@ def test_a_damaged_bank_is_extracted_again_and_never_read(
     content[-1] ^= 1
     path.write_bytes(content if damage == "a flipped bit" else content[:-4])
     with pytest.raises(IntegrityError):
-        open_bank(bank.entry.key, HOOK)
+        open_bank(bank.entry.key, HOOK, bank.sha256)
     again = text_bank(tiny_model, texts, params(), [HOOK], 60)
     np.testing.assert_array_equal(again.rows, sound)
-    np.testing.assert_array_equal(open_bank(bank.entry.key, HOOK).rows, sound)
+    np.testing.assert_array_equal(open_bank(bank.entry.key, HOOK, bank.sha256).rows, sound)
 
 
 def test_activations_that_are_not_finite_are_refused_and_nothing_is_kept(

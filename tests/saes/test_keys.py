@@ -163,7 +163,7 @@ def test_no_key_changes_with_code_that_only_describes_stores_or_judges_results(e
         ("measures.evaluation", "1 - error / variance", "error / variance", set()),
         # rows: their extraction, and how a bank hands them out
         ("activations.extraction", "norms <= limit", "norms < limit", BANKS),
-        ("activations.banks", "** 0.5", "** 0.25", SAES | PROBES | STORIES | set(OTHERS) - {"converted models"}),
+        ("activations.banks", "**0.5", "** 0.25", SAES | PROBES | STORIES | set(OTHERS) - {"converted models"}),
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value and " " not in value else "",
 )  # fmt: skip
