@@ -92,7 +92,7 @@ def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path]
         return open_entry(kind, key)
     except EvidenceError:
         _stop_looking(key)
-        _discard(path)
+        discard(path)
     with _whole(path) as made:
         make(made)
         files = {str(p.relative_to(made)): sha256_file(p) for p in sorted(made.rglob("*")) if p.is_file()}
@@ -129,7 +129,7 @@ def _place(path: Path) -> Path:
     return path if roomiest == path.parent else roomiest / f"{path.name}-{secrets.token_hex(4)}"
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
     """Remove an entry, wherever it lies."""
     shutil.rmtree(path.resolve(), ignore_errors=True)
     if path.is_symlink():
@@ -218,7 +218,7 @@ def receive(kind: str, key: str, files: Mapping[str, str], sent: Mapping[str, by
     try:
         same_entry(kind, key, files)
     except EvidenceError:
-        _discard(path)
+        discard(path)
         for name, sha256 in files.items():
             if hashlib.sha256(sent[name]).hexdigest() != sha256:
                 raise IntegrityError(f"{kind}/{key}/{name} was damaged on its way; run again") from None
