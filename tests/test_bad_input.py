@@ -102,6 +102,10 @@ VALUES: dict[str, tuple[Callable[[], dict[str, Any]], tuple[str, ...]]] = {
     "a seed twice": (changed(seeds=[0, 1, 1]), ("seed 1 is given twice",)),
     "a negative seed": (changed(seeds=[0, -1]), ("seeds.1 = -1",)),
     "more seeds needed than there are": (changed(selection={"min_seeds": 4}), ("min_seeds = 4", "3 seeds")),
+    "selection without a weight": (
+        changed(selection={"weights": {"saebench": 0.0, "cebench": 0.0, "train_ev": 0.0}}),
+        ("selection: weights are all 0",),
+    ),
     "a bound of one seed": (changed(selection={"min_seeds": 1}), ("min_seeds must be at least 2",)),
     "unknown choice": (changed(selection={"interval": "z"}), ("selection.interval = 'z'", "'t'")),
     "no conditions": (changed(conditions=[]), ("this cycle trains no 'frontier'",)),

@@ -139,7 +139,8 @@ def _moments(bank: Bank) -> tuple[torch.Tensor, torch.Tensor]:
 
 def rows_bank(rows: np.ndarray, hook_name: str) -> Bank:
     """Given rows `[n, d_in]` as a bank, those of one text."""
-    inputs = {"kind": "given", "sha256": hashlib.sha256(rows.tobytes()).hexdigest()}
+    content = hashlib.sha256(rows.tobytes()).hexdigest()
+    inputs = {"kind": "given", "shape": list(rows.shape), "sha256": content}
     return _given(inputs, hook_name, rows.shape, [rows])
 
 

@@ -73,6 +73,8 @@ class ConsistencyParams(ReferenceParams):
             raise ValueError(f"lambdas = {self.lambdas} do not ascend from 0.0; sort them and start with it")
         distinct(self.seeds, "seed")
         distinct([condition.name for condition in self.conditions], "condition")
+        if not any(self.external_score.values()):
+            raise ValueError("external_score: all weights are 0, so that no seed is better; give at least one above 0")
         for condition in self.conditions:
             if condition.consistency:
                 raise ValueError(f"condition {condition.name!r} has its own consistency; leave it out of a sweep")

@@ -76,6 +76,8 @@ class SelectionParams(Section):
 
     def _check(self) -> None:
         distinct(self.sources, "source")
+        if not any(self.weights.values()):
+            raise ValueError("weights are all 0, so that no group is better than another; give at least one above 0")
         if self.rules == "2026-02" and (self.interval, self.scaling) != ("normal", "minmax"):
             raise ValueError("the rules 2026-02 have interval: normal and scaling: minmax only; leave both out")
         if self.rules == "current" and self.interval != "t" and self.min_seeds < FEW_SEEDS:

@@ -392,3 +392,9 @@ def test_given_rows_are_a_bank_of_one_text_that_is_kept_by_its_content() -> None
     assert (found.hook_name, found.entry.key) == (again.hook_name, again.entry.key)
     assert found.entry.key not in {other.entry.key, rows_bank(data, LAST).entry.key}
     assert found.scale() == pytest.approx(4**0.5 / np.linalg.norm(data, axis=1).mean(), rel=1e-5)
+
+
+def test_given_rows_of_another_shape_are_another_bank() -> None:
+    rows = np.arange(24, dtype=np.float32)
+    assert rows_bank(rows.reshape(4, 6), HOOK).shape == (4, 6)
+    assert rows_bank(rows.reshape(6, 4), HOOK).shape == (6, 4)

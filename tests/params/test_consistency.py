@@ -103,6 +103,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         of_sweep(external_score={"saebench": 1.0, "recovery": 1.0}),
         "consistency.external_score.recovery = 'recovery': Input should be 'saebench', 'cebench', 'alignment' or 'ev'",
     ),
+    "a score without a weight": (
+        of_sweep(external_score={"saebench": 0.0, "ev": 0.0}),
+        "consistency: external_score: all weights are 0, so that no seed is better; give at least one above 0",
+    ),
     "an unknown gate": (
         of_sweep(acceptance={"max_ev_dropp": 0.1}),
         "consistency.acceptance: key 'max_ev_dropp' is unknown; the nearest is 'max_ev_drop'",
