@@ -37,15 +37,18 @@ class Bank:
     hook_name: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Bank, (self.entry, self.hook_name), {"shards": self.shards} if len(self.shards) > 1 else None
+        return Bank, (self.entry, self.hook_name), {"_parts": self._parts} if self._parts else None
 
-    @cached_property
+    @property
     def shards(self) -> tuple["Bank", ...]:
         """The banks that hold the rows, in order: this one itself, unless it is divided."""
+        return self._parts or (self,)
+
+    @cached_property
+    def _parts(self) -> tuple["Bank", ...]:
         listed = self.entry.path / f"{self.hook_name}.json"
-        if not listed.exists():
-            return (self,)
-        return tuple(open_bank(one["key"], self.hook_name, one["sha256"]) for one in read_json(listed))
+        shards = read_json(listed) if listed.exists() else []
+        return tuple(open_bank(one["key"], self.hook_name, one["sha256"]) for one in shards)
 
     @property
     def shape(self) -> tuple[int, int]:
