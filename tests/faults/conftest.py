@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from effort import times
 
 FOUND: list[dict[str, object]] = []
 """Tallies of the finished tests, in order."""
@@ -36,6 +38,13 @@ class Tally:
     def most(self, what: str, value: float) -> None:
         """Keep the largest value of a measurement."""
         self.notes[what] = max(value, self.notes.get(what, value))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every fault time enough: on a busy machine hundreds of them take hours."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(times(4 * 3600, 1800)))
 
 
 @pytest.fixture

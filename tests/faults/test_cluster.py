@@ -30,7 +30,7 @@ FULL = bool(os.environ.get("HUSAI_FAULTS"))
 WORKER_KILLS, NODE_KILLS, SCHEDULER_KILLS = (30, 5, 3) if FULL else (2, 1, 1)
 WORKERS, TASKS, BAD, SECONDS = 4, 24, 13, 0.4
 """Workers of both nodes, tasks of a round, the one that always fails, and how long each takes."""
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = pytest.mark.slow
 
 
 class Cluster:

@@ -22,7 +22,6 @@ PROCESSES = 8
 BUSY = "husai: cycle 'smoke' is being run by another process; wait until it ends"
 
 
-@pytest.mark.timeout(3600)
 def test_of_eight_processes_one_wins_a_round(tmp_path: Path, tally: Callable[[str], Tally]) -> None:
     row = tally(
         f"{times(PROCESSES, 3)} processes on one evidence folder, a round: one winner, the others told in one sentence"

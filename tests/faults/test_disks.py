@@ -40,7 +40,6 @@ def in_namespace(folder: Path, mount: str, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.timeout(1800)
 def test_a_disk_that_is_too_small_is_one_sentence_and_the_cycle_goes_on_once_it_has_grown(
     tmp_path: Path, tally: Opener
 ) -> None:

@@ -146,7 +146,6 @@ def test_a_killed_short_cycle_is_resumed_with_nothing_lost(tmp_path: Path, tally
     assert kills.notes["during a write"] >= kills.count // 4
 
 
-@pytest.mark.timeout(6000)
 @pytest.mark.skipif(times(1, 0) == 0, reason="the smoke cycle takes minutes; make faults kills it")
 def test_a_killed_smoke_cycle_is_resumed_with_nothing_lost(tmp_path: Path, tally: Opener) -> None:
     kills = tally("kill -9 of driver or kernel, then --resume: the smoke cycle")

@@ -37,7 +37,6 @@ def test_kernels_of_a_cycle_are_reached_without_a_network(tmp_path: Path) -> Non
     assert started.process.wait(120) == 0, started.said
 
 
-@pytest.mark.timeout(7200)
 @pytest.mark.skipif(times(1, 0) == 0, reason="the quickstart takes many minutes; make faults runs it")
 def test_the_quickstart_passes_without_a_network(tmp_path: Path, tally: Callable[[str], Tally]) -> None:
     row = tally("no network interface at all: the quickstart, its report and its audit")

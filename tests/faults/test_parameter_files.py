@@ -47,7 +47,6 @@ def is_one_line(code: int, said: str) -> bool:
     return code == 2 and said.startswith("husai: ") and said.count("\n") == 1 and said[:-1].isprintable()
 
 
-@pytest.mark.timeout(900)
 def test_malformed_files_are_refused_by_the_command_itself(tmp_path: Path, tally: Opener) -> None:
     """The sentences themselves are held by test_bad_input.py."""
     row = tally("malformed parameter files and assignments, each by a process")
@@ -120,7 +119,6 @@ def stated(values: Any, in_file: Any) -> Any:
     return values
 
 
-@pytest.mark.timeout(1800)
 def test_generated_files_are_read_as_written_and_written_as_read(
     tmp_path_factory: pytest.TempPathFactory, tally: Opener
 ) -> None:
@@ -204,7 +202,6 @@ def canary(tmp_path: Path) -> Path:
     return tmp_path / "canary"
 
 
-@pytest.mark.timeout(900)
 def test_hostile_keys_and_values_are_refused_in_one_line_and_never_executed(
     tmp_path: Path, canary: Path, tally: Opener
 ) -> None:

@@ -19,7 +19,6 @@ from husai_lib.evidence.verification import problems_beside, problems_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.timeout(6000)
 def test_an_interrupted_cycle_says_so_leaves_no_process_and_is_resumed(
     tmp_path: Path, tally: Callable[[str], Tally]
 ) -> None:
