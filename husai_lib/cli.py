@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,7 @@ def run(
     except ParameterError as error:
         problem = error
     if dry_run:  # a plan is worth seeing before what it rests on is there
-        from husai_lib.cycle.needs import plan_lines  # noqa: PLC0415 - not needed by other commands
-
-        for one in known:
-            resumed = resumable_run(one.params, evidence) if resume and not problem else None
-            for line in plan_lines(one.params, evidence, resumed, NOTEBOOKS):
-                typer.echo(line)
+        _show_plans(known, evidence, resume=resume and not problem)
     if problem:
         raise problem
     if dry_run:
@@ -114,18 +109,32 @@ def run(
         return run_cycle(one.params, evidence, NOTEBOOKS, resume=resumed, console=console, **about)
 
     def judge(finished: Run) -> None:
-        manifest = finished.manifest()
-        typer.echo(f"verdict: {manifest['verdict']}")
-        typer.echo(f"evidence: {finished.path}")
-        if fail_on_gate_fail and not manifest["pass_all"]:
-            raise GateError(f"{finished.name} does not pass its gates: {manifest['verdict']}")
-        if fail_on_acceptance_fail:
-            from husai_lib.report.consistency import why_not_accepted  # noqa: PLC0415 - takes a second to import
-
-            if why := why_not_accepted(finished.record("consistency").summary["acceptance"]):
-                raise GateError(f"{finished.name} {why}")
+        _judge(finished, strict=fail_on_gate_fail, accepting=fail_on_acceptance_fail)
 
     run_queue(queue, evidence, run_one, judge, resume=resume, console=console)
+
+
+def _show_plans(queue: Sequence[Queued], evidence: Path, *, resume: bool) -> None:
+    from husai_lib.cycle.needs import plan_lines  # noqa: PLC0415 - not needed by other commands
+
+    for one in queue:
+        resumed = resumable_run(one.params, evidence) if resume else None
+        for line in plan_lines(one.params, evidence, resumed, NOTEBOOKS):
+            typer.echo(line)
+
+
+def _judge(finished: Run, *, strict: bool, accepting: bool) -> None:
+    """Say the verdict of a run; GateError where a flag makes it an error."""
+    manifest = finished.manifest()
+    typer.echo(f"verdict: {manifest['verdict']}")
+    typer.echo(f"evidence: {finished.path}")
+    if strict and not manifest["pass_all"]:
+        raise GateError(f"{finished.name} does not pass its gates: {manifest['verdict']}")
+    if accepting:
+        from husai_lib.report.consistency import why_not_accepted  # noqa: PLC0415 - takes a second to import
+
+        if why := why_not_accepted(finished.record("consistency").summary["acceptance"]):
+            raise GateError(f"{finished.name} {why}")
 
 
 def _compute_on(device: str, jobs: int | None) -> None:
