@@ -17,7 +17,7 @@ from husai_lib import options
 from husai_lib.cycle.queue import Queued, check_queue, read_queue, run_queue
 from husai_lib.cycle.run import NOTEBOOKS, check_ready, is_running, plain_console, resumable_run, run_cycle
 from husai_lib.errors import EvidenceError, GateError, HusaiError, IntegrityError, ModelError, ParameterError
-from husai_lib.evidence.cache import cache_folder
+from husai_lib.evidence.cache import cache_folder, further_disks
 from husai_lib.evidence.runs import Run, find_imports, find_run, find_runs
 from husai_lib.evidence.verification import problems_beside, problems_of
 from husai_lib.files import REPOSITORY
@@ -141,6 +141,7 @@ def _compute_on(device: str, jobs: int | None) -> None:
     """Set what the kernels of notebooks inherit, and let SIGTERM shut them down as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ |= {"HUSAI_CACHE": str(cache_folder().absolute()), "HUSAI_DEVICE": device}
+    os.environ |= {"HUSAI_DISKS": os.pathsep.join(str(disk.absolute()) for disk in further_disks())}
     os.environ |= {"HUSAI_JOBS": str(jobs)} if jobs else {}
 
 

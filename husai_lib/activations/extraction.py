@@ -21,7 +21,7 @@ from husai_lib.activations.language_model import LanguageModel, Tokens
 from husai_lib.activations.onednn import LinearByOneDnn
 from husai_lib.activations.texts import ProbingSet, Text
 from husai_lib.errors import DataError, ModelError
-from husai_lib.evidence.cache import cached
+from husai_lib.evidence.cache import SHARDS, cached
 from husai_lib.files import canonical_json, sha256_text, write_json
 from husai_lib.params.inputs import ActivationParams
 from husai_lib.randomness import torch_generator
@@ -160,6 +160,7 @@ def joined_bank(shards: Sequence[Bank], hooks: Sequence[str]) -> Bank:
     parts = {hook: [{"key": s.entry.key, "sha256": s.at(hook).sha256} for s in shards] for hook in hooks}
 
     def make(folder: Path) -> None:
+        write_json(folder / SHARDS, [shard.entry.key for shard in shards])
         for hook, listed in parts.items():
             write_json(folder / f"{hook}.json", listed)
         texts = np.concatenate([np.diff(shard.offsets) for shard in shards])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from husai_lib.errors import EvidenceError
-from husai_lib.evidence.cache import CACHED, cache_folder
+from husai_lib.evidence.cache import CACHED, is_there
 from husai_lib.evidence.runs import find_runs
 from husai_lib.evidence.steps import step_key
 
@@ -49,7 +49,7 @@ class PlannedStep:
 def cached_entries(record: dict[str, Any]) -> list[bool]:
     """Of every bank and SAE that a record names, whether the cache still has it."""
     rows = [(kind, row["key"]) for table, kind in CACHED.items() for row in record["tables"].get(table, [])]
-    return [(cache_folder() / kind / key / "entry.json").exists() for kind, key in rows]
+    return [is_there(kind, key) for kind, key in rows]
 
 
 def cached_already(planned: PlannedStep, cycle: str, evidence: Path) -> str:

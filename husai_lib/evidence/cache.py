@@ -38,6 +38,8 @@ NUMERICAL_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers",
                       "sae-probes", "numba")  # fmt: skip
 COMPUTING = tuple(f"husai_lib.{room}" for room in ("activations", "saes", "measures", "randomness", "intervals"))
 """Rooms and modules whose code determines results. The others only describe, store or judge them."""
+SHARDS = "shards.json"
+"""The file of a divided bank that names its shards."""
 _PARSING = threading.Lock()
 
 
@@ -69,6 +71,20 @@ _LOOKING: ContextVar[bool] = ContextVar("_LOOKING", default=False)
 def cache_folder() -> Path:
     """The folder of all entries: `$HUSAI_CACHE`, or `.cache/husai` beside the library."""
     return Path(os.environ.get("HUSAI_CACHE") or REPOSITORY / ".cache" / "husai")
+
+
+def shards_of(path: Path) -> list[str]:
+    """The keys of the entries that the bank in this folder is divided into; none for any other entry."""
+    return read_json(path / SHARDS) if (path / SHARDS).exists() else []
+
+
+def is_there(kind: str, key: str) -> bool:
+    """Whether the cache has an entry and, of a divided bank, every shard; no hash is checked."""
+    path = cache_folder() / kind / key
+    try:
+        return (path / "entry.json").exists() and all(is_there(kind, shard) for shard in shards_of(path))
+    except EvidenceError:
+        return False
 
 
 def further_disks() -> list[Path]:

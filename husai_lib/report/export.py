@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from husai_lib.decisions import gates
 from husai_lib.errors import DataError, EvidenceError, GateError, HusaiError, IntegrityError, ParameterError
-from husai_lib.evidence.cache import Entry, cache_folder, open_entry
+from husai_lib.evidence.cache import Entry, cache_folder, is_there, open_entry
 from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record, Run, earlier_run
 from husai_lib.evidence.verification import problems_of
@@ -188,7 +188,7 @@ def _verify(run: Run) -> None:
 def _weights_of(candidate: Candidate) -> Entry:
     """The cache entry of the candidate, verified."""
     key, remedy = candidate.member.key, "run the cycle again with the same parameters"
-    if not (cache_folder() / "saes" / key).exists():
+    if not is_there("saes", key):
         raise EvidenceError(f"the weights of {candidate.name} are not in the cache {cache_folder()}; {remedy}")
     entry = open_entry("saes", key)
     if CONFIG not in entry.files or entry.files.get(WEIGHTS) != candidate.member.weights_sha256:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy.optimize import linear_sum_assignment
 
-from husai_lib.evidence.cache import CACHED, cache_folder, open_entry
+from husai_lib.evidence.cache import CACHED, is_there, open_entry, shards_of
 from husai_lib.evidence.rows.consistency import random_of
 from husai_lib.intervals import mean_over_pairs, pair_table
 from husai_lib.randomness import numpy_generator
@@ -60,10 +60,12 @@ def check_cached(one: Audited) -> Iterator[Check]:
     run = one.tables
     for (step, table), rows in run.tables.items():
         for row in rows if table in CACHED else ():
-            if not (cache_folder() / CACHED[table] / row.key).exists():
+            if not is_there(CACHED[table], row.key):
                 yield NOT_HERE, UNCHECKED, None
                 continue
             stated, found = row.sha256 if table == "banks" else row.weights_sha256, open_entry(CACHED[table], row.key)
+            for shard in shards_of(found.path):
+                open_entry("banks", shard)  # raises if it is damaged
             must = stated if stated in found.files.values() else [*found.files.values()]
             yield f"SHA-256 of {step}/{table} {row.key[:12]} in the cache", stated, must
     for step in [step for step, table in run.tables if table == "pairs"]:
@@ -74,7 +76,7 @@ def check_cached(one: Audited) -> Iterator[Check]:
                 continue  # random decoders have none
             if saes[0].d_sae > WIDEST:
                 yield TOO_WIDE, UNCHECKED, None
-            elif not all((cache_folder() / "saes" / sae.key).exists() for sae in saes):
+            elif not all(is_there("saes", sae.key) for sae in saes):
                 yield NOT_HERE, UNCHECKED, None
             else:
                 a, b = (load_file(open_entry("saes", sae.key).path / WEIGHTS)["W_dec"] for sae in saes)

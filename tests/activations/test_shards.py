@@ -17,6 +17,7 @@ from husai_lib.activations.banks import Bank, open_bank
 from husai_lib.activations.extraction import gaussian_bank, joined_bank, scaled_bank, text_bank
 from husai_lib.activations.language_model import LanguageModel
 from husai_lib.activations.texts import Text
+from husai_lib.cycle.planned import cached_entries
 from husai_lib.errors import IntegrityError
 from husai_lib.evidence import cache
 from husai_lib.params.conditions import Condition
@@ -100,6 +101,18 @@ def test_only_shards_that_are_missing_are_read(
     again = in_shards(tiny_model, texts)
     assert (again.sha256, again.entry.key) == (bank.sha256, bank.entry.key)
     assert sum(read) <= len(lost.rows)  # texts that are alike are read once
+
+
+def test_a_bank_that_lacks_a_shard_is_not_there_and_is_read_again(tiny_model: LanguageModel, texts: list[Text]) -> None:
+    bank, whole = pair(tiny_model, texts)
+    record = {"tables": {"banks": [bank.row("training").model_dump(), whole.row("whole").model_dump()]}}
+    assert cached_entries(record) == [True, True]
+    shutil.rmtree(bank.shards[1].entry.path)
+    assert cached_entries(record) == [False, True]
+    in_shards(tiny_model, texts)
+    assert cached_entries(record) == [True, True]
+    (bank.entry.path / "shards.json").write_text("no JSON")
+    assert cached_entries(record) == [False, True]
 
 
 def test_a_damaged_or_other_shard_is_refused(tiny_model: LanguageModel, texts: list[Text]) -> None:
