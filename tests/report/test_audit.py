@@ -259,6 +259,19 @@ def test_a_flipped_bit_of_weights_or_activations_is_found(trained: Run, tmp_path
         path.write_bytes(original)
 
 
+def test_a_shard_of_a_bank_that_is_damaged_or_lacking_is_found_or_counted(trained: Run, tmp_path: Path) -> None:
+    [bank] = tmp_path.glob("cache/banks/*")
+    shard = bank.with_name("a" * 64)
+    shutil.copytree(bank, shard)
+    write_json(bank / "shards.json", [shard.name])
+    assert cached(trained).problems == []
+    [rows] = shard.glob("*.npy")
+    rows.write_bytes(rows.read_bytes()[:-1])
+    assert cached(trained).problems == [f"{rows} is damaged; delete {shard} and run again"]
+    shutil.rmtree(shard)
+    assert (cached(trained).problems, cached(trained).unchecked) == ([], {"cached files not here": BANKS})
+
+
 def test_other_weights_under_the_same_key_are_found(trained: Run, tmp_path: Path) -> None:
     """An entry that agrees with itself but not with the record."""
     entry = next(tmp_path.glob("cache/saes/*/entry.json"))
