@@ -83,10 +83,9 @@ def test_every_point_of_the_grid_is_measured_beside_its_own_baseline(finished):
     of_first = [place[1:] for place in raw if place[0] == 0]
     assert any(raw[0, *place] != raw[1, *place] for place in of_first), "each layer has its own raw activation"
     for layer in (0, 1):
-        few, many = (
-            open_bank(banks[f"layer_{layer}/training/{tokens}"].key, f"blocks.{layer}.hook_resid_post").rows
-            for tokens in (1024, 2048)
-        )
+        budgets = [banks[f"layer_{layer}/training/{tokens}"] for tokens in (1024, 2048)]
+        few, many = (open_bank(row.key, row.hook_name, row.sha256).rows for row in budgets)
+        assert {row.hook_name for row in budgets} == {f"blocks.{layer}.hook_resid_post"}
         assert (len(few), len(many)) == (1024, 2048)
         assert np.array_equal(few, many[:1024]), "a smaller budget is the beginning of a larger one"
 
