@@ -180,7 +180,8 @@ def check_ready(evidence: Path, notebooks: Path = NOTEBOOKS, cache_bytes: int = 
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise EvidenceError(f"{folder} cannot be written ({existing} is read-only or no folder); {OTHER_FOLDER}")
         further = [disk for disk in further_disks() if disk.is_dir()] if folder != evidence else []
-        if (free := sum(shutil.disk_usage(disk).free for disk in (existing, *further))) < needed:
+        disks = {disk.stat().st_dev: disk for disk in (existing, *further)}  # folders may lie on the same one
+        if (free := sum(shutil.disk_usage(disk).free for disk in disks.values())) < needed:
             lack = f"{free / 1e9:.2f} GB free and the cycle needs {needed / 1e9:.1f} GB"
             raise EvidenceError(f"{folder} has {lack}; free some or {OTHER_FOLDER}")
 

@@ -119,8 +119,7 @@ def cached(kind: str, module: str, inputs: dict[str, Any], make: Callable[[Path]
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A folder to be filled, which becomes `path` at once when the block ends, or what `path` is a link to."""
-    with explained(path):
-        place = _place(path)
+    place = _place(path)
     with explained(place), tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as temporary:
         made = Path(temporary) / "entry"
         made.mkdir()
@@ -140,7 +139,8 @@ def _place(path: Path) -> Path:
     """Where an entry is made: at its path or, if it is a bank, on the disk that has most space."""
     folders = [path.parent, *(further_disks() if path.parent.name == "banks" else ())]
     for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     roomiest = max(folders, key=lambda folder: shutil.disk_usage(folder).free)
     return path if roomiest == path.parent else roomiest / f"{path.name}-{secrets.token_hex(4)}"
 

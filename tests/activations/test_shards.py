@@ -18,7 +18,7 @@ from husai_lib.activations.extraction import gaussian_bank, joined_bank, scaled_
 from husai_lib.activations.language_model import LanguageModel
 from husai_lib.activations.texts import Text
 from husai_lib.cycle.planned import cached_entries
-from husai_lib.errors import IntegrityError
+from husai_lib.errors import EvidenceError, IntegrityError
 from husai_lib.evidence import cache
 from husai_lib.params.conditions import Condition
 from husai_lib.params.inputs import ActivationParams
@@ -189,6 +189,16 @@ def test_shards_go_to_the_disk_with_most_space_and_are_found_there(
     in_shards(tiny_model, texts)  # a damaged one is replaced, and nothing of it is left
     assert len([*folders[1].iterdir()]) == sum(path.is_symlink() for path in folders[0].iterdir())
     assert not [*folders[1].glob(".making-*")]
+
+
+def test_a_disk_that_cannot_be_used_is_named(
+    tiny_model: LanguageModel, texts: list[Text], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HUSAI_DISKS", str(tmp_path / "file" / "disk"))
+    with pytest.raises(EvidenceError, match=rf"^{tmp_path}/file/disk cannot be written \(Not a directory\)"):
+        in_shards(tiny_model, texts)
 
 
 def test_a_gpu_that_has_no_room_for_all_rows_gets_the_same_batches_from_the_files(

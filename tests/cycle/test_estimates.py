@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from stand_ins import SMOKE, husai, smoke_data, write_params
@@ -285,6 +287,17 @@ def test_too_little_disk_is_told_with_what_the_cycle_needs(tmp_path: Path, monke
     check_ready(tmp_path)
     with pytest.raises(EvidenceError, match=r"cache has 0.15 GB free and the cycle needs 1.1 GB; free some or"):
         check_ready(tmp_path, cache_bytes=10**9)
+
+
+def test_folders_on_one_disk_have_its_space_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("husai_lib.cycle.run.shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))
+    monkeypatch.setenv("HUSAI_CACHE", str(tmp_path / "cache"))
+    further = [tmp_path / "second", tmp_path / "third"]
+    monkeypatch.setenv("HUSAI_DISKS", os.pathsep.join(map(str, further)))
+    for folder in further:
+        folder.mkdir()
+    with pytest.raises(EvidenceError, match=r"cache has 1.00 GB free and the cycle needs 1.6 GB"):
+        check_ready(tmp_path, cache_bytes=15 * 10**8)
 
 
 def test_the_disk_that_is_asked_for_grows_with_the_cycle(tmp_path: Path) -> None:
