@@ -239,12 +239,15 @@ def outcome_sentence(rows: Sequence[CriterionRow]) -> str:
     return "\n".join([f"**Progress is {'shown' if outcomes == {'met'} else 'not shown'}**:", "", *lines])
 
 
-def gate_sentences(rows: Sequence[GateRow]) -> str:
-    """Each required gate as a question, with its answer and what would pass, and the furthest of them; Markdown."""
+def gate_sentences(rows: Sequence[GateRow], basis: str) -> str:
+    """Each required gate as a question, with its answer; Markdown.
+
+    Where gates read bounds (`basis`), it also says what would pass, and which gate is furthest from passing.
+    """
     required = [row for row in rows if row.required]
-    lines = [f"- {gates.RULES[row.gate].question} {_answer(row)}" for row in required]
+    lines = [f"- {gates.RULES[row.gate].question} {_answer(row, basis)}" for row in required]
     missed = {row.gate: by for row in required if row.gate != "external" and (by := half_widths_missed(row))}
-    if missed:
+    if missed and basis == "bound":
         furthest = max(missed, key=missed.__getitem__)
         so = (
             "Its value passes, so more seeds may be enough"
@@ -265,7 +268,7 @@ def half_widths_missed(row: GateRow) -> float | None:
     return abs(row.threshold - row.bound) / abs(row.value - row.bound)
 
 
-def _answer(row: GateRow) -> str:
+def _answer(row: GateRow, basis: str) -> str:
     word = {"pass": "Yes", "fail": "**No**"}.get(row.verdict, f"**Not shown** ({escape(row.verdict)})")
     if row.value is None or row.verdict == "unreachable":
         return f"{word}: {escape(row.note)}."
@@ -273,7 +276,10 @@ def _answer(row: GateRow) -> str:
         return f"{word}: {row.value:+.3f}; {escape(row.note)}."
     must = escape(gates.requirement(row.gate, row.threshold))
     note = f" ({escape(row.note)})" if row.note else ""
-    said = f"{word}: {row.value:+.3f}, and {row.bound:+.3f} at the worse end of its interval; it must be {must}{note}."
+    worse = f"{row.bound:+.3f} at the worse end of its interval"
+    if basis == "value":
+        return f"{word}: {row.value:+.3f}, which must be {must}; {worse}, which is not read{note}."
+    said = f"{word}: {row.value:+.3f}, and {worse}; it must be {must}{note}."
     if row.verdict != "fail" or row.gate == "external":
         return said
     beyond = f"{'below' if row.direction == 'below' else 'above'} {row.threshold + row.value - row.bound:+.3f}"

@@ -750,5 +750,5 @@ def test_a_new_gate_is_one_row_of_the_rules(monkeypatch: pytest.MonkeyPatch) -> 
     half = 4.302653 * 0.03 / 3**0.5  # t of 2 degrees of freedom, standard deviation 0.03
     assert (row.value, row.bound) == (pytest.approx(0.03), pytest.approx(0.03 + half, abs=1e-6))
     assert (row.verdict, row.required, row.threshold) == ("fail" if 0.03 + half > 0.1 else "pass", True, 0.1)
-    assert "Do its latents fire?" in sentences.gate_sentences(policy.gates)
+    assert "Do its latents fire?" in sentences.gate_sentences(policy.gates, policy.basis)
     assert evaluate(Judged(), [], GateParams()).gates[-1].verdict == "missing"

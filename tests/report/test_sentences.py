@@ -143,7 +143,7 @@ def test_each_required_gate_is_a_question_with_its_number() -> None:
         gate("external_saebench", value=0.2, bound=None, verdict="fail", note="too few seeds"),
         gate("external", required=False),
     ]  # fmt: skip
-    random, transcoder, ood, cebench, saebench, _, furthest = sentences.gate_sentences(rows).splitlines()
+    random, transcoder, ood, cebench, saebench, _, furthest = sentences.gate_sentences(rows, "bound").splitlines()
     assert random.endswith("Yes: +0.113, and +0.060 at the worse end of its interval; it must be &gt; 0.")
     assert "**No**: -0.023, and -0.080 at the worse end" in transcoder
     assert transcoder.endswith("it must be ≥ 0. With an interval of this width, a value above +0.057 would pass.")
@@ -159,11 +159,20 @@ def test_each_required_gate_is_a_question_with_its_number() -> None:
 def test_the_gate_furthest_from_passing_is_the_one_that_misses_most_by_its_own_interval() -> None:
     near = gate("ood", value=0.05, bound=0.15, threshold=0.1, direction="below", verdict="fail")  # misses by a half
     far = gate("external_saebench", value=-0.01, bound=-0.02, verdict="fail")  # misses by two, though by less
-    assert "Furthest from passing is **external SAEBench**" in sentences.gate_sentences([near, far])
-    alone = sentences.gate_sentences([near])
+    assert "Furthest from passing is **external SAEBench**" in sentences.gate_sentences([near, far], "bound")
+    alone = sentences.gate_sentences([near], "bound")
     assert alone.endswith("by 0.5 times the half width of its interval. Its value passes, so more seeds may be enough.")
     assert "a value below +0.000 would pass" in alone
-    assert "Furthest" not in sentences.gate_sentences([gate("ood", value=0.05, bound=0.09, threshold=0.1)])
+    assert "Furthest" not in sentences.gate_sentences([gate("ood", value=0.05, bound=0.09, threshold=0.1)], "bound")
+
+
+def test_gates_that_read_values_are_not_explained_by_their_bounds() -> None:
+    passing = gate("ood", value=0.05, bound=0.15, threshold=0.1, direction="below")
+    missing = gate("external_saebench", value=-0.01, bound=-0.02, verdict="fail")
+    yes, no = sentences.gate_sentences([passing, missing], "value").splitlines()
+    assert yes.endswith("Yes: +0.050, which must be ≤ 0.1; +0.150 at the worse end of its interval, which is not read.")
+    assert "**No**: -0.010, which must be ≥ 0; -0.020" in no
+    assert "would pass" not in no
 
 
 def test_what_was_measured_on_and_what_the_stories_allow() -> None:
