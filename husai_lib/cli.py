@@ -281,7 +281,7 @@ def import_(
 
 
 @app.command()
-def verify(run: options.RunName = None, evidence: options.Evidence = EVIDENCE) -> None:
+def verify(run: options.AnyRun = None, evidence: options.Evidence = EVIDENCE) -> None:
     """Check that evidence is complete and is what was written: hashes, nothing else. Exit code 4 on a problem.
 
     Without RUN every run, every import and what lies beside them is checked.
@@ -302,7 +302,7 @@ def verify(run: options.RunName = None, evidence: options.Evidence = EVIDENCE) -
 
 @app.command()
 def audit(
-    run: options.RunName = None, *, site: options.SiteFolder = None, evidence: options.Evidence = EVIDENCE
+    run: options.AnyRun = None, *, site: options.SiteFolder = None, evidence: options.Evidence = EVIDENCE
 ) -> None:
     """Check that what runs, imports and pages show follows from their records. Exit code 4 where anything differs.
 
@@ -434,9 +434,12 @@ def _count(problems: Sized) -> str:
 
 def _state(run: Run) -> str:
     """A run's state and verdict, as far as they can be read."""
+    from husai_lib.decisions.gates import verdict_sentence  # noqa: PLC0415 - takes a second to import
+
     try:
-        if run.is_complete:
-            return f"complete: {run.manifest()['verdict']}"
-        return f"{'running' if is_running(run) else 'interrupted'}: {len(run.journal)} steps are done"
+        if not run.is_complete:
+            return f"{'running' if is_running(run) else 'interrupted'}: {len(run.journal)} steps are done"
+        stated = run.manifest()["verdict"]  # that of an older run may count the joint gate, too
+        return f"complete: {verdict_sentence(run.record('gate').table('gates')) if 'gate' in run.journal else stated}"
     except (HusaiError, OSError) as error:
         return f"damaged: {error}"

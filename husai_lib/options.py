@@ -11,7 +11,13 @@ Params = Annotated[
 ]
 RunName = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="<cycle>/<run>, <run>, its folder, or <cycle> or nothing for the newest."),
+    typer.Argument(
+        metavar="[RUN]", help="<cycle>/<run>, <run>, its folder, or <cycle> for its newest; default: the newest."
+    ),
+]
+AnyRun = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help="<cycle>/<run>, <run>, its folder, or <cycle> for its newest; default: all."),
 ]
 Evidence = Annotated[
     Path, typer.Option("--evidence", metavar="DIR", help="Folder that holds the runs.", show_default="evidence")
@@ -27,7 +33,7 @@ DryRun = Annotated[
     ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto prefers a GPU.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Evaluations at the same time; default: one a core.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Evaluations at the same time; default: one per core.")]
 Executor = Annotated[
     Literal["threads", "dask"] | None, typer.Option(help="Where tasks run; default: $HUSAI_EXECUTOR, or threads.")
 ]
@@ -61,7 +67,10 @@ Judged = Annotated[
     str, typer.Argument(metavar="RUN", help="<cycle>/<run>, <run>, its folder, or <cycle> for its newest.")
 ]
 Into = Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")]
-Failed = Annotated[bool, typer.Option("--even-if-failed", help="Also one that failed; its card says so first.")]
+Failed = Annotated[
+    bool,
+    typer.Option("--even-if-failed", help="Export a candidate that failed, too; the first line of its card says so."),
+]
 Push = Annotated[str | None, typer.Option(metavar="REPO", help="Then upload it to this repository of the hub.")]
 WithCache = Annotated[bool, typer.Option("--with-cache", help="Use what the cache has; faster, checks less.")]
 Tolerance = Annotated[

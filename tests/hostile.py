@@ -10,7 +10,7 @@ from synthetic_rows import candidate, control, gate, group, member, ood_rows, so
 
 from husai_lib.evidence.runs import Run
 from husai_lib.evidence.steps import open_step
-from husai_lib.files import REPOSITORY
+from husai_lib.files import REPOSITORY, write_json
 from husai_lib.params.cycle import load_cycle
 from husai_lib.report import tables
 
@@ -62,6 +62,7 @@ TEXTS = [
 def hostile_run(run: Run, texts: Sequence[str]) -> None:
     """A run whose conditions, data sets, notes, tokens and outputs are hostile."""
     parameters = load_cycle(REPOSITORY / "params" / "smoke.yaml")
+    write_json(run.path / "parameters.json", parameters.model_dump(mode="json") | {"summary": texts[0]})
     sections = {name: getattr(parameters, name).model_dump(mode="json") for name in ("model", "texts", "activations")}
     step = open_step("activations", str(run.path), **sections)
     step.write({"sources": [row.model_copy(update={"data_set": text}) for text in texts for row in sources()[:1]]})
@@ -74,7 +75,8 @@ def hostile_run(run: Run, texts: Sequence[str]) -> None:
     open_step("stress", str(run.path), stress=parameters.stress.model_dump(mode="json")).write(
         {"controls": controls, "ood": shifted}
     )
-    open_step("gate", str(run.path)).write({"gates": [gate("random_model", verdict="fail", note=n) for n in texts]})
+    gates = [gate("random_model", verdict="fail", note=text) for text in texts]
+    open_step("gate", str(run.path), gates=parameters.gates.model_dump(mode="json")).write({"gates": gates})
     cells = [new_markdown_cell("# Tokens and outputs")]
     for text in texts:
         outputs = [

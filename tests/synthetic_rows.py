@@ -15,6 +15,7 @@ from husai_lib.evidence.rows.measured import ContrastiveRow, GroupRow, MemberRow
 from husai_lib.evidence.rows.probes import CeilingRow, ProbeRow
 from husai_lib.evidence.runs import Run
 from husai_lib.evidence.steps import open_step
+from husai_lib.files import write_json
 from husai_lib.params.cycle import load_cycle
 from husai_lib.report.figures import controls, external, frontier, ood, pareto, stability
 
@@ -213,6 +214,7 @@ def width_rows() -> list[ContrastiveRow]:
 def write_run(run: Run, finished: bool = True) -> Run:
     """A run with every record but the report's, its figures and one executed notebook."""
     cycle = load_cycle(Path(__file__).parent.parent / "params" / "smoke.yaml")
+    write_json(run.path / "parameters.json", cycle.model_dump(mode="json"))
     sections = {
         name: getattr(cycle, name).model_dump(mode="json") for name in ("model", "texts", "activations", "stress")
     }
@@ -233,7 +235,7 @@ def write_run(run: Run, finished: bool = True) -> Run:
         step.save_figure(controls(all_controls()), "controls")
         step.save_figure(ood(ood_rows()), "ood")
         step.write({"controls": all_controls(), "ood": ood_rows()})
-        open_step("gate", str(run.path)).write({"gates": gates()})
+        open_step("gate", str(run.path), gates=cycle.gates.model_dump(mode="json")).write({"gates": gates()})
         write_notebook(run.path / "notebooks" / "01_activations.ipynb")
         run.write_manifest()
     return run

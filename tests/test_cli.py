@@ -143,7 +143,7 @@ def test_a_sweep_without_an_accepted_weight_is_exit_code_3_where_asked_for_and_t
     assert said.code == 3
     assert said.err.splitlines()[-1] == (
         f"husai: smoke/{run.name} accepts no weight of the consistency objective: the best, lambda = 0.1 "
-        "(topk_lambda_0_1), does not pass the same by its bounds (missing), SAEBench (fail)"
+        "(topk_lambda_0_1), does not pass agreement by its lower bound (missing), SAEBench (fail)"
     )
     assert said.out.splitlines() == ["verdict: Not released: a stand-in.", f"evidence: {run}"]
     assert (run / "manifest.json").exists()

@@ -9,8 +9,12 @@ from husai_lib.params.consistency import AcceptanceParams
 
 
 def best_of(rows: Sequence[SweepRow]) -> SweepRow:
-    """The weight with the largest conservative delta among those that are accepted or, where none is, among all."""
-    accepted = [row for row in rows if row.accepted] or list(rows)
+    """The weight with the largest conservative delta among those that are accepted or, where none is, among all.
+
+    Groups at lambda = 0 have no objective that could be accepted, so one is the best only of a sweep of nothing else.
+    """
+    weights = [row for row in rows if row.weight] or list(rows)
+    accepted = [row for row in weights if row.accepted] or weights
 
     def deltas(row: SweepRow) -> list[float]:
         return [-math.inf if delta is None else delta for delta in (row.delta_lcb, row.delta_pwmcc)]

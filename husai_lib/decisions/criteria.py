@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from husai_lib.decisions.candidates import describe_setting, differences
+from husai_lib.decisions.gates import EXTERNAL, describe
 from husai_lib.evidence.rows.base import CONTROLS, IMPORTED, noted
 from husai_lib.evidence.rows.decided import CriterionRow
 from husai_lib.intervals import Interval, difference_interval
@@ -49,7 +50,7 @@ def compare(here: Standing, there: Standing) -> list[CriterionRow]:
 
 def criterion_outcome(rows: Sequence[CriterionRow]) -> str:
     """The outcome of the rows of one criterion against one earlier run; more or fewer gates gain nothing."""
-    if rows[0].criterion == 1:
+    if rows and rows[0].criterion == 1:
         found = {row.outcome for row in rows}
         return next(outcome for outcome in ("not met", "not comparable", "met") if outcome in found)
     if not (compared := counted(rows)):
@@ -98,20 +99,29 @@ def _difference(what: str, mine: str, theirs: str) -> str:
 
 def _gate_row(gate: str, here: Standing, there: Standing) -> CriterionRow:
     """Met where the gate passes here; one that was not required there, or is easier here, is not comparable."""
-    (mine, limit), (theirs, its_limit) = (standing.gates.get(gate, ("", None)) for standing in (here, there))
-    easier = ""
-    if there.name.startswith(f"{IMPORTED}/") and gate in OTHER_IN_IMPORTS:
-        easier = "it asked something else there"
-    elif mine and theirs and here.basis == "value" and there.basis == "bound":
-        easier = "judged by the estimate here, by its bound there"
-    elif limit is not None and its_limit is not None and (limit > its_limit if gate == "ood" else limit < its_limit):
-        easier = f"the threshold is {limit:g} here and {its_limit:g} there"
+    mine, theirs = (standing.gates.get(gate, ("", None))[0] for standing in (here, there))
+    easier = _easier(gate, here, there)
+    if gate == "external":  # as easy as the easiest of its parts
+        parts = {name: _easier(name, here, there) for name in EXTERNAL}
+        easier = easier or next((f"{describe(name)}: {why}" for name, why in parts.items() if why), "")
     lost = "passed there" if theirs == "pass" != mine else ""
     note = easier or lost if mine and theirs else f"not required {'there' if mine else 'here'}"
     outcome = "not comparable" if easier or not theirs else "met" if mine == "pass" else "not met"
     columns: dict[str, Any] = dict.fromkeys(("here", "there", "difference", "difference_low", "difference_high"))
     columns |= {"verdict_here": mine, "verdict_there": theirs, "outcome": outcome, "note": note}
     return CriterionRow(criterion=2, earlier=there.name, metric=gate, **columns)
+
+
+def _easier(gate: str, here: Standing, there: Standing) -> str:
+    """Why a gate was easier to pass, or another one, here than there; empty where it was not."""
+    (mine, limit), (theirs, its_limit) = (standing.gates.get(gate, ("", None)) for standing in (here, there))
+    if there.name.startswith(f"{IMPORTED}/") and gate in OTHER_IN_IMPORTS:
+        return "it asked something else there"
+    if mine and theirs and here.basis == "value" and there.basis == "bound":
+        return "judged by the estimate here, by its bound there"
+    if limit is not None and its_limit is not None and (limit > its_limit if gate == "ood" else limit < its_limit):
+        return f"the threshold is {limit:g} here and {its_limit:g} there"
+    return ""
 
 
 def counted(rows: Sequence[CriterionRow]) -> list[CriterionRow]:

@@ -59,7 +59,8 @@ RULES = {
         "Does it retain as much under a shift of domain as the raw activation?", "max_ood_drop", "require_ood", "≤"
     ),
     "external_saebench": Rule(
-        "Do a few of its latents probe as well as the whole activation?", "min_saebench_delta", "require_external", "≥"
+        "Do probes of its latents do as well as those of the whole activation?",
+        "min_saebench_delta", "require_external", "≥",
     ),
     "external_cebench": Rule(
         "Do its latents tell stories apart at least as well as a matched baseline's?",

@@ -40,11 +40,10 @@ def judged_group(chosen: Mapping[str, Any] | None, read: Read) -> Judged:
     source = chosen["source"] if chosen else "selection"
     if not chosen or source.startswith(f"{IMPORTED}/"):
         return Judged(source=source, level=level, sets_level=sets_level)
-    probing = read(candidates.beside(source, "baselines")).data["parameters"]["probing"]
     baselines = candidates.beside(source, "baselines")
     if confirmed_members(read):
         source = baselines = "confirmation"
-    record, name = read(source), chosen["condition"]
+    record, name, probing = read(source), chosen["condition"], read(baselines).data["parameters"]["probing"]
     members, probes, groups = ([row for row in record.table(table) if row.condition == name]
                                for table in ("members", "probes", "groups"))  # fmt: skip
     others, group = [row for row in read(baselines).table("members") if row.is_baseline], next(iter(groups), None)
@@ -66,9 +65,9 @@ def against(earlier: Sequence[str], policy: Policy, read: Read, read_run: ReadRu
 
 def _standing(name: str, gates: Sequence[GateRow], basis: Literal["bound", "value"], read: Read) -> Standing:
     chosen = read("selection").summary["selected"]
-    source, judged = chosen["source"] if chosen else "selection", judged_group(chosen, read)
+    judged = judged_group(chosen, read)
     own = candidates.baseline_of(judged.members, judged.baselines)
-    measured = candidates.measured_on(source, read) | {candidates.BASELINE: own}
+    measured = candidates.measured_on(judged.source, read) | {candidates.BASELINE: own}
     verdicts = {row.gate: (row.verdict, row.threshold) for row in gates if row.required}
     # both deltas over the seeds alone: two runs that are compared were measured on the same data sets
     found = external_results(judged)["external_cebench"]

@@ -105,12 +105,13 @@ def true_values(given: Iterable[str]) -> dict[str, float]:
 
 def _need(gate: GateRow, judged: Judged, true: float | None, power: float) -> Need:
     need, n = Need(gate.gate, gate.threshold, gate.value, true), len(judged.members)
+    units = len({member.unit for member in judged.members}) if gate.metric == "pwmcc" else n
     if gate.value is None or gate.bound is None or gate.level is None or gate.verdict == "missing" or true is None:
         return replace(need, remark=gate.note or "no spread over seeds was measured")
     sets = len({row.data_set for row in judged.probes}) if gate.sets_level else 0
-    std = abs(gate.value - gate.bound) / t_quantile(n - 1, gate.level) * math.sqrt(n)
+    std = abs(gate.value - gate.bound) / t_quantile(units - 1, gate.level) * math.sqrt(units)
     spread = _two_way(judged) if sets else Spread(std**2)
-    over_seeds, over_sets = spread.deviations(n, sets)
+    over_seeds, over_sets = spread.deviations(units, sets)
     need = replace(need, seeds_std=over_seeds, sets_std=over_sets if sets else None)
     if gate.ceiling is not None and max(gate.threshold, true) > gate.ceiling:
         what = "threshold" if gate.threshold > gate.ceiling else "assumed true value"
@@ -122,6 +123,8 @@ def _need(gate: GateRow, judged: Judged, true: float | None, power: float) -> Ne
     seeds = _fewest(lambda count: spread.power(margin, count, sets), power)
     more_sets = _fewest(lambda count: spread.power(margin, n, count), power) if sets else None
     remark = "" if gate.gate in EXTERNAL else "approximate: no mean over seeds"
+    if units < n:
+        remark = "references rather than seeds, as seeds of one reference agree by construction; approximate"
     if sets and seeds is None:
         remark = f"not by more seeds: {sets} data sets alone leave too much open"
     return replace(need, seeds=seeds, sets=more_sets, remark=remark)

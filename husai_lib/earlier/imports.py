@@ -15,6 +15,7 @@ from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.runs import Record, Run
 from husai_lib.evidence.steps import Step
 from husai_lib.files import explained, write_bytes
+from husai_lib.params.cycle import STEPS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 CAVEATS, ORIGINAL = "caveats", "originals/{}.json"
@@ -56,7 +57,7 @@ def _collect(paths: Sequence[Path]) -> tuple[Files, list[dict[str, str]]]:
             source = str(file.relative_to(folder)).encode(errors="replace").decode()  # file names need not be UTF-8
             try:
                 content = _content(file, source, files)
-                files[_record_name(source, {CAVEATS, *files})] = source, content
+                files[_record_name(source, {CAVEATS, *STEPS, *files})] = source, content
             except DataError as error:
                 if not path.is_dir():
                     raise

@@ -11,6 +11,7 @@ evidence/<cycle>/run_<UTC>/ holds:
 
 import datetime
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +170,11 @@ class Run:
 
     def write_manifest(self, **about: Any) -> None:
         """Hash every file of the run and declare it complete."""
-        for leftover in self.path.rglob(".*"):  # of a write that was killed
-            leftover.unlink()
+        for leftover in [*self.path.rglob(".*")]:  # of a write that was killed, or of an editor
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
         about |= {"run": self.name, "files": self.files(), "finished_utc": utc_now()}
         write_sealed(self.path / "manifest.json", about)
 
@@ -204,7 +208,8 @@ def new_run(evidence: Path, cycle: str) -> Run:
 
 def find_runs(evidence: Path) -> list[Run]:
     """All runs under `evidence`, oldest first."""
-    return [Run(p) for p in sorted(evidence.glob("*/run_*"), key=lambda p: (p.name, p.parent.name)) if p.is_dir()]
+    found = (path for path in evidence.glob("*/run_*") if path.is_dir() and path.parent.name != IMPORTED)
+    return [Run(path) for path in sorted(found, key=lambda path: (path.name, path.parent.name))]
 
 
 def find_imports(evidence: Path) -> list[Run]:

@@ -122,7 +122,10 @@ class Condition(SaeParams):
         if not isinstance(data, dict):
             return data
         name, fields = one_of(str(data.get("architecture")), ARCHITECTURES, "architecture"), cls.model_fields
-        own = {key: value for key, value in data.items() if key not in fields} | data.get("hyperparameters", {})
+        if not isinstance(given := data.get("hyperparameters", {}), dict):
+            what = f"hyperparameters: {given!r} is no mapping"
+            raise ValueError(f"{what}; write the architecture's keys beside the others")  # noqa: TRY004 - for pydantic
+        own = {key: value for key, value in data.items() if key not in fields} | given
         for key in own:
             one_of(key, [*ARCHITECTURES[name].model_fields, *(() if key in fields else fields)], f"{name} key")
         given = {key: value for key, value in data.items() if key in fields}

@@ -110,6 +110,8 @@ class CycleParams(Sections):
     """Earlier runs that this cycle must improve on, as `<cycle>/<run>`, `<cycle>/newest` or `imported/<name>`."""
 
     def _check(self) -> None:
+        if self.cycle == "imported":
+            raise ValueError("cycle: 'imported' is the folder of imports; choose another name")
         self._check_conditions()
         self._check_seeds()
         self._check_sources()
@@ -147,6 +149,8 @@ class CycleParams(Sections):
         most = max(len(seeds) for _, seeds in self.trained.values())
         if self.selection.min_seeds > most:
             raise ValueError(f"selection.min_seeds = {self.selection.min_seeds}, but there are {most} seeds")
+        if self.consistency and len(self.trained["consistency"][1]) == 1:
+            raise ValueError("consistency: a single seed agrees with none; give consistency.seeds at least 2")
         if self.consistency and not self.activations.validation_rows:
             raise ValueError("activations.validation_rows = 0, but consistency chooses checkpoints by them; give some")
 

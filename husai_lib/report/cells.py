@@ -66,6 +66,8 @@ def _standing(row: dict[str, Any]) -> str:
 
 def _accepted(row: dict[str, Any]) -> str:
     """Whether a weight of the objective is accepted, or at which gates it fails."""
+    if not row["weight"]:
+        return "for comparison"
     if row["accepted"]:
         return "accepted"
     return f"**not accepted**: {escape(', '.join(f'{gate} ({verdict})' for gate, verdict in failing(row).items()))}"
@@ -85,7 +87,7 @@ def _scored(field: str, spec: str) -> Template:
 
 GATE_WORDS = {
     "delta_pwmcc": "agreement above random decoders",
-    "delta_lcb": "the same by its bounds",
+    "delta_lcb": "agreement by its lower bound",
     "ev_drop": "explained variance",
     "external": "SAEBench",
     "cebench": "CE-Bench",
@@ -134,7 +136,7 @@ LAYOUTS: dict[str, Columns] = {
         ),
         "Note": "{note}",
     },
-    # One line per weight of the consistency objective: what it did inside and outside, and whether that is accepted.
+    # One line per weight of the consistency objective: its effects, and whether these are accepted.
     "sweep": {
         "Group": "{condition}",
         "Verdict": _accepted,

@@ -36,13 +36,13 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
     best, strongest = (max(known, key=lambda row: getattr(row, of) or 0.0) for of in ("pwmcc", "pwmcc_within"))
     within, unrelated = strongest.pwmcc_within, strongest.pwmcc or 0.0
     if (best.pwmcc or 0.0) > plain.pwmcc:
-        gain = "more alike, but not by the bounds,"
+        gain, doubt = "more alike", ", but the intervals overlap"
         if best.pwmcc_low is None or plain.pwmcc_high is None:
-            gain = "more alike, without a bound,"
+            doubt = ", but there are too few unrelated seeds for an interval"
         elif best.pwmcc_low > plain.pwmcc_high:
-            gain = "more stable"
+            gain, doubt = "more stable", ""
         first = (
-            f"**{name}: {gain} at lambda = {best.weight:g}.** There, unrelated seeds agree with PW-MCC "
+            f"**{name}: {gain} at lambda = {best.weight:g}{doubt}.** There, unrelated seeds agree with PW-MCC "
             f"{best.pwmcc:.3f}; without the objective it is {plain.pwmcc:.3f}. Explained variance changes by "
             f"{-best.ev_drop:+.3f}."
         )
@@ -63,8 +63,9 @@ def _answer(plain: SweepRow, swept: Sequence[SweepRow]) -> str:
 def acceptance_sentence(rows: Sequence[SweepRow]) -> str:
     """Which weight is the best, whether it is accepted, and which gates it fails."""
     best = best_of(rows)
-    number = sum(row.accepted for row in rows)
-    first = f"{number} of {len(rows)} weights {'is' if number == 1 else 'are'} accepted."
+    weights = [row for row in rows if row.weight]
+    number = sum(row.accepted for row in weights)
+    first = f"{number} of {len(weights)} weights {'is' if number == 1 else 'are'} accepted."
     if best.accepted:
         return f"{first} The largest conservative delta among them has **{escape(best.condition)}**."
     missed = ", ".join(failing(dict(best)))

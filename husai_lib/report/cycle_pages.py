@@ -17,7 +17,7 @@ from husai_lib.evidence.rows.base import IMPORTED
 from husai_lib.evidence.rows.decided import GateRow
 from husai_lib.evidence.runs import Run
 from husai_lib.evidence.verification import UNREADABLE
-from husai_lib.files import sha256_file
+from husai_lib.files import read_json, sha256_file
 from husai_lib.report.cells import escape
 from husai_lib.report.notebook_audit import is_of_checkout
 from husai_lib.report.tables import csv_table
@@ -63,7 +63,7 @@ def shown_run(run: Run) -> ShownRun:
     body = markdown_to_html(f"{why}Nothing of it is shown. `husai verify` lists what was changed.")
     page = Page(f"cycles/{run.name}.html", f"{name}: damaged", body, run.name)
     facts = {"run": run, "name": name, "date": re.sub(*DAY, run.path.name), "state": "damaged", "damage": damage}
-    return ShownRun(run, facts | {"imported": imported}, [page], damage=damage)
+    return ShownRun(run, facts | {"imported": imported, "summary": ""}, [page], damage=damage)
 
 
 def _whole(run: Run, name: str, *, imported: bool) -> ShownRun:
@@ -108,7 +108,11 @@ def manifests_of(runs: Sequence[Run]) -> dict[str, str]:
 def _facts(run: Run, name: str, *, imported: bool) -> dict[str, Any]:
     """What the front page and the page of a cycle say about a run or an import, from its verified records."""
     records = {step: run.record(step) for step in run.journal}
-    tabled = {name: one.table(name) for one in records.values() for name in one.data["tables"] if name in SHOWN}
+    tabled: dict[str, list[Any]] = {}
+    for one in records.values():
+        for table in SHOWN.intersection(one.data["tables"]):
+            if table != "earlier_gates" or one.summary.get("kind") == "gates":  # those of sweeps decided nothing
+                tabled.setdefault(table, []).extend(one.table(table))
     gate_rows = tabled.get("gates", []) + [
         GateRow(**row.model_dump(exclude={"stated", "threshold"}), metric="", threshold=row.threshold or 0.0,
                 verdict=row.stated, source=IMPORTED)
@@ -128,6 +132,7 @@ def _facts(run: Run, name: str, *, imported: bool) -> dict[str, Any]:
                    and step not in ("consistency", "scaling", "confirmation")],
         "damage": "", "run": run, "records": records, "imported": imported, "judged": judged, "verdict": verdict,
         "name": name,
+        "summary": "" if imported else read_json(run.path / "parameters.json")["summary"],
         "state": f"{state}, as stated there" if imported else state if run.is_complete else "unfinished",
         "joint": next((row for row in gate_rows if row not in judged), None),
         "candidate": candidates[0] if candidates else "none",

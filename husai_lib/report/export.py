@@ -15,6 +15,7 @@ from husai_lib.errors import DataError, EvidenceError, GateError, HusaiError, In
 from husai_lib.evidence.cache import Entry, cache_folder, is_there, open_entry
 from husai_lib.evidence.rows.measured import MemberRow
 from husai_lib.evidence.runs import Record, Run, earlier_run
+from husai_lib.evidence.steps import condition_of
 from husai_lib.evidence.verification import problems_of
 from husai_lib.files import canonical_json, explained, read_json
 from husai_lib.params.catalogue import local_path
@@ -168,6 +169,7 @@ def model_card(candidate: Candidate, config: dict[str, Any]) -> str:
         base_model=name if is_hub_name else "",
         failure=why_failed(candidate.run),
         own_classes=OWN_CLASSES,
+        trained=condition_of(candidate.run.record("selection").summary["selected"], candidate.run.find_record),
     )
     return f"{card}\n"
 

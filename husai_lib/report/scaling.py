@@ -63,7 +63,7 @@ def _clarity(row: EffectRow) -> float:
 
 
 def tradeoff(members: Sequence[MemberRow], groups: Sequence[GroupRow]) -> ReportFigure:
-    """Who gains outside, and loses where? A point of the grid in each panel: its SAEBench delta against another metric.
+    """Which points do well on benchmarks, and what do they lose? Each panel has SAEBench deltas against another metric.
 
     Colours are layers, markers widths; hollow points have the smaller token budgets.
     """

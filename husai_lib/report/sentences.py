@@ -1,5 +1,6 @@
 """Records in, sentences out, as Markdown: every sentence with a number that a notebook or a page shows."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -186,7 +187,7 @@ def winner_sentence(rows: Sequence[CandidateRow], weights: Mapping[str, float]) 
         return "No group is eligible, so there is no joint score."
     first = f"**{escape(front[0].condition)}** wins with a joint score of {_terms(front[0], weights)}."
     if len(front) == 1:
-        return f"{first} It is alone on the Pareto front: no other eligible group is better in either benchmark."
+        return f"{first} It is alone on the Pareto front: no other eligible group scores higher on either benchmark."
     return f"{first} The next on the front, {escape(front[1].condition)}, has {_terms(front[1], weights)}."
 
 
@@ -225,7 +226,7 @@ def outcome_sentence(rows: Sequence[CriterionRow]) -> str:
     if not rows:
         return "The parameters name no earlier cycle, so this comparison was **not made**."
     lines, outcomes = [], set()
-    for earlier, criterion in sorted({(row.earlier, row.criterion) for row in rows}):
+    for earlier, criterion in itertools.product(sorted({row.earlier for row in rows}), (1, 2)):
         own = [row for row in rows if (row.earlier, row.criterion) == (earlier, criterion)]
         outcomes.add(outcome := criterion_outcome(own))
         comparison = ""
@@ -249,11 +250,12 @@ def gate_sentences(rows: Sequence[GateRow], basis: str) -> str:
     missed = {row.gate: by for row in required if row.gate != "external" and (by := half_widths_missed(row))}
     if missed and basis == "bound":
         furthest = max(missed, key=missed.__getitem__)
-        so = (
-            "Its value passes, so more seeds may be enough"
-            if missed[furthest] < 1
-            else "Its value does not pass either, so it takes another SAE rather than more seeds"
-        )
+        if missed[furthest] < 1:
+            so = "Its value passes, so more seeds may be enough"
+        elif missed[furthest] <= 2:  # one half width beyond the value
+            so = "Its value does not pass either, but its interval holds values that would: nothing is settled"
+        else:
+            so = "No value in its interval passes, so it takes another SAE rather than more seeds"
         lines.append(
             f"\nFurthest from passing is **{escape(gates.describe(furthest))}**, whose bound misses its threshold by "
             f"{missed[furthest]:.1f} times the half width of its interval. {so}."
@@ -272,10 +274,12 @@ def _answer(row: GateRow, basis: str) -> str:
     word = {"pass": "Yes", "fail": "**No**"}.get(row.verdict, f"**Not shown** ({escape(row.verdict)})")
     if row.value is None or row.verdict == "unreachable":
         return f"{word}: {escape(row.note)}."
-    if row.bound is None:
-        return f"{word}: {row.value:+.3f}; {escape(row.note)}."
     must = escape(gates.requirement(row.gate, row.threshold))
     note = f" ({escape(row.note)})" if row.note else ""
+    if row.bound is None and basis == "value":
+        return f"{word}: {row.value:+.3f}, which must be {must}; it has no interval{note}."
+    if row.bound is None:
+        return f"{word}: {row.value:+.3f}; {escape(row.note)}."
     worse = f"{row.bound:+.3f} at the worse end of its interval"
     if basis == "value":
         return f"{word}: {row.value:+.3f}, which must be {must}; {worse}, which is not read{note}."

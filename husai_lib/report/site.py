@@ -42,7 +42,7 @@ def render(evidence: Path, out: Path, run: str | None = None) -> Path:
     and IntegrityError if a run is damaged: at the end, as the others have their pages and it has one that says why,
     but at once if it is `run` or no run is whole.
     """
-    if out.exists() and not (out.is_dir() and ((out / "index.html").exists() or not any(out.iterdir()))):
+    if out.exists() and not _may_be_replaced(out):
         raise EvidenceError(f"{out} holds other files than a report; name an empty or new folder with --out")
     shown = shown_runs(evidence)
     chosen = chosen_run(shown, evidence, run)
@@ -65,6 +65,12 @@ def render(evidence: Path, out: Path, run: str | None = None) -> Path:
             "'husai verify' lists what was changed"
         )
     return out / "index.html"
+
+
+def _may_be_replaced(out: Path) -> bool:
+    """Whether a folder is empty or holds a site; what plain Quarto made is one only where `_quarto.yml` puts it."""
+    made_here = (out / ABOUT).exists() or out.resolve() == REPOSITORY / "_site"
+    return out.is_dir() and (made_here or not any(out.iterdir()))
 
 
 def shown_runs(evidence: Path) -> list[ShownRun]:

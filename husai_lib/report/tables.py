@@ -186,7 +186,7 @@ def ceilings_table(groups: Sequence[GroupRow]) -> str:
     columns: Columns = {
         "Condition": "{condition}",
         "SAEBench delta": "{saebench_delta:+.3f}",
-        "All of the largest k": "{largest_k_delta:+.3f}",
+        "Largest number of latents": "{largest_k_delta:+.3f}",
         "Full width": "{full_width_delta:+.3f}",
         "Supervised": "{supervised_delta:+.3f}",
         "Oracle": "{oracle_delta:+.3f}",

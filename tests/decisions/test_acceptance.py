@@ -21,6 +21,13 @@ def test_the_best_weight_is_the_accepted_one_with_the_largest_conservative_delta
     assert best_of(rows[::-1]).weight == 0.1
 
 
+def test_a_group_without_objective_is_never_the_best_weight() -> None:
+    rows = [row(0.0, delta_lcb=0.9, accepted=True), row(0.3, delta_lcb=None, delta_pwmcc=0.1)]
+    assert best_of(rows).weight == 0.3
+    assert acceptance(rows, AcceptanceParams())["pass_all"] is False
+    assert best_of(rows[:1]).weight == 0.0
+
+
 def test_where_none_is_accepted_the_best_is_taken_among_all() -> None:
     rows = [row(0.0, delta_lcb=-0.2), row(0.1, delta_lcb=-0.1), row(0.3, delta_lcb=-0.3)]
     assert best_of(rows).weight == 0.1
@@ -29,7 +36,7 @@ def test_where_none_is_accepted_the_best_is_taken_among_all() -> None:
 def test_a_weight_without_a_bound_comes_after_any_that_has_one_and_its_delta_decides_among_such() -> None:
     unbounded = [row(0.1, delta_lcb=None, delta_pwmcc=0.3), row(0.3, delta_lcb=None, delta_pwmcc=0.4)]
     assert best_of(unbounded).weight == 0.3
-    assert best_of([*unbounded, row(0.0, delta_lcb=-0.9)]).weight == 0.0
+    assert best_of([*unbounded, row(0.5, delta_lcb=-0.9)]).weight == 0.5
     negative = row(0.3, delta_lcb=None, delta_pwmcc=-0.1)
     assert best_of([row(0.1, delta_lcb=None, delta_pwmcc=None), negative]).weight == 0.3
 

@@ -468,6 +468,23 @@ def test_a_gate_that_is_easier_here_proves_nothing(gate, mine, theirs, comparabl
     assert found.note == ("" if comparable else f"the threshold is {mine:g} here and {theirs:g} there")
 
 
+def test_the_joint_gate_is_as_easy_as_the_easiest_of_its_parts():
+    there = standing(gates={"external": "fail"}, thresholds={"external_saebench": 0.0})
+    rows = compare(standing(thresholds={"external_saebench": -5.0}), there)
+    joint = row(rows, "external")
+    assert (joint.outcome, joint.note) == ("not comparable", "external SAEBench: the threshold is -5 here and 0 there")
+    assert outcomes(rows)[2] == "not met"  # lowering thresholds gains nothing
+    assert outcomes(compare(standing(thresholds={"external_saebench": 0.0}), there))[2] == "met"
+
+
+def test_progress_is_not_shown_where_no_gate_is_required_on_either_side():
+    rows = compare(replace(shifted(0.5), gates={}), replace(standing(), gates={}))
+    assert {one.criterion for one in rows} == {1}
+    said = outcome_sentence(rows)
+    assert said.startswith("**Progress is not shown**")
+    assert said.endswith("**not comparable** (no gate there can be compared).")
+
+
 def test_gates_judged_by_the_estimate_are_not_compared_with_those_judged_by_bounds():
     rows = compare(standing(basis="value"), standing(gates={"ood": "fail"}))
     assert {r.outcome for r in rows if r.criterion == 2} == {"not comparable"}

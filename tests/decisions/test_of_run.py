@@ -85,6 +85,16 @@ def test_the_gates_judge_the_fresh_seeds_of_the_selected_condition_and_nothing_e
     assert (judged.level, judged.sets_level) == pytest.approx((0.95, 0.975))
 
 
+def test_fresh_seeds_are_judged_by_the_settings_they_were_probed_with(run: Run) -> None:
+    def probed_otherwise(data: dict[str, Any]) -> None:
+        data["parameters"]["probing"] |= {"choose_k": "test", "ks": [1]}
+
+    judged = decisions.judged_group(chosen_of(run), changed(run, confirmation=probed_otherwise))
+    assert (judged.choose_k, judged.ks) == ("test", [1])
+    judged = decisions.judged_group(chosen_of(run), changed(run, baselines=probed_otherwise))
+    assert (judged.choose_k, judged.ks) == ("validation", [1, 2, 5])
+
+
 def test_without_fresh_seeds_the_gates_judge_the_selected_ones_at_a_higher_level(run: Run) -> None:
     judged = decisions.judged_group(chosen_of(run), changed(run, confirmation=without_rows))
     assert [(row.condition, row.seed) for row in judged.members] == [("topk", seed) for seed in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -145,6 +146,20 @@ def test_a_control_is_planned_from_its_interval_and_one_that_did_not_run_says_so
     assert need.remark.startswith("approximate")
     missing = plan(judged(FLAT))["random_model"]
     assert (missing.seeds, missing.remark) == (None, "the control was not run")
+
+
+def test_stability_with_an_objective_is_planned_over_references() -> None:
+    """Seeds of one reference agree by construction: the interval has a unit for each reference, and so has the plan."""
+    group = judged(FLAT)
+    related = [
+        member.model_copy(update={"reference": ref}) for member, ref in zip(group.members, (7, 8, 7), strict=True)
+    ]
+    half = float(stats.t.ppf(0.975, 1)) * 0.02 / math.sqrt(2)
+    about = {"metric": "pwmcc", "level": 0.95, "required": True, "verdict": "fail", "source": "stress"}
+    gate = GateRow(gate="random_model", value=0.1, bound=0.1 - half, threshold=0.0, direction="above", **about)
+    [need] = needs(replace(group, members=related), [gate], {})
+    assert need.seeds_std == pytest.approx(0.02)
+    assert need.remark.startswith("references rather than seeds")
 
 
 def test_a_group_without_spread_needs_the_fewest_seeds() -> None:

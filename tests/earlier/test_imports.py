@@ -11,7 +11,7 @@ from earlier_files import FILES, RUN, frontier, policy, read, save
 
 from husai_lib.earlier.imports import audit_import, import_earlier
 from husai_lib.errors import DataError, EvidenceError, HusaiError, ParameterError
-from husai_lib.evidence.runs import Run, earlier_run
+from husai_lib.evidence.runs import Run, earlier_run, find_imports, find_runs
 from husai_lib.files import REPOSITORY
 
 GOLDEN = REPOSITORY.parent / "shared" / "golden"
@@ -61,10 +61,10 @@ def test_unknown_files_and_copies_of_a_folder_are_skipped_and_named(tmp_path: Pa
 
 
 def test_record_names_are_unique_identifiers(tmp_path: Path) -> None:
-    names = {"A-b": 0.01, "a b": 0.02, "caveats": 0.03, "7": 0.04, "é": 0.05, "x" * 150: 0.06}
+    names = {"A-b": 0.01, "a b": 0.02, "caveats": 0.03, "7": 0.04, "é": 0.05, "x" * 150: 0.06, "gate": 0.07}
     folder = save(tmp_path / "given", **{name: policy(ood_drop=drop) for name, drop in names.items()})
     run = import_earlier([folder], "x", tmp_path)
-    assert set(run.journal) == {"a_b", "a_b_2", "caveats_2", "record_7", "record", "x" * 100, "caveats"}
+    assert set(run.journal) == {"a_b", "a_b_2", "caveats_2", "record_7", "record", "x" * 100, "gate_2", "caveats"}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,12 @@ def test_a_missing_path_and_an_empty_folder_are_errors(tmp_path: Path) -> None:
 def test_a_name_that_is_no_folder_of_an_import_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="cannot name an import"):
         import_earlier([save(tmp_path / "given", a=policy())], name, tmp_path)
+
+
+def test_an_import_that_is_named_as_a_run_is_no_run(tmp_path: Path) -> None:
+    import_earlier([save(tmp_path / "given", a=policy())], "run_20260215T035932Z", tmp_path / "evidence")
+    assert [run.name for run in find_imports(tmp_path / "evidence")] == ["imported/run_20260215T035932Z"]
+    assert find_runs(tmp_path / "evidence") == []
 
 
 def test_an_existing_import_is_never_touched(tmp_path: Path) -> None:

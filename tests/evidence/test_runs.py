@@ -97,6 +97,16 @@ def test_only_the_manifest_and_the_progress_of_the_run_itself_are_not_listed(run
     assert set(run.manifest()["files"]) == {"records/progress.json", "records/manifest.json"}
 
 
+def test_what_a_killed_write_or_an_editor_left_is_removed(run: Run) -> None:
+    folder = run.path / "notebooks" / ".ipynb_checkpoints"
+    folder.mkdir(parents=True)
+    (folder / ".hidden.ipynb").touch()
+    (run.path / ".half-written").touch()
+    run.write_manifest()
+    assert run.manifest()["files"] == {}
+    assert [path.name for path in sorted(run.path.iterdir())] == ["manifest.json", "notebooks"]
+
+
 def test_a_changed_manifest_is_refused(run: Run) -> None:
     run.write_manifest(verdict="Not released")
     assert run.is_complete

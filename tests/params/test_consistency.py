@@ -72,6 +72,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         of_sweep(seeds=[9]),
         "consistency: seeds: a single seed agrees with none; give at least 2, or leave them out",
     ),
+    "one seed of the cycle": (
+        of_sweep(seeds=[]) | {"seeds": [9], "selection": {"mode": "mean", "min_seeds": 1}},
+        "consistency: a single seed agrees with none; give consistency.seeds at least 2",
+    ),
     "a seed twice": (of_sweep(seeds=[9, 9]), "consistency: seed 9 is given twice; keep one"),
     "a seed that confirms": (
         of_sweep(seeds=[3, 8, 9]),

@@ -284,6 +284,21 @@ def test_every_name_that_baselines_get_is_one() -> None:
     assert all(map(is_baseline_name, [*baseline_shapes(shapes), *baseline_shapes(shapes[:1])]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cycle": "imported"}, "cycle: 'imported' is the folder of imports; choose another name"),
+        (
+            {"conditions": [{"architecture": "topk", "hyperparameters": 5}]},
+            "hyperparameters: 5 is no mapping; write the architecture's keys beside the others",
+        ),
+    ],
+)
+def test_what_would_fail_late_is_refused_at_once(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        load_cycle(write_params(tmp_path / "p.yaml", smoke_data(**changes)))
+
+
 # How it is decided
 
 

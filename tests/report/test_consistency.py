@@ -34,18 +34,22 @@ def test_features_are_only_copied_where_unrelated_seeds_agree_no_more() -> None:
     )
 
 
-@pytest.mark.parametrize(("low", "word"), [(0.4501, "more stable"), (0.4499, "more alike, but not by the bounds,")])
-def test_features_are_stable_only_where_the_bounds_of_unrelated_seeds_say_so(low: float, word: str) -> None:
+@pytest.mark.parametrize(
+    ("low", "word"), [(0.4501, ("more stable", "")), (0.4499, ("more alike", ", but the intervals overlap"))]
+)
+def test_features_are_stable_only_where_the_bounds_of_unrelated_seeds_say_so(low: float, word: tuple[str, str]) -> None:
     said = answer(pwmcc=0.7, pwmcc_low=low, pwmcc_high=0.8)
     assert said.startswith(
-        f"**topk: {word} at lambda = 0.3.** There, unrelated seeds agree with PW-MCC 0.700; without the objective "
-        "it is 0.400. Explained variance changes by -0.020."
+        f"**topk: {word[0]} at lambda = 0.3{word[1]}.** There, unrelated seeds agree with PW-MCC 0.700; without the "
+        "objective it is 0.400. Explained variance changes by -0.020."
     )
 
 
 def test_with_two_references_nothing_is_called_stable_and_the_missing_bound_is_said() -> None:
     said = answer(pwmcc=0.79, pwmcc_low=None, pwmcc_high=None)
-    assert said.startswith("**topk: more alike, without a bound, at lambda = 0.3.**")
+    assert said.startswith(
+        "**topk: more alike at lambda = 0.3, but there are too few unrelated seeds for an interval.**"
+    )
 
 
 def test_seeds_of_one_reference_are_copies_at_best_however_alike_they_are() -> None:
@@ -72,7 +76,9 @@ def test_with_a_reference_for_every_seed_there_are_no_copies_to_speak_of() -> No
 def test_the_weight_at_which_unrelated_seeds_agree_most_comes_before_that_of_the_copies() -> None:
     rows = [PLAIN, swept(0.1, pwmcc_within=0.7, pwmcc=0.5), swept(1.0, pwmcc_within=0.9, pwmcc=0.3)]
     said = consistency.answer_sentence(rows)
-    assert said.index("at lambda = 0.1.** There, unrelated seeds agree with PW-MCC 0.500") > 0
+    assert (
+        said.index("at lambda = 0.1, but the intervals overlap.** There, unrelated seeds agree with PW-MCC 0.500") > 0
+    )
     assert said.endswith(
         "At lambda = 1, seeds of one reference agree with 0.900 and unrelated ones with 0.300: "
         "**the difference was copied**."
@@ -97,30 +103,33 @@ def test_names_of_conditions_are_escaped() -> None:
 def test_the_best_of_the_accepted_weights_is_named() -> None:
     rows = [swept(0.0), swept(0.1, delta_lcb=0.2), swept(0.3, delta_lcb=0.9, accepted=False)]
     assert consistency.acceptance_sentence(rows) == (
-        "2 of 3 weights are accepted. The largest conservative delta among them has **topk_lambda_0_1**."
+        "1 of 2 weights is accepted. The largest conservative delta among them has **topk_lambda_0_1**."
     )
 
 
 def test_where_no_weight_is_accepted_the_gates_that_the_best_fails_are_named() -> None:
     gates = {"gate_delta_lcb": "missing", "gate_external": "fail", "gate_ev_drop": "pass", "accepted": False}
-    said = consistency.acceptance_sentence([swept(0.0, delta_lcb=0.1, **gates), swept(0.3, delta_lcb=0.2, **gates)])
+    said = consistency.acceptance_sentence(
+        [swept(0.0, delta_lcb=0.9), swept(0.1, delta_lcb=0.1, **gates), swept(0.3, delta_lcb=0.2, **gates)]
+    )
     assert said.startswith(
         "**0 of 2 weights are accepted.** The best by its conservative delta, topk_lambda_0_3, fails at: "
-        "the same by its bounds, SAEBench."
+        "agreement by its lower bound, SAEBench."
     )
 
 
 def test_one_accepted_weight_is_said_in_the_singular() -> None:
-    rows = [swept(0.0, accepted=False), swept(0.3)]
+    rows = [swept(0.0), swept(0.1, accepted=False), swept(0.3)]
     assert consistency.acceptance_sentence(rows).startswith("1 of 2 weights is accepted.")
 
 
 def test_the_table_says_of_each_weight_whether_it_is_accepted_or_which_gates_it_fails() -> None:
-    table = tables.table_of([swept(0.0), swept(0.3, gate_ev_drop="fail", gate_delta_lcb="missing", accepted=False)])
-    first, second = table.splitlines()[2:]
+    missed = swept(0.3, gate_ev_drop="fail", gate_delta_lcb="missing", accepted=False)
+    plain, first, second = tables.table_of([swept(0.0), swept(0.1), missed]).splitlines()[2:]
+    assert "| for comparison |" in plain
     assert "| accepted |" in first
     assert "not accepted" in second
-    assert "the same by its bounds (missing), explained variance (fail)" in second.replace("\\", "")
+    assert "agreement by its lower bound (missing), explained variance (fail)" in second.replace("\\", "")
 
 
 def test_the_table_leaves_a_cell_empty_where_nothing_is_missing_and_shows_a_zero() -> None:

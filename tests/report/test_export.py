@@ -30,7 +30,7 @@ from stand_ins import complete, synthetic_run
 from husai_lib.errors import DataError, EvidenceError, GateError, HusaiError, IntegrityError, ParameterError
 from husai_lib.evidence import cache
 from husai_lib.evidence.cache import Entry
-from husai_lib.evidence.runs import Run
+from husai_lib.evidence.runs import Run, find_run
 from husai_lib.files import REPOSITORY, read_json, sha256_file, write_json
 from husai_lib.measures.saebench import folder_subject
 from husai_lib.params.hyperparameters import ARCHITECTURES
@@ -68,6 +68,15 @@ def run(made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     shutil.copytree(os.environ["HUSAI_CACHE"], own)
     monkeypatch.setenv("HUSAI_CACHE", str(own))
     return Run(evidence / made.name)
+
+
+def test_a_candidate_with_a_consistency_objective_has_a_card() -> None:
+    candidate = export.candidate_of(find_run(REPOSITORY / "evidence", "cycle7_small"))
+    assert candidate.record.step == "consistency"
+    card = export.model_card(candidate, {"architecture": "topk", "d_in": 576, "dtype": "float32"})
+    assert candidate.member.condition == "a2_lambda_0_2"
+    assert "| Training rows, repeats included | 491,520 |" in card
+    assert f"The gate's intervals are over {len(candidate.parameters['confirmation']['seeds'])} seeds." in card
 
 
 def exported(run: Run, folder: Path) -> Path:

@@ -111,7 +111,7 @@ def test_the_winner_is_explained_term_by_term_beside_the_next_on_the_front() -> 
         "+ 0.1 × 0.00 (explained variance)."
     )
     assert sentences.winner_sentence(rows[:1], weights).endswith(
-        "no other eligible group is better in either benchmark."
+        "no other eligible group scores higher on either benchmark."
     )
     assert sentences.winner_sentence([candidate(on_front=False)], weights).startswith("No group is eligible")
 
@@ -149,7 +149,7 @@ def test_each_required_gate_is_a_question_with_its_number() -> None:
     assert transcoder.endswith("it must be ≥ 0. With an interval of this width, a value above +0.057 would pass.")
     assert furthest == (  # 0.08 missed, of a half width of 0.057
         "Furthest from passing is **transcoder**, whose bound misses its threshold by 1.4 times the half width of its "
-        "interval. Its value does not pass either, so it takes another SAE rather than more seeds."
+        "interval. Its value does not pass either, but its interval holds values that would: nothing is settled."
     )
     assert ood.endswith("it must be ≤ 0.1.")
     assert cebench.endswith("**Not shown** (missing): the control was not run.")
@@ -160,6 +160,9 @@ def test_the_gate_furthest_from_passing_is_the_one_that_misses_most_by_its_own_i
     near = gate("ood", value=0.05, bound=0.15, threshold=0.1, direction="below", verdict="fail")  # misses by a half
     far = gate("external_saebench", value=-0.01, bound=-0.02, verdict="fail")  # misses by two, though by less
     assert "Furthest from passing is **external SAEBench**" in sentences.gate_sentences([near, far], "bound")
+    out_of_reach = gate("transcoder", value=-0.11, bound=-0.12, threshold=-0.05, verdict="fail")
+    said = sentences.gate_sentences([near, out_of_reach], "bound")
+    assert said.endswith("No value in its interval passes, so it takes another SAE rather than more seeds.")
     alone = sentences.gate_sentences([near], "bound")
     assert alone.endswith("by 0.5 times the half width of its interval. Its value passes, so more seeds may be enough.")
     assert "a value below +0.000 would pass" in alone

@@ -16,9 +16,11 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 import yaml
+from earlier_files import FILES, policy, save
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from synthetic_rows import ATTACK, PIXEL, gate, write_notebook, write_run
 
+from husai_lib.earlier.imports import import_earlier
 from husai_lib.errors import EvidenceError, HusaiError, IntegrityError
 from husai_lib.evidence.runs import Run, find_run, write_sealed
 from husai_lib.evidence.steps import open_step
@@ -187,6 +189,14 @@ def test_imported_cycles_stand_last_with_their_caveats(evidence: Path, tmp_path:
     assert [heading for _, heading in page.headings][:3] == ["Verdict", "Release gates", "What is known to be wrong"]
 
 
+def test_the_verdict_of_an_import_is_that_of_its_policy_whatever_else_it_holds(tmp_path: Path) -> None:
+    alone = import_earlier([save(tmp_path / "a", gates=policy())], "alone", tmp_path)
+    both = import_earlier([save(tmp_path / "b", gates=policy(), z=FILES["assignment_v3"]())], "both", tmp_path)
+    verdicts = [shown_run(run).facts["verdict"] for run in (alone, both)]
+    assert verdicts[0] == verdicts[1]
+    assert "required gates fail" in verdicts[0]
+
+
 def test_an_unfinished_run_is_on_the_front_page_only_if_it_was_asked_for(evidence: Path) -> None:
     assert "quickstart" not in index_of(evidence, "smoke")
     assert cells_of(index_of(evidence, "quickstart"), "quickstart")[1] == "**Unfinished**"
@@ -226,7 +236,7 @@ def test_a_joint_gate_is_no_further_failure_where_its_parts_are_required(tmp_pat
     joint = gate("external", metric="smallest margin", value=-0.25, bound=-0.5, verdict="fail", source="frontier")
     parts = [gate("random_model"), gate("external_saebench", verdict="fail"), gate("external_cebench"), joint]
     for required, counted in ((True, "1 of 3"), (False, "1 of 2")):
-        step = open_step("gate", str(run.path))
+        step = open_step("gate", str(run.path), gates={})
         rows = [
             row.model_copy(update={"required": required or row.gate in ("random_model", "external")}) for row in parts
         ]
@@ -235,7 +245,6 @@ def test_a_joint_gate_is_no_further_failure_where_its_parts_are_required(tmp_pat
         assert f"Not releasable: {counted} required gates" in text
         assert ("External, jointly: fail." in text) == required
         assert text.count("external (all)") == (0 if required else 2)  # in the verdict and as a line of the table
-    assert "smallest margin over their thresholds is -0.250, or -0.500 by the bounds" not in text
 
 
 def test_a_long_note_is_folded_behind_its_beginning() -> None:
@@ -499,6 +508,14 @@ def test_a_folder_with_other_files_is_not_replaced(evidence: Path, tmp_path: Pat
     with pytest.raises(EvidenceError, match="holds other files than a report"):
         site.render(evidence, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_website_that_is_no_report_is_not_replaced(evidence: Path, tmp_path: Path) -> None:
+    for name in ("index.html", "thesis.pdf"):
+        (tmp_path / name).touch()
+    with pytest.raises(EvidenceError, match="holds other files than a report"):
+        site.render(evidence, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "thesis.pdf"]
 
 
 # Quarto, played by a script
