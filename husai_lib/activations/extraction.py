@@ -45,8 +45,10 @@ def text_bank(
 
     The first `skip_positions` of each text are left out, and so are rows whose norm at the first hook exceeds
     `norm_limit` (by default `max_norm_ratio` times the median norm of these rows or, in shards, of those of the first).
-    Raises DataError if the texts have fewer positions than `rows`, or no row is left.
+    Raises DataError if there are no texts, if they have fewer positions than `rows`, or if no row is left.
     """
+    if not texts:
+        raise DataError("there are no texts to read; name data sets that have some")
     if rows is None or rows <= params.shard_rows:
         return _text_shard(model, texts, params, hooks, rows=rows, norm_limit=norm_limit, progress=progress)
     lengths = [max(0, len(ids) - params.skip_positions) for ids in _tokens_until(model, texts, params, rows)]
@@ -54,8 +56,9 @@ def text_bank(
     _, starts = np.unique(shard_of, return_index=True)
     shards: list[Bank] = []
     for start, end in pairwise([*starts.tolist(), len(lengths)]):
-        own, count = texts[start:end], sum(lengths[start:end])
-        shards.append(_text_shard(model, own, params, hooks, rows=count, norm_limit=norm_limit))
+        # only the last text of all is cut; elsewhere, texts without a row belong to a shard as well
+        count = sum(lengths[start:end]) if end == len(lengths) else None
+        shards.append(_text_shard(model, texts[start:end], params, hooks, rows=count, norm_limit=norm_limit))
         norm_limit = shards[0].meta["norm_limit"]
         if progress:
             progress(len(shards), len(starts), "shards of activations read")

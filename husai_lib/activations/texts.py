@@ -131,6 +131,15 @@ def story_pairs(source: str, max_rows: int) -> list[tuple[Text, Text]]:
     return [(Text(subject, first), Text(subject, second)) for subject, first, second in columns]
 
 
+def further_pairs(source: str, count: int) -> list[tuple[Text, Text]]:
+    """As many pairs again after the first `count`, or what is left; DataError where nothing is."""
+    pairs = story_pairs(source, 2 * count)[count:]
+    if not pairs:
+        remedy = f"lower contrastive.max_rows below {count}, or name a larger set"
+        raise DataError(f"stories {source!r} have no more than {count} pairs, so none is left for validation; {remedy}")
+    return pairs
+
+
 def texts_of_pairs(pairs: Sequence[tuple[Text, Text]]) -> list[Text]:
     """Both stories of each pair."""
     return [text for pair in pairs for text in pair]

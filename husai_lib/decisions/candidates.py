@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from husai_lib.errors import DataError
@@ -102,10 +103,20 @@ def candidates_from(
 ) -> list[Candidate]:
     """The members of the record `source` as candidates, with their baselines beside what all were `measured` on."""
     found = []
+    unmatched = {name: _why_other_l0([row for row in members if row.condition == name], baselines)
+                 for name in {row.condition for row in members}}  # fmt: skip
     for row in members:
         own = {f"{BASELINE} of {row.d_sae:,} latents, k = {row.k}, seed {row.seed}": baseline_of([row], baselines)}
-        found.append(_candidate(source, row, measured | own))
+        found.append(_candidate(source, row, measured | own, unmatched_baseline=unmatched[row.condition]))
     return found
+
+
+def _why_other_l0(group: Members, baselines: Members) -> str:
+    """Why the baselines of a group are not matched, although they have its width and target; empty where they are."""
+    if not (own := matched_baselines(group, baselines)):
+        return ""
+    l0, other = (fmean(row.l0 for row in rows) for rows in (group, own))
+    return "" if l0 and is_matched(other, l0) else f"the baseline's L0 is {other:.4g}, the candidate's {l0:.4g}"
 
 
 def candidates_from_earlier(source: str, members: Sequence[EarlierMemberRow]) -> list[Candidate]:

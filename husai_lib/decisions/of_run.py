@@ -20,7 +20,7 @@ ReadRun = Callable[[str], Mapping[str, Record]]
 
 
 def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candidate]:
-    """The candidates of all sources; SAEs that several steps of this run share are candidates once.
+    """The candidates of all sources; groups whose SAEs another group of this run has, too, are candidates once.
 
     Raises DataError for a source that was measured on other things than this run, except under the rules 2026-02.
     """
@@ -28,10 +28,24 @@ def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candid
     then = rules.rules == "2026-02"
     for source in rules.sources:
         here = candidates.measured_on("", read) if "/" in source and not then else None
-        own = candidates.candidates_of(source, read, here, duplicates=then)
-        held = {one.weights_sha256 for one in found} if "/" not in source else set()
-        found += [one for one in own if one.weights_sha256 not in held]
-    return found
+        found += candidates.candidates_of(source, read, here, duplicates=then)
+    groups: dict[tuple[Any, ...], set[str]] = {}
+    for one in found:
+        if "/" not in one.source:
+            groups.setdefault(_group_of(one, rules), set()).add(one.weights_sha256)
+    order = list(groups)
+    repeats = {
+        group
+        for i, group in enumerate(order)
+        for j, other in enumerate(order)
+        if groups[group] < groups[other] or (groups[group] == groups[other] and j < i)
+    }
+    return [one for one in found if _group_of(one, rules) not in repeats]
+
+
+def _group_of(one: candidates.Candidate, rules: SelectionParams) -> tuple[Any, ...]:
+    """What a candidate is ranked with: its condition or, where seeds are ranked by themselves, nothing else."""
+    return (one.source, one.condition, one.seed if rules.grouping == "seed" else None)
 
 
 def judged_group(chosen: Mapping[str, Any] | None, read: Read) -> Judged:

@@ -16,7 +16,7 @@ from husai_lib.evidence.code import git_commit, library_hash
 from husai_lib.evidence.rows.base import Candidate, Row, shared_level
 from husai_lib.evidence.runs import Record, Run, utc_now
 from husai_lib.files import canonical_json, content_of, sha256_text, write_bytes, write_json
-from husai_lib.params.conditions import Condition
+from husai_lib.params.conditions import Condition, SaeParams
 from husai_lib.params.consistency import ConsistencyParams
 from husai_lib.params.cycle import STEPS, check_sections
 from husai_lib.version import __version__
@@ -160,6 +160,17 @@ def condition_of(selected: Mapping[str, Any], read: Read) -> Condition:
     else:
         trained = [Condition(**one) for one in given["conditions"]]
     return next(condition for condition in trained if condition.name == selected["condition"])
+
+
+def baseline_sweep(selected: Mapping[str, Any], seeds: Sequence[int], read: Read) -> tuple[list[SaeParams], list[int]]:
+    """What the matched baselines at fresh seeds are trained for: all conditions of the selected one's width and k.
+
+    So they have the recipe of those of the selection, which are trained as long as the longest of these conditions.
+    """
+    chosen, (run, slash, _) = condition_of(selected, read), selected["source"].rpartition("/")
+    given = check_sections(dict(read(f"{run}{slash}baselines").data["parameters"]), "the record of the baselines")
+    conditions = [condition for own, _ in given.trained.values() for condition in own]
+    return [one for one in conditions if (one.d_sae, one.k) == (chosen.d_sae, chosen.k)], list(seeds)
 
 
 def why_unconfirmed(selected: Mapping[str, Any] | None, seeds: Sequence[int], read: Read) -> str:

@@ -62,7 +62,8 @@ def _deltas(limits: Sequence[Limits], llm: Sequence[ProbeScore]) -> dict[str, fl
 def _limits(task: ProbeTask, saes: Sequence[TrainedSae], params: ProbingParams) -> list[Limits]:
     """The ceilings of each SAE on a task, cached by content."""
     count = max(params.ks)
-    about: list[dict[str, Any]] = [sae.content | {"count": count, "binarize": params.binarize} for sae in saes]
+    what = {"count": count, "binarize": params.binarize, "first_split": task.split == 0}  # only it has all ceilings
+    about: list[dict[str, Any]] = [sae.content | what for sae in saes]
 
     def limits(missing: list[int]) -> list[Limits]:
         return [_of_sae(saes[i], task, params) for i in missing]

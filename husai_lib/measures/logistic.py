@@ -46,9 +46,9 @@ def fit_best(X: NDArray[np.float32], y: NDArray[Any], seed: int) -> tuple[Floats
 
 
 def _fold_scores(X: NDArray[np.float32], y: NDArray[Any], train: Any, held_out: Any, seed: int) -> Floats:
-    """Validation AUC `[problems, strengths]` of fits to the rows `train`; a fold of one class scores 0.5."""
+    """Validation AUC `[problems, strengths]` of fits to the rows `train`; 0.5 where either part has one class."""
     problems, strengths = len(X), len(STRENGTHS)
-    if len(np.unique(y[train])) < 2:
+    if min(len(np.unique(y[part])) for part in (train, held_out)) < 2:
         return np.full((problems, strengths), 0.5)
     # strength by strength, as problems of one strength take a similar number of epochs
     which, C = np.tile(np.arange(problems), strengths), np.repeat(STRENGTHS, problems)

@@ -320,5 +320,6 @@ def fit_l2(split: Parts, seed: int) -> ProbeScore:
     result = find_best_reg(train, y_train, test, y_test, penalty="l2", seed=seed)
     aucs = [float(roc_auc_score(y, result.classifier.predict_proba(x)[:, 1])) for x, y in shifted]
     rectified = float(roc_auc_score(y_test, np.maximum(result.classifier.decision_function(test), 0)))
-    score = ProbeScore(train.shape[1], result.metrics.val_auc, result.metrics.test_auc, *aucs)
+    validation = 0.5 if np.isnan(result.metrics.val_auc) else result.metrics.val_auc  # its rows may have one class
+    score = ProbeScore(train.shape[1], validation, result.metrics.test_auc, *aucs)
     return replace(score, rectified_auc=rectified)

@@ -59,10 +59,11 @@ class Sections(Section):
     @property
     def trained(self: Any) -> dict[str, tuple[list[Condition], list[int]]]:
         """The steps that train candidates: conditions, with the seeds at which they are trained."""
-        found = {"frontier": (self.conditions, self.seeds)} if self.conditions else {}
-        found |= {name: (sweep.conditions, sweep.seeds or self.seeds) for name, sweep in self.sweeps.items()}
-        if self.consistency:
-            found["consistency"] = (self.consistency.swept(), self.consistency.seeds or self.seeds)
+        conditions, sweeps, objective = (getattr(self, name, None) for name in ("conditions", "sweeps", "consistency"))
+        found = {"frontier": (conditions, self.seeds)} if conditions else {}
+        found |= {name: (sweep.conditions, sweep.seeds or self.seeds) for name, sweep in (sweeps or {}).items()}
+        if objective:
+            found["consistency"] = (objective.swept(), objective.seeds or self.seeds)
         return found
 
 

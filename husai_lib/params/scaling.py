@@ -49,6 +49,8 @@ class ScalingParams(Section):
             if (values := getattr(self, key)) != sorted({*values}):
                 raise ValueError(f"{key} = {values} do not ascend; sort them")
         distinct(self.seeds, "seed")
+        if self.condition.consistency:
+            raise ValueError("condition: the grid is of plain SAEs; leave out consistency, or write a sweep of it")
         if "layers" in self.condition.hyperparameters:
             raise ValueError(f"condition: {self.condition.architecture} reads joined layers; name one that reads one")
         self.conditions()  # raises where a width does not fit the condition

@@ -18,7 +18,7 @@ from husai_lib.activations.extraction import gaussian_bank, joined_bank, scaled_
 from husai_lib.activations.language_model import LanguageModel
 from husai_lib.activations.texts import Text
 from husai_lib.cycle.planned import cached_entries
-from husai_lib.errors import EvidenceError, IntegrityError
+from husai_lib.errors import DataError, EvidenceError, IntegrityError
 from husai_lib.evidence import cache
 from husai_lib.params.conditions import Condition
 from husai_lib.params.inputs import ActivationParams
@@ -72,6 +72,21 @@ def test_shards_have_the_rows_and_statistics_of_a_whole_bank(tiny_model: Languag
     index = np.random.default_rng(0).permutation(ROWS)[:300]
     assert torch.equal(bank.take(index), rows_of(bank)[torch.from_numpy(index)])
     assert torch.equal(bank.on("cpu"), rows_of(bank))
+
+
+def test_texts_without_a_row_belong_to_their_shard(tiny_model: LanguageModel, texts: list[Text]) -> None:
+    """What follows the texts that were read is known by their number."""
+    some = [one for text in texts for one in (text, Text("empty", "a"))]
+    given = params(skip_positions=3, training_rows=500)
+    bank = text_bank(tiny_model, some, given, [HOOK], 500)
+    whole = text_bank(tiny_model, some, given.model_copy(update={"shard_rows": 500}), [HOOK], 500)
+    assert len(bank.shards) > 1
+    assert bank.offsets.tolist() == whole.offsets.tolist()
+
+
+def test_there_must_be_texts(tiny_model: LanguageModel) -> None:
+    with pytest.raises(DataError, match="there are no texts to read"):
+        text_bank(tiny_model, [], params(), [HOOK])
 
 
 def test_the_norm_limit_is_that_of_the_first_shard(tiny_model: LanguageModel, texts: list[Text]) -> None:

@@ -21,6 +21,7 @@ from husai_lib.activations.texts import (
     check_disjoint,
     distinct_rows,
     drawn_texts,
+    further_pairs,
     probing_set,
     story_pairs,
 )
@@ -222,6 +223,14 @@ def test_the_offline_stories_are_read_in_order_up_to_max_rows() -> None:
     assert [first.data_set for first, _ in pairs] == [json.loads(line)["subject"] for line in lines[:5]]
     assert len(story_pairs("offline", 10_000)) == len(lines)
     assert all(first.text != second.text for first, second in story_pairs("offline", 10_000))
+
+
+def test_validation_gets_the_pairs_that_the_benchmark_leaves() -> None:
+    assert further_pairs("offline", 40) == story_pairs("offline", 80)[40:]
+    with pytest.raises(
+        DataError, match=r"stories 'offline' have no more than 200 pairs, .*; lower contrastive.max_rows"
+    ):
+        further_pairs("offline", 200)
 
 
 def test_a_relative_path_of_stories_starts_at_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

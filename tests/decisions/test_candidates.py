@@ -43,6 +43,15 @@ def test_members_of_a_record_become_candidates_that_name_their_own_baseline():
     assert candidates_from("frontier", [row], {"hook": '"h"'}, baselines) == [expected]
 
 
+def test_a_trained_baseline_of_another_l0_is_not_matched():
+    """One of width and target k may still have any L0, where its sparsity is not tuned."""
+    rows = [member("topk", seed, l0=8.2) for seed in (0, 1)]
+    for l0, why in ((8.0, ""), (61.0, "the baseline's L0 is 61, the candidate's 8.2")):
+        baselines = [member("baseline", seed, l0=l0) for seed in (0, 1)]
+        found = candidates_from("frontier", [*rows, member("wide", 0, d_sae=128)], {}, baselines)
+        assert [one.unmatched_baseline for one in found] == [why, why, ""]
+
+
 def test_rows_of_an_imported_record_become_candidates_with_what_they_were_measured_on():
     [found] = candidates_from_earlier("imported/c/f", [earlier(position=4)])
     assert (found.name, found.saebench_delta, found.l0_matched, found.position) == (

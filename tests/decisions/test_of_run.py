@@ -18,7 +18,8 @@ from husai_lib.errors import DataError
 from husai_lib.evidence.rows.base import RunTables
 from husai_lib.evidence.rows.controls import ControlRow, control_names
 from husai_lib.evidence.runs import Record, Run
-from husai_lib.evidence.steps import candidate_of, condition_of
+from husai_lib.evidence.steps import baseline_sweep, candidate_of, condition_of
+from husai_lib.params.conditions import baseline_shapes
 from husai_lib.params.rules import GateParams, SelectionParams
 
 
@@ -160,6 +161,43 @@ def test_saes_that_the_frontier_and_a_sweep_share_are_candidates_once(run: Run) 
     assert select(found, BOTH).summary()["counts"]["compared_groups"] == 3
     alone = decisions.candidates_for(BOTH.model_copy(update={"sources": ["consistency"]}), with_sweep(run))
     assert {one.condition for one in alone} == {*SWEPT}
+
+
+def test_a_group_is_left_out_whole_or_not_at_all(run: Run) -> None:
+    """A sweep that has the SAEs of the frontier and further seeds of them takes their place."""
+
+    def read(name: str) -> Record:
+        record = run.find_record("frontier" if name == "long" else name)
+        if name != "long":
+            return record
+        data = json.loads(json.dumps(record.data))
+        rows = [row for row in data["tables"]["members"] if row["condition"] == "topk"]
+        more = [row | {"seed": row["seed"] + 10, "weights_sha256": row["weights_sha256"][::-1]} for row in rows[:2]]
+        return Record("long", data | {"tables": {"members": [*rows, *more]}}, record.sha256)
+
+    rules = SelectionParams(sources=["frontier", "long"], bootstraps=0)
+    found = decisions.candidates_for(rules, read)
+    assert {(one.source, one.condition) for one in found} == {("frontier", "standard"), ("long", "topk")}
+    assert sorted(one.seed or 0 for one in found if one.condition == "topk") == [0, 1, 2, 10, 11]
+    each = decisions.candidates_for(rules.model_copy(update={"grouping": "seed", "mode": "mean"}), read)
+    assert len({one.weights_sha256 for one in each}) == len(each) == 8
+
+
+def test_the_baselines_of_fresh_seeds_have_the_recipe_of_those_of_the_selection(run: Run) -> None:
+    """Those are trained as long as the longest condition of their width and k."""
+
+    def longer(data: dict[str, Any]) -> None:
+        for one in data["parameters"]["conditions"]:
+            one["training_samples"] *= 1 if one["name"] == "topk" else 3
+
+    read = changed(run, baselines=longer)
+    chosen = chosen_of(run)
+    conditions, seeds = baseline_sweep(chosen, [7, 8], read)
+    own = condition_of(chosen, read)
+    [shape] = baseline_shapes(conditions).values()
+    assert seeds == [7, 8]
+    assert shape.training_samples == 3 * own.training_samples
+    assert (shape.d_sae, shape.k) == (own.d_sae, own.k)
 
 
 def test_a_group_of_a_sweep_can_be_selected(run: Run) -> None:

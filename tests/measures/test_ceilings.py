@@ -127,6 +127,16 @@ def test_ceilings_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ceiling_rows([sae], on, llm, PARAMS) == once
 
 
+def test_neighbouring_seeds_share_no_ceilings() -> None:
+    """Split 1 of one seed is split 0 of the next, but only the first split has all ceilings."""
+    on, sae = tasks("e"), trained(random_sae(11, "standard"))
+    for seed in (42, 43, 42):
+        given = PARAMS.model_copy(update={"seed": seed})
+        [row] = ceiling_rows([sae], on, llm_scores(on, given), given)
+        base = llm_scores(on, given)[1].test_auc
+        assert row.full_width_delta == pytest.approx(ceilings._of_sae(sae, on[1], given)["full_width"] - base)
+
+
 def test_a_dead_sae_has_no_headroom() -> None:
     dead: Any = random_sae(0, "standard")
     dead.b_enc.data = torch.full_like(dead.b_enc, -1e6)

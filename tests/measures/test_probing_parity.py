@@ -18,7 +18,7 @@ from husai_lib.activations.extraction import prompt_banks
 from husai_lib.activations.language_model import open_model
 from husai_lib.activations.texts import probing_set
 from husai_lib.measures import logistic
-from husai_lib.measures.probing import ProbeTask, _scores_by_k, llm_scores, probe_tasks
+from husai_lib.measures.probing import ProbeTask, _scores_by_k, fit_l2, llm_scores, probe_tasks
 from husai_lib.params.benchmarks import ProbingParams
 from husai_lib.params.conditions import Condition
 from husai_lib.params.inputs import ActivationParams, ModelParams
@@ -156,3 +156,16 @@ def test_lanes_beyond_a_block_change_no_bit() -> None:
         one = logistic.saga(X, y, which[[p]], C[[p]], 7)
         np.testing.assert_array_equal(one[0][0], many[0][p])
         assert one[1][0] == many[1][p]
+
+
+def test_validation_rows_of_one_class_say_nothing_about_the_strength() -> None:
+    """In imbalanced splits the last 100 training rows may hold one class; every strength then scores 0.5."""
+    rng = np.random.default_rng(3)
+    y = np.zeros(300, int)
+    y[:40] = 1
+    rows = rng.standard_normal((300, 4)).astype(np.float32)
+    rows[:40, 0] += 2
+    coefficients, _, validation = logistic.fit_best(rows[None], y, 7)
+    assert validation.tolist() == [0.5]
+    assert coefficients[0, 0] > 1
+    assert fit_l2([(rows, y), (rows, y)], 7).validation_auc == 0.5

@@ -72,6 +72,10 @@ def test_each_layer_is_read_at_the_kind_of_hook_of_the_cycle(tmp_path: Path) -> 
         ({"d_sae": [4, 64]}, "k = 8 exceeds d_sae = 4"),
         ({"hook_layers": [0, 7]}, "blocks.7.hook_resid_post is beyond the model's 2 layers, 0 to 1"),
         ({"condition": {"architecture": "layerwise"}}, "layerwise reads joined layers; name one that reads one"),
+        (
+            {"condition": {"architecture": "topk", "consistency": {"lambda": 0.3, "reference": 9}}},
+            "scaling: condition: the grid is of plain SAEs; leave out consistency, or write a sweep of it",
+        ),
         ({"token": [1]}, "scaling: key 'token' is unknown; the nearest is 'tokens'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

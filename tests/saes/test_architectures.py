@@ -387,6 +387,13 @@ def test_the_estimated_threshold_gives_about_k_latents_a_row_after_a_short_train
     assert measure(trained.sae, rows).l0 == pytest.approx(K, rel=0.15)
 
 
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_few_latents_of_a_small_batch_can_be_chosen(architecture: str) -> None:
+    rows = bank_of(sparse_rows(dictionary(24, D_IN), 256, active=4))
+    [trained] = train_bank([Member(condition(architecture, k=1, batch_size=8, training_samples=64), 0)], rows)
+    assert measure(trained.sae, rows).l0 < 4
+
+
 def test_a_hierarchical_sae_cut_to_a_few_latents_explains_more_than_a_topk_sae_cut_the_same_way() -> None:
     features = dictionary(24, D_IN)
     rows, held_out = (sparse_rows(features, n, active=4, seed=n) for n in (4096, 1000))

@@ -129,7 +129,7 @@ class LargestOfBatch(Selection):
     @override
     def positions(self, scores: np.ndarray) -> np.ndarray:
         flat, some, count = scores.reshape(-1), scores[::16].reshape(-1), self.k * len(scores)
-        wanted = min(len(some), count // 12)  # more than the sample's share, so that its bound is not too high
+        wanted = max(1, min(len(some), count // 12))  # more than the sample's share, so that its bound is not too high
         bound = max(0.0, float(np.partition(some, len(some) - wanted)[len(some) - wanted]))
         found = np.flatnonzero(flat > bound)
         if bound > 0 and len(found) < count:  # an atypical sample: look at all
