@@ -60,6 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
     if message:
         line = " ".join(message.split())  # one, and nothing in it that a terminal would obey
         sys.stderr.write(f"husai: {''.join(c if c.isprintable() else '?' for c in line)}\n")
+    if arguments is None:  # everything is done and said: a signal must not change the exit code while Python ends
+        for ending in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(ending, signal.SIG_IGN)
     sys.exit(code)
 
 

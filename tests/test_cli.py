@@ -490,3 +490,13 @@ def test_an_earlier_run_that_is_not_there_is_told_before_anything_runs(tmp_path:
     assert said.code == 2
     assert said.err.startswith(f"husai: {assignment.partition('=')[0]}: no earlier run is called 'imported/nowhere'")
     assert not list(tmp_path.glob("smoke/run_*"))
+
+
+@pytest.mark.parametrize("ending", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_comes_when_all_is_said_changes_no_exit_code(ending: str) -> None:
+    script = (
+        "import atexit, os, signal, sys; from husai_lib import cli; sys.argv = ['husai', 'ls'];"
+        f"atexit.register(os.kill, os.getpid(), signal.{ending}); cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

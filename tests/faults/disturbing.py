@@ -72,7 +72,7 @@ class Place:
             script += ["import stand_ins, pathlib", "cycle.STEPS = stand_ins.STEPS"]
             script += [f"cli.NOTEBOOKS = pathlib.Path({str(notebooks)!r})"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        code = "; ".join([*script, *filter(None, [first]), "cli.main(sys.argv[1:])"])
+        code = "; ".join([*script, *filter(None, [first]), "cli.main()"])
         command = [*before, sys.executable, "-c", code, "run", str(SMOKE), "--evidence", str(self.evidence), *arguments]
         paths = environment.pop("PYTHONPATH", ""), str(REPOSITORY / "tests"), str(REPOSITORY)
         environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HUSAI_CACHE": str(self.cache)}
