@@ -20,7 +20,7 @@ ReadRun = Callable[[str], Mapping[str, Record]]
 
 
 def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candidate]:
-    """The candidates of all sources; groups whose SAEs another group of this run has, too, are candidates once.
+    """The candidates of all sources; of groups of this run that share SAEs, the largest.
 
     Raises DataError for a source that was measured on other things than this run, except under the rules 2026-02.
     """
@@ -33,13 +33,11 @@ def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candid
     for one in found:
         if "/" not in one.source:
             groups.setdefault(_group_of(one, rules), set()).add(one.weights_sha256)
-    order = list(groups)
-    repeats = {
-        group
-        for i, group in enumerate(order)
-        for j, other in enumerate(order)
-        if groups[group] < groups[other] or (groups[group] == groups[other] and j < i)
-    }
+    held, repeats = set[str](), set()
+    for group in sorted(groups, key=lambda group: -len(groups[group])):  # of equal ones, the first
+        if groups[group] & held:
+            repeats.add(group)
+        held |= groups[group]
     return [one for one in found if _group_of(one, rules) not in repeats]
 
 

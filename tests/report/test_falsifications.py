@@ -586,7 +586,7 @@ RECORDS: dict[str, tuple[Plant, str]] = {
     ),
     "a CE-Bench delta": (value("frontier", "members", cebench_delta=0.3), "cebench_delta of frontier/members topk 0"),
     "a ceiling": (value("frontier", "members", cebench_ceiling=9.0), "cebench_ceiling of frontier/members topk 0"),
-    "a matched L0": (value("frontier", "members", l0=4.0), "l0_matched of frontier/members topk 0"),
+    "a matched L0": (value("frontier", "members", l0=7.0), "l0_matched of frontier/members topk 0"),
     "a delta of a probe": (value("frontier", "probes", delta=0.3), "delta of frontier/probes topk 0"),
     "a weaker raw activation": (value("frontier", "probes", llm_auc=0.5, delta=0.1), "llm_auc of frontier/probes topk"),
     "a PW-MCC": (value("frontier", "groups", pwmcc=0.46), "pwmcc of frontier/groups topk"),
