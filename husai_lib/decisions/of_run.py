@@ -37,7 +37,8 @@ def candidates_for(rules: SelectionParams, read: Read) -> list[candidates.Candid
     for group in sorted(groups, key=lambda group: -len(groups[group])):  # of equal ones, the first
         if groups[group] & held:
             repeats.add(group)
-        held |= groups[group]
+        else:
+            held |= groups[group]
     return [one for one in found if _group_of(one, rules) not in repeats]
 
 
